@@ -1,0 +1,321 @@
+"""What a run is told: frozen pydantic models, one line of documentation and a range per field. Imports no torch.
+
+Order of precedence, weakest first: defaults, `--config run.toml`, typed flags, `--set key=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from saev_core.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, unknown keys are errors, field docstrings become help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PluginConfig(Config):
+    """Base of a plugin's own options."""
+
+    main: ClassVar[str] = ""
+    """The option that a colon sets (`--model clip:ViT-B-16/openai`); by default the first field the plugin declares."""
+
+    @classmethod
+    def main_option(cls) -> str:
+        """The field that `name:VALUE` fills.
+
+        Raises:
+            ConfigError: the plugin declares no option of its own.
+        """
+        if cls.main:
+            return cls.main
+        for klass in cls.__mro__:
+            if klass in (PluginConfig, Config, BaseModel):
+                break
+            if own := [name for name in klass.__annotations__ if name in cls.model_fields]:
+                return own[0]
+        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} has no option for a colon to set; use --set.")
+
+
+class ModelConfig(PluginConfig):
+    """Options every model has; a model plugin adds its own."""
+
+    main = "checkpoint"
+
+    checkpoint: str = ""
+    """Which weights: a hub name, or a local file or folder."""
+    pretrained: bool = True
+    """Load weights; false gives random ones, for tests."""
+    blocks: str = ""
+    """Dotted glob of the modules to hook instead of the model's own blocks, such as `layers.*`."""
+
+
+class DatasetConfig(PluginConfig):
+    """Options every data set has; a data set plugin adds its own."""
+
+    locations: ClassVar[tuple[str, ...]] = ("root",)
+    """Options that say where the data lie, not what they are: kept out of the store's identity."""
+
+
+class SAEConfig(PluginConfig):
+    """Options every SAE has; `d_in` comes from the store."""
+
+    d_in: int = Field(default=0, ge=0)
+    """Width of the activations; filled in from the store."""
+    d_sae: int = Field(default=0, ge=0)
+    """Number of features; 0: `expansion * d_in`."""
+    expansion: int = Field(default=16, ge=1)
+    """Features per input dimension, used where `d_sae` is 0."""
+
+    def sized(self, d_in: int) -> Self:
+        """This configuration for inputs of width `d_in`, with `d_sae` settled.
+
+        Raises:
+            ConfigError: it already names another width.
+        """
+        if self.d_in not in (0, d_in):
+            raise ConfigError(f"sae.d_in is {self.d_in}, but the activations are {d_in} wide; leave sae.d_in out.")
+        return type(self).model_validate({**self.model_dump(), "d_in": d_in, "d_sae": self.d_sae or self.expansion * d_in})
+
+
+class PluginRef(Config):
+    """A plugin by name, with its options. `clip:ViT-B-16/openai` is short for its main option.
+
+    Keys beside `name` and `options` are taken as options, so `--set model.blocks=layers.*` works.
+    """
+
+    name: str
+    """The entry point's name; `dist:name` where two distributions share one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's own options, checked by its Config when it is loaded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"name": data}
+        if isinstance(data, dict) and (loose := {k: v for k, v in data.items() if k not in ("name", "options")}):
+            return {"name": data.get("name"), "options": {**data.get("options", {}), **loose}}
+        return data
+
+
+class RecordConfig(Config):
+    """How activations are recorded."""
+
+    layers: tuple[int, ...] = (-2,)
+    """Blocks to record; negative ones count from the end."""
+    stream: str = "resid"
+    """What of each block: `resid`, its output, or a dotted module inside it (`mlp`)."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Stored precision; float16 halves the disk and refuses values above 65,504."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per forward pass."""
+    n_workers: int = Field(default=-1, ge=-1)
+    """Decoding threads or processes; -1: chosen from the machine."""
+    on_bad_image: Literal["missing", "stop"] = "missing"
+    """What an unreadable image does: it is recorded as missing and listed, or it stops the recording."""
+    n_images: int = Field(default=0, ge=0)
+    """Record only the first so many images; 0: all."""
+    chunk_images: int = Field(default=16, ge=1)
+    """Images per inner chunk: the smallest piece that is read at once."""
+    shard_images: int = Field(default=512, ge=1)
+    """Images per shard file: the piece that resumes and that one writer owns; a multiple of chunk_images."""
+    part: str = Field(default="1/1", pattern=r"^\d+/\d+$")
+    """`2/4`: record the second of four disjoint parts; several recorders may run at once."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.shard_images % self.chunk_images:
+            raise ValueError("shard_images must be a multiple of chunk_images")
+        return self
+
+
+class ReadConfig(Config):
+    """Which recorded vectors are used; chosen when reading, never when recording."""
+
+    layer: int | Literal["all", "mean"] = -2
+    """Block to read (negative: from the model's end), `all` recorded ones as so many examples, or their `mean`."""
+    stream: str = "resid"
+    """Stream of the site, as recorded."""
+    tokens: Literal["patches", "cls", "mean"] = "patches"
+    """Patches, the CLS token, or the mean over patches."""
+    clamp: float | None = Field(default=None, gt=0)
+    """Clip raw activations to [-clamp, clamp] before normalising; none: do not."""
+    labels: tuple[int, ...] | None = None
+    """Use only images with these labels; none: all."""
+    heldout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of IMAGES kept from training, for evaluation."""
+    split_seed: int = 0
+    """Seed of the division into training and held-out images."""
+    buffer_mb: int = Field(default=1024, ge=1)
+    """Memory of the shuffle buffer in MB; larger mixes better."""
+    n_threads: int = Field(default=2, ge=1)
+    """Reading threads; the order does not depend on it."""
+
+
+class TrainConfig(Config):
+    """How SAEs are trained."""
+
+    n_tokens: int = Field(default=0, ge=0)
+    """Training vectors in all; 0: 30 passes over the training images, at most 100,000,000."""
+    batch_size: int = Field(default=4096, ge=1)
+    """Vectors per step."""
+    lr: float = Field(default=0.0, ge=0)
+    """Peak learning rate of Adam; 0: the variant's own choice for its width."""
+    n_lr_warmup: int = Field(default=500, ge=0)
+    """Steps of linear learning rate warm-up, at most a tenth of the run."""
+    lr_decay: float = Field(default=0.2, ge=0, le=1)
+    """Share of the run over which the learning rate falls linearly to 0 at the end."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    dead_after: int = Field(default=10_000_000, ge=1)
+    """Vectors without an activation after which a feature counts as dead; at most an eighth of the run."""
+    n_init: int = Field(default=65_536, ge=1)
+    """Vectors used for data-driven initialisation."""
+    seed: int = 0
+    """Seed of initialisation and shuffling."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between resumable checkpoints."""
+    log_every: int = Field(default=25, ge=1)
+    """Steps between metric lines."""
+
+
+class EvaluateConfig(Config):
+    """How an SAE is measured on held-out images."""
+
+    batch_size: int = Field(default=8192, ge=1)
+    """Vectors per step."""
+    almost_dead: float = Field(default=1e-7, gt=0)
+    """Frequency below which a feature that fires at all counts as almost dead."""
+    dense: float = Field(default=1e-2, gt=0)
+    """Frequency above which a feature counts as dense."""
+
+
+class IndexConfig(Config):
+    """How the feature index is built."""
+
+    top_k: int = Field(default=24, ge=1)
+    """Distinct images kept per feature."""
+    batch_images: int = Field(default=32, ge=1)
+    """Images per step."""
+    percentile: float = Field(default=99.0, gt=0, lt=100)
+    """The percentile of a feature's non-zero values that heat maps take as their upper end."""
+
+
+class ReportConfig(Config):
+    """Which features the report shows."""
+
+    n_features: int = Field(default=60, ge=1)
+    """Features in the gallery."""
+    include: tuple[int, ...] = ()
+    """Features always shown."""
+    log_freq_range: tuple[float, float] = (-4.0, -1.0)
+    """log10 of frequency that the gallery draws from."""
+    log_value_range: tuple[float, float] = (-3.0, 3.0)
+    """log10 of mean non-zero value that the gallery draws from."""
+    n_images: int = Field(default=8, ge=1)
+    """Pictures per feature."""
+
+
+class RunConfig(Config):
+    """Everything that decides what a run does; saved as `config.json` in the run folder."""
+
+    model: PluginRef = PluginRef(name="tiny")
+    """The vision model."""
+    dataset: PluginRef = PluginRef(name="shapes")
+    """The images."""
+    sae: PluginRef = PluginRef(name="topk")
+    """The SAE variant."""
+    record: RecordConfig = RecordConfig()
+    read: ReadConfig = ReadConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    index: IndexConfig = IndexConfig()
+    report: ReportConfig = ReportConfig()
+    trackers: tuple[str, ...] = ("jsonl",)
+    """Trackers by name; JSON lines are always written."""
+    store: str = ""
+    """Where the activations lie, if not in the run folder."""
+    device: str = "auto"
+    """`auto` picks cuda, mps or cpu; or one of these."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def validate(kind: type[C], data: dict[str, Any], where: str = "") -> C:
+    """`data` as a `kind`, or one line that names the first wrong key, its place and the nearest right one.
+
+    Raises:
+        ConfigError: a key is unknown or a value does not fit.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(kind, error.errors()[0], where)) from None
+
+
+def _one_line(kind: type[Config], detail: ErrorDetails, where: str) -> str:
+    place = ".".join([where, *map(str, detail["loc"])] if where else [str(part) for part in detail["loc"]])
+    if detail["type"] != "extra_forbidden":
+        return f"{place or 'config'}: {detail['msg']} (got {detail['input']!r})."
+    known = _fields_at(kind, detail["loc"][:-1])
+    near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+    return f"{place}: unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}.")
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for key in loc:
+        field = kind.model_fields.get(str(key))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """A configuration file as nested dicts.
+
+    Raises:
+        ConfigError: it does not exist or is not TOML; the line is named.
+    """
+    import tomllib
+
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; --config takes a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from None
+
+
+def set_key(data: dict[str, Any], assignment: str) -> None:
+    """Apply `a.b=VALUE` to nested dicts in place; VALUE is read as TOML, and as a plain string where that fails.
+
+    Raises:
+        ConfigError: there is no `=`, or `a` already holds a plain value.
+    """
+    import tomllib
+
+    key, eq, text = assignment.partition("=")
+    if not eq or not key.strip():
+        raise ConfigError(f"--set {assignment}: write it like --set train.lr=3e-4.")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {assignment}: {parent} is a value, not a table.")
+    data[last] = value

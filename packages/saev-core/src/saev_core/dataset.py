@@ -1,0 +1,76 @@
+"""`ImageDataset`: numbered images, with labels and masks where there are any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from saev_core.config import DatasetConfig, PluginRef
+from saev_core.errors import BadImageError, DatasetError
+from saev_core.plugins import resolve
+from saev_core.types import Example
+
+
+class ImageDataset:
+    """Base of every data set plugin: define `__init__(cfg)`, `__len__` and `__getitem__(index) -> Example`.
+
+    `index` is the image's number for ever: it never shifts because a neighbour is missing or unreadable.
+    `__getitem__` is called from several threads at once and raises `BadImageError` for an image it cannot read.
+    """
+
+    Config: ClassVar[type[DatasetConfig]] = DatasetConfig
+
+    classes: Sequence[str] | None = None
+    """Names of the labels, by number; None where there are no labels."""
+    mask_classes: Sequence[str] | None = None
+    """Names of the mask values, by number; None where there are no masks."""
+    sequential: bool = False
+    """True for a stream that can only be read in order, through `examples`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def examples(self, start: int, stop: int) -> Iterator[Example | BadImageError]:
+        """Images `start` to `stop - 1` in order; an unreadable one comes as its error, in its place."""
+        for index in range(start, stop):
+            try:
+                yield self[index]
+            except BadImageError as error:
+                yield error
+
+    def name(self, index: int) -> str:
+        """How a person finds image `index`: its path, where it has one."""
+        return f"image {index}"
+
+    def identity(self) -> str:
+        """A digest that differs where the images do; equal for a copy in another place.
+
+        The default covers the number of images and the class names. Override it where more is known (file names).
+        """
+        return digest(len(self), list(self.classes or ()))
+
+
+def digest(*parts: object) -> str:
+    """sha256 of the parts as JSON, 16 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_dataset(ref: PluginRef | str) -> ImageDataset:
+    """A data set plugin, built. `load_dataset("image-folder:photos/")`.
+
+    Raises:
+        UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
+        DatasetError: it is missing, empty, gated or unreadable.
+    """
+    cls, cfg = resolve("dataset", ref)
+    dataset = cls(cfg)
+    if not isinstance(dataset, ImageDataset):
+        raise DatasetError(f"dataset plugin {cls.__module__}.{cls.__qualname__} is not an ImageDataset.")
+    if len(dataset) == 0:
+        raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set holds no image.")
+    return dataset

@@ -1,0 +1,68 @@
+"""Every error a person can meet: one line that says what is wrong, where, and what to do."""
+
+
+class SaevError(Exception):
+    """Anything that went wrong outside our own code; the command line prints it as one line."""
+
+    exit_code = 1
+
+
+class UsageError(SaevError):
+    """The command, flag or configuration asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is unknown, mistyped or out of range."""
+
+
+class PluginError(SaevError):
+    """A plugin is installed but cannot be used."""
+
+
+class UnknownPluginError(PluginError, UsageError):
+    """No installed plugin has that name, or more than one has."""
+
+    exit_code = 2
+
+
+class ModelError(SaevError):
+    """A model cannot be loaded, or lacks the block that was asked for."""
+
+
+class DatasetError(SaevError):
+    """A data set is missing, empty, gated or unreadable."""
+
+
+class BadImageError(DatasetError):
+    """One image cannot be decoded. `path` names it as the data set knows it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} is not a readable image ({why}); drop it, or record it as missing with --on-bad-image missing.")
+        self.path = path
+        self.why = why
+
+
+class StoreError(SaevError):
+    """An activation store is missing, damaged, of another model or format, or cannot be written."""
+
+
+class CheckpointError(SaevError):
+    """A checkpoint is missing, damaged, or does not match the store or model."""
+
+
+class TrainError(SaevError):
+    """Training cannot start or go on."""
+
+
+class RunError(SaevError):
+    """A folder is not a run, or lacks the artifact that was asked for."""
+
+
+class DeviceError(UsageError):
+    """The device that was asked for is absent."""
+
+
+class ShapeError(SaevError, ValueError):
+    """A tensor's shape is not what the function needs."""

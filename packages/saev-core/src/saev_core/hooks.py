@@ -1,0 +1,104 @@
+"""Telling many: pluggy observers of a run. They watch and may fail; they never change what is computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from saev_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from saev_core.run import Run
+
+log = logging.getLogger(__name__)
+hookspec = pluggy.HookspecMarker("saev")
+hookimpl = pluggy.HookimplMarker("saev")
+
+
+class Hooks:
+    """What an observer may implement; every argument may be left out of an implementation."""
+
+    @hookspec
+    def run_started(self, run: Run, config: Mapping[str, Any]) -> None:
+        """A command begins to work on `run`; `config` is the saved configuration."""
+
+    @hookspec
+    def recorded(self, run: Run, store: str, n_images: int, n_missing: int) -> None:
+        """A recording is complete; `store` is its address."""
+
+    @hookspec
+    def stepped(self, run: Run, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """SAE `name` has taken `step` training steps; called every `train.log_every` steps."""
+
+    @hookspec
+    def checkpointed(self, run: Run, name: str, step: int, path: Path) -> None:
+        """SAE `name` was written to folder `path`."""
+
+    @hookspec
+    def indexed(self, run: Run, name: str, path: Path) -> None:
+        """The feature index of SAE `name` is complete."""
+
+    @hookspec
+    def run_ended(self, run: Run, error: BaseException | None) -> None:
+        """The command ended; `error` is why it failed, or None."""
+
+    @hookspec
+    def viewer_tabs(self, run: Run) -> Any:
+        """Tabs for the viewer on `run`: a list of (title, function that builds the tab)."""
+
+
+class Observers:
+    """The observers of one run. One that raises is logged with its traceback and dropped; the run goes on."""
+
+    def __init__(self, *observers: object, discover: bool = True) -> None:
+        """Register `observers` and, if `discover`, every plugin of the entry-point group `saev.hooks`.
+
+        Raises:
+            PluginError: an implementation's name or arguments match no hook.
+        """
+        self._manager = pluggy.PluginManager("saev")
+        self._manager.add_hookspecs(Hooks)
+        for observer in observers:
+            self.add(observer)
+        if discover:
+            self._discover()
+
+    def add(self, observer: object, name: str | None = None) -> None:
+        """Register one observer.
+
+        Raises:
+            PluginError: an implementation's name or arguments match no hook.
+        """
+        try:
+            self._manager.register(observer, name)
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.is_registered(observer):
+                self._manager.unregister(observer)
+            raise PluginError(f"observer {name or observer!r}: {error}") from None
+
+    def _discover(self) -> None:
+        from importlib.metadata import entry_points
+
+        for entry in entry_points(group="saev.hooks"):
+            try:
+                plugin = entry.load()
+            except Exception:
+                log.warning("observer %s (%s) cannot be imported and is left out", entry.name, entry.value, exc_info=True)
+                continue
+            self.add(plugin() if isinstance(plugin, type) else plugin, entry.name)
+
+    def emit(self, hook: str, **arguments: Any) -> list[Any]:
+        """Call every observer's `hook`; returns what they gave back that is not None."""
+        results = []
+        for impl in list(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                results.append(impl.function(*(arguments[name] for name in impl.argnames)))
+            except Exception:
+                log.exception("observer %s failed in %s and is dropped", impl.plugin_name, hook)
+                self._manager.unregister(impl.plugin)
+        return [result for result in results if result is not None]

@@ -1,0 +1,217 @@
+"""`VisionModel`: any torch module with blocks, what enters it, and what leaves each block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from saev_core.config import ModelConfig, PluginRef
+from saev_core.errors import DeviceError, ModelError
+from saev_core.geometry import Geometry
+from saev_core.plugins import resolve
+from saev_core.types import Box, Grid, Site
+
+
+class _Enough(Exception):
+    """Raised by the last hook: later blocks need not run."""
+
+
+class VisionModel(nn.Module):
+    """Base of every model plugin: set `transform`, `grid`, `d_model` and `blocks` in `__init__`, and define `forward`.
+
+    Nothing else is assumed: no CLS token, no square grid, no fixed image size, no particular width.
+    """
+
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+
+    transform: Callable[[Image.Image], Tensor]
+    """PIL RGB -> pixels `[3, h, w]`; a deterministic resize and crop."""
+    grid: Grid
+    d_model: int
+    blocks: Sequence[nn.Module]
+    """The modules whose outputs are recorded, in the order in which they run."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def site(self, layer: int, stream: str = "resid") -> Site:
+        """The site of a block; -1 is the last one.
+
+        Raises:
+            ModelError: there is no such block, or it has no such stream.
+        """
+        n = len(self.blocks)
+        if not -n <= layer < n:
+            raise ModelError(f"layer {layer}: {type(self).__name__} has blocks 0 to {n - 1} (or -{n} to -1).")
+        site = Site(layer % n, stream)
+        self._module(site)
+        return site
+
+    def _module(self, site: Site) -> nn.Module:
+        block = self.blocks[site.layer]
+        if site.stream == "resid":
+            return block
+        try:
+            return block.get_submodule(site.stream)
+        except AttributeError:
+            inside = ", ".join(name for name, _ in block.named_children())
+            raise ModelError(f"stream {site.stream!r}: block {site.layer} has no such module; it has {inside}.") from None
+
+    def tokens(self, output: Any) -> Float[Tensor, "batch n_tokens d_model"]:
+        """A block's raw output as tokens. Handles tuples (the first is taken) and feature maps `[b, c, h, w]`
+        or `[b, h, w, c]`; override it for anything else.
+
+        Raises:
+            ModelError: the output is not a batch of tokens or a feature map.
+        """
+        while isinstance(output, (tuple, list)):
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(f"a block gave {shape}; tokens [b, n, d] or maps [b, c, h, w] can be recorded: check model.blocks.")
+        if output.ndim == 3:
+            return output
+        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.flatten(1, 2) if channels_last else output.flatten(2).transpose(1, 2)  # [b, h * w, c]
+
+    @torch.no_grad()
+    def record(self, images: Float[Tensor, "batch 3 h w"], sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch n_tokens d_model"]]:
+        """What leaves each site in one forward pass, which stops after the last of them. Leaves no hook behind.
+
+        Raises:
+            ModelError: a site does not run in the forward pass, or its output is not tokens.
+        """
+        wanted = list(dict.fromkeys(sites))
+        seen: dict[Site, Tensor] = {}
+
+        def hook(site: Site) -> Callable[..., None]:
+            def keep(module: nn.Module, args: Any, output: Any) -> None:
+                # clone: a later in-place operation of the model must not reach what was recorded.
+                seen[site] = self.tokens(output).detach().clone()
+                if len(seen) == len(wanted):
+                    raise _Enough
+
+            return keep
+
+        handles = [self._module(site).register_forward_hook(hook(site)) for site in wanted]
+        try:
+            self(images)
+        except _Enough:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if missing := [str(site) for site in wanted if site not in seen]:
+            raise ModelError(f"{', '.join(missing)} did not run in the forward pass of {type(self).__name__}; check model.blocks.")
+        return seen
+
+    def crop(self, width: int, height: int) -> Box:
+        """The part of a `width` x `height` original that the model sees, in original pixels; see `Geometry`."""
+        if "_geometry" not in self.__dict__:
+            self.__dict__["_geometry"] = Geometry(self.transform)
+        geometry: Geometry = self.__dict__["_geometry"]
+        return geometry.crop(width, height)
+
+    def hook_blocks(self, pattern: str) -> None:
+        """Hook the modules that match a dotted glob instead of the model's own blocks, and measure them again.
+
+        The pattern may leave out leading names: `layers.*` finds `encoder.layers.0`, `encoder.layers.1`, ...
+        `grid` and `d_model` become those of the last match's output.
+
+        Raises:
+            ModelError: nothing matches, or two places do.
+        """
+        names = select_modules(self, pattern)
+        modules = dict(self.named_modules())
+        self.__dict__["blocks"] = [modules[name] for name in names]
+        self._modules.pop("blocks", None)
+        pixels = self.transform(Image.new("RGB", (self.grid.width_px, self.grid.height_px)))[None].to(self.device)
+        shapes: list[tuple[int, ...]] = []
+        handle = self.blocks[-1].register_forward_hook(lambda m, a, out: shapes.append(tuple(_first(out).shape)))
+        try:
+            with torch.no_grad():
+                tokens = self.record(pixels, [self.site(-1)])[self.site(-1)]
+        finally:
+            handle.remove()
+        self.d_model = tokens.shape[2]
+        if len(shapes[0]) == 4:
+            _, rows, cols = shapes[0][:3] if shapes[0][3] == self.d_model and shapes[0][1] == shapes[0][2] else (0, *shapes[0][2:])
+            self.grid = Grid(rows, cols, pixels.shape[2] // rows)
+        elif tokens.shape[1] != self.grid.n_tokens:
+            raise ModelError(f"{pattern}: {names[-1]} gives {tokens.shape[1]} tokens, the model's grid has {self.grid.n_tokens}.")
+
+
+def _first(output: Any) -> Tensor:
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    assert isinstance(output, Tensor)
+    return output
+
+
+def select_modules(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the modules that match a dotted glob, numbers in numeric order; see `VisionModel.hook_blocks`.
+
+    Raises:
+        ModelError: nothing matches, or two places do.
+    """
+    parts = pattern.split(".")
+    by_prefix: dict[tuple[str, ...], list[str]] = {}
+    for name, _ in model.named_modules():
+        segments = name.split(".")
+        tail = segments[-len(parts) :]
+        if name and len(tail) == len(parts) and all(map(fnmatchcase, tail, parts)):
+            by_prefix.setdefault(tuple(segments[: -len(parts)]), []).append(name)
+    if not by_prefix:
+        raise ModelError(f"model.blocks={pattern!r} matches no module; the top ones are {', '.join(n for n, _ in model.named_children())}.")
+    depth = min(map(len, by_prefix))
+    places = [prefix for prefix in by_prefix if len(prefix) == depth]
+    if len(places) > 1:
+        raise ModelError(
+            f"model.blocks={pattern!r} matches in {' and '.join('.'.join(p) or 'the root' for p in places)}; write more of the name."
+        )
+    return sorted(by_prefix[places[0]], key=lambda name: [int(s) if s.isdigit() else -1 for s in re.split(r"(\d+)", name)])
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` as cuda, mps or cpu, whichever is there; any other name as it is.
+
+    Raises:
+        DeviceError: the device that was asked for is absent.
+    """
+    if device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DeviceError(f"--device {device}: not available here ({why}); use --device auto or cpu.") from None
+    return wanted
+
+
+def load_model(ref: PluginRef | str, device: str = "auto") -> VisionModel:
+    """A model plugin, built, in evaluation mode, on its device. `load_model("clip:ViT-B-32/openai")`.
+
+    Raises:
+        UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
+        ModelError: its weights cannot be loaded.
+        DeviceError: the device is absent.
+    """
+    where = pick_device(device)
+    cls, cfg = resolve("model", ref)
+    model = cls(cfg)
+    if not isinstance(model, VisionModel):
+        raise ModelError(f"model plugin {cls.__module__}.{cls.__qualname__} is not a VisionModel.")
+    model.eval().requires_grad_(False).to(where)
+    if cfg.blocks:
+        model.hook_blocks(cfg.blocks)
+    return model

@@ -1,0 +1,195 @@
+"""Choosing one plugin by name from an entry-point group. Only the one asked for is imported.
+
+A plugin is any class behind an entry point; ours register through the same door as a stranger's.
+Names come from installed metadata alone, so a plugin that cannot be imported harms nobody but itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from saev_core.config import PluginConfig, PluginRef, validate
+from saev_core.errors import ConfigError, PluginError, UnknownPluginError
+
+GROUPS = {
+    "model": "saev.models",
+    "dataset": "saev.datasets",
+    "sae": "saev.saes",
+    "task": "saev.tasks",
+    "tracker": "saev.trackers",
+    "executor": "saev.executors",
+    "viewer": "saev.viewers",
+}
+"""Kind of plugin -> entry-point group."""
+
+_OURS = {
+    "saev-models": {"model": ["clip", "siglip", "dinov2", "moondream2", "timm"]},
+    "saev-dinov2-focus": {"model": ["dinov2-focus"]},
+    "saev-datasets": {
+        "dataset": [
+            "imagenet",
+            "huggingface",
+            "image-folder",
+            "ade20k",
+            "cifar10",
+            "cifar100",
+            "fashion-mnist",
+            "flowers102",
+            "caltech101",
+            "cub200",
+            "photos",
+        ]
+    },
+    "saev-viz": {"viewer": ["report"]},
+}
+"""What to pip install for a name of ours that is missing."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name; `target` is `module:attribute`, not imported until `load`."""
+
+    kind: str
+    name: str
+    target: str
+    dist: str
+    version: str
+    entry: EntryPoint
+
+    def load(self) -> Any:
+        """The object behind the name.
+
+        Raises:
+            PluginError: importing it fails; names plugin, target, distribution and cause.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:
+            raise PluginError(
+                f"{self.kind} plugin {self.name!r} ({self.target}, from {self.dist} {self.version}) cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def installed(kind: str) -> list[Plugin]:
+    """Every registered plugin of a kind, sorted by name; reads metadata, imports nothing."""
+    found = {}
+    for entry in entry_points(group=GROUPS[kind]):
+        dist = entry.dist
+        name, version = (_canonical(dist.name), dist.version) if dist else ("unknown", "?")
+        # An editable install can be seen twice on sys.path; the same distribution is one plugin.
+        found[entry.name, name] = Plugin(kind, entry.name, entry.value, name, version, entry)
+    return sorted(found.values(), key=lambda p: (p.name, p.dist))
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plugin called `name`, or `dist:name`.
+
+    Raises:
+        UnknownPluginError: none has that name, or two distributions have it.
+    """
+    return _pick(kind, name, installed(kind))
+
+
+def _pick(kind: str, name: str, plugins: Iterable[Plugin]) -> Plugin:
+    plugins = list(plugins)
+    dist, colon, bare = name.rpartition(":")
+    matches = [p for p in plugins if p.name == bare and (not colon or p.dist == _canonical(dist))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        dists = [p.dist for p in matches]
+        spelled = " or ".join(f"{d}:{bare}" for d in dists)
+        raise UnknownPluginError(f"{kind} {bare!r} is offered by {' and '.join(dists)}; choose with {spelled}.")
+    raise UnknownPluginError(_unknown(kind, name, plugins))
+
+
+def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
+    names = sorted({p.name for p in plugins})
+    text = f"no {kind} plugin is called {name!r}"
+    if dist := next((d for d, kinds in _OURS.items() if name in kinds.get(kind, [])), None):
+        return f"{text}; pip install {dist}."
+    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        text += f"; did you mean {' or '.join(near)}?"
+    else:
+        text += "."
+    return f"{text} Installed: {', '.join(names) or 'none'}."
+
+
+def parse_ref(kind: str, text: str) -> PluginRef:
+    """`name`, `name:VALUE`, `dist:name` or `dist:name:VALUE` as a reference; VALUE fills the plugin's main option.
+
+    Raises:
+        UnknownPluginError: as `find`.
+    """
+    plugins = installed(kind)
+    head, _, rest = text.partition(":")
+    if rest and head not in {p.name for p in plugins}:
+        second, _, value = rest.partition(":")
+        if any(p.dist == _canonical(head) and p.name == second for p in plugins):
+            return _with_main(kind, f"{head}:{second}", value, plugins)
+    return _with_main(kind, head, rest, plugins)
+
+
+def _with_main(kind: str, name: str, value: str, plugins: list[Plugin]) -> PluginRef:
+    plugin = _pick(kind, name, plugins)
+    if not value:
+        return PluginRef(name=name)
+    return PluginRef(name=name, options={config_class(plugin).main_option(): value})
+
+
+def config_class(plugin: Plugin) -> type[PluginConfig]:
+    """A plugin's `Config`; imports the plugin.
+
+    Raises:
+        PluginError: it has none.
+    """
+    config = getattr(plugin.load(), "Config", None)
+    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
+        raise PluginError(f"{plugin.kind} plugin {plugin.name!r} ({plugin.target}) has no `Config` class derived from saev_core's.")
+    return config
+
+
+def resolve(kind: str, ref: PluginRef | str) -> tuple[Any, Any]:
+    """The plugin's class and its checked Config instance.
+
+    Raises:
+        UnknownPluginError, PluginError: as `find` and `Plugin.load`.
+        ConfigError: an option is unknown or does not fit; the place is named `model.options.<key>`.
+    """
+    if isinstance(ref, str):
+        ref = parse_ref(kind, ref)
+    plugin = find(kind, ref.name)
+    config = config_class(plugin)
+    return plugin.load(), validate(config, _from_text(config, ref.options), where=f"{kind}.options")
+
+
+def _from_text(config: type[PluginConfig], options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they came from a command line: `topk:32` carries text, which pydantic turns into the field's type."""
+    return {key.replace("-", "_"): value for key, value in options.items()}
+
+
+def check(kind: str) -> list[tuple[Plugin, str]]:
+    """Import every plugin of a kind; pairs each with `""` or the reason it fails."""
+    results = []
+    for plugin in installed(kind):
+        try:
+            plugin.load()
+        except PluginError as error:
+            results.append((plugin, str(error)))
+        else:
+            results.append((plugin, ""))
+    return results
+
+
+def _canonical(dist: str) -> str:
+    """A distribution's name as the packaging standard compares it."""
+    return re.sub(r"[-_.]+", "-", dist).lower()
+
+
+__all__ = ["GROUPS", "ConfigError", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]

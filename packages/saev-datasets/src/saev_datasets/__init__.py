@@ -1,0 +1,1 @@
+"""Image data sets, each a plugin of saev-core, one a file."""

@@ -1,0 +1,1 @@
+"""Vision models, each a plugin of saev-core, one family a file."""

@@ -1,0 +1,1 @@
+"""Pictures of a run: heat maps over originals, and the report."""
