@@ -42,9 +42,9 @@ class PhotosConfig(DatasetConfig):
     """Number of tiles; 0: as many as there are."""
     seed: int = 0
     """Where the cuts fall, and the order of the tiles."""
-    min_px: int = Field(default=64, ge=16)
+    min_px: int = Field(default=56, ge=16)
     """Shortest side of a piece, in pixels; its tile may be a little smaller."""
-    max_px: int = Field(default=320, ge=16)
+    max_px: int = Field(default=256, ge=16)
     """Longest that a piece's short side may be, in pixels."""
     whole: float = Field(default=0.12, ge=0, le=1)
     """Chance that a piece which may be cut further stays whole: more gives larger, fewer tiles."""
@@ -142,13 +142,14 @@ def _load(file: Path) -> Image.Image:
     return picture
 
 
-def _cut(rng: Random, piece: tuple[int, int, int, int], cfg: PhotosConfig) -> list[tuple[int, int, int, int]]:
+def _cut(rng: Random, piece: tuple[int, int, int, int], cfg: PhotosConfig, depth: int = 0) -> list[tuple[int, int, int, int]]:
     """Pieces `(left, top, width, height)` that cover a piece without overlap, none with a side below `min_px`."""
     left, top, width, height = piece
     if min(width, height) < cfg.min_px:
         return []
     small_enough = min(width, height) <= cfg.max_px and max(width, height) <= 2 * min(width, height)
-    if max(width, height) < 2 * cfg.min_px or (small_enough and rng.random() < cfg.whole):
+    # depth: no picture may end as one or two tiles, or the demo would have a seed without a cat.
+    if max(width, height) < 2 * cfg.min_px or (depth >= 2 and small_enough and rng.random() < cfg.whole):
         return [piece]
     side = max(width, height)
     at = min(max(round(side * (0.4 + 0.2 * rng.random())), cfg.min_px), side - cfg.min_px)
@@ -156,7 +157,7 @@ def _cut(rng: Random, piece: tuple[int, int, int, int], cfg: PhotosConfig) -> li
         halves = (left, top, at, height), (left + at, top, width - at, height)
     else:
         halves = (left, top, width, at), (left, top + at, width, height - at)
-    return _cut(rng, halves[0], cfg) + _cut(rng, halves[1], cfg)
+    return _cut(rng, halves[0], cfg, depth + 1) + _cut(rng, halves[1], cfg, depth + 1)
 
 
 def _fit(piece: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
