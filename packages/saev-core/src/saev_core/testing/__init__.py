@@ -1,0 +1,43 @@
+"""What a test needs, shipped with the library: a known model, a known data set, and the contracts of plugin authors.
+
+Names are resolved on first use. `class TestMine(ModelContract): model = Mine` is a plugin author's whole test.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saev_core.testing.contracts import DatasetContract as DatasetContract
+    from saev_core.testing.contracts import ExecutorContract as ExecutorContract
+    from saev_core.testing.contracts import ModelContract as ModelContract
+    from saev_core.testing.contracts import TrackerContract as TrackerContract
+    from saev_core.testing.sae_contract import ArraySource as ArraySource
+    from saev_core.testing.sae_contract import SAEContract as SAEContract
+    from saev_core.testing.shapes import Shapes as Shapes
+    from saev_core.testing.tiny import Tiny as Tiny
+
+_HOME = {
+    "ArraySource": "sae_contract",
+    "DatasetContract": "contracts",
+    "ExecutorContract": "contracts",
+    "ModelContract": "contracts",
+    "SAEContract": "sae_contract",
+    "Shapes": "shapes",
+    "Tiny": "tiny",
+    "TrackerContract": "contracts",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,312 @@
+"""`Shapes`: scenes drawn from a seed, with the truth of every object known: the pipeline's own known-answer data.
+
+A scene is one large object and one to three small ones on a muted background. Shape, colour, texture and place of
+each are drawn independently; objects never touch. Hue, shade, tilt, texture phase and position inside a place vary,
+and noise lies over all, so that no two patches of a kind are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int8, UInt8
+from PIL import Image, ImageDraw
+from pydantic import Field
+
+from saev_core.config import DatasetConfig
+from saev_core.dataset import ImageDataset, digest
+from saev_core.types import Box, Example, Grid
+
+VERSION = 1
+"""Goes into the data set's identity; raise it whenever a scene looks different."""
+
+Array = np.ndarray[Any, Any]
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "orange": (240, 132, 20),
+    "yellow": (242, 214, 40),
+    "green": (50, 165, 60),
+    "cyan": (40, 200, 205),
+    "blue": (45, 85, 215),
+    "purple": (135, 55, 180),
+    "pink": (245, 130, 185),
+}
+TEXTURES = ("plain", "stripes", "dots", "checker")
+SIZES = ("small", "large")
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+
+_RADIUS = {"small": (0.125, 0.140), "large": (0.195, 0.215)}
+"""Radius of the circle around an object, as a share of the picture's side."""
+_REACH = 0.065
+"""How far an object's centre may lie from the centre of its place, as a share of the picture's side."""
+
+
+def _regular(n: int, turn: float = 0.0, radius: float = 1.0) -> Array:
+    angle = 2 * math.pi * np.arange(n) / n + turn
+    return radius * np.stack([np.sin(angle), -np.cos(angle)], axis=1)  # [n, 2] x, y; first corner up
+
+
+def _star() -> Array:
+    points = _regular(10)
+    points[1::2] *= 0.5
+    return points
+
+
+def _heart() -> Array:
+    t = 2 * math.pi * np.arange(48) / 48
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, -y - 2], axis=1) / 16.5
+
+
+def _crescent() -> Array:
+    outer = np.linspace(math.radians(50), math.radians(310), 40)
+    inner = np.linspace(math.radians(310), math.radians(50), 40)
+    a = np.stack([np.cos(outer), np.sin(outer)], axis=1)
+    tip = a[0]
+    centre = 0.62
+    radius = math.hypot(tip[0] - centre, tip[1])
+    angle = np.linspace(math.atan2(-tip[1], tip[0] - centre), math.atan2(tip[1], tip[0] - centre) - 2 * math.pi, len(inner))
+    b = np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.concatenate([a, b]) + [0.1, 0]
+
+
+_CROSS = np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]) / math.sqrt(10)
+_ARROW = np.array([[0, -1], [0.9, -0.1], [0.4, -0.1], [0.4, 0.9], [-0.4, 0.9], [-0.4, -0.1], [-0.9, -0.1]])
+
+OUTLINES: dict[str, list[Array]] = {
+    "circle": [_regular(48, radius=0.95)],
+    "square": [_regular(4, math.pi / 4)],
+    "triangle": [_regular(3) + [0, 0.15]],
+    "star": [_star()],
+    "ring": [_regular(48), _regular(48, radius=0.5)],
+    "cross": [_CROSS],
+    "heart": [_heart()],
+    "crescent": [_crescent()],
+    "arrow": [_ARROW],
+    "bar": [np.array([[-1, -0.4], [1, -0.4], [1, 0.4], [-1, 0.4]]) * 0.93],
+}
+"""Outline of each shape inside the unit circle; a second polygon is a hole."""
+SHAPES = tuple(OUTLINES)
+
+VALUES: dict[str, Sequence[str]] = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES, "size": SIZES, "place": PLACES}
+"""Every factor and its values."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: the value of each factor, and its centre and radius in pixels of the picture."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    place: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a scene holds: its objects, the large one first, and which of them each pixel shows (0: none, i + 1: object i)."""
+
+    things: tuple[Thing, ...]
+    instances: UInt8[np.ndarray, "height width"]
+
+
+class ShapesConfig(DatasetConfig):
+    """Options of `shapes`."""
+
+    main = "n"
+
+    n: int = Field(default=3000, ge=1)
+    """Number of scenes."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of all scenes; scene i depends on the seed, the size and i alone."""
+    size: int = Field(default=192, ge=48, le=1024)
+    """Side of the square pictures in pixels."""
+
+
+class Shapes(ImageDataset):
+    """Scenes drawn from a seed. The label is the shape of the large object; the mask gives each pixel's shape, 0 is background."""
+
+    Config = ShapesConfig
+    classes = SHAPES
+    mask_classes = ("background", *SHAPES)
+    factors: Sequence[str] = tuple(f"{factor}={value}" for factor, values in VALUES.items() for value in values)
+    """Names of the rows of `patch_truth`."""
+
+    def __init__(self, cfg: ShapesConfig | None = None) -> None:
+        self.cfg = cfg or ShapesConfig()
+
+    def __len__(self) -> int:
+        return self.cfg.n
+
+    def __getitem__(self, index: int) -> Example:
+        image, truth = self._scene(index)
+        shape_of = np.array([0, *(SHAPES.index(thing.shape) + 1 for thing in truth.things)], np.uint8)
+        return Example(index, Image.fromarray(image), SHAPES.index(truth.things[0].shape), shape_of[truth.instances])
+
+    def name(self, index: int) -> str:
+        return f"scene {index} of seed {self.cfg.seed}"
+
+    def identity(self) -> str:
+        return digest("shapes", VERSION, self.cfg.n, self.cfg.seed, self.cfg.size)
+
+    def truth(self, index: int) -> Truth:
+        """The objects of scene `index` and where each is seen."""
+        return self._scene(index)[1]
+
+    def patch_truth(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
+        """For each of `factors`, whether it is true of each patch: 1 yes, 0 no, -1 not counted.
+
+        A patch shows an object if at least half of it is covered by that object, and background if at most an eighth is
+        covered by objects at all. Patches in between are not counted: which side they fall on is a matter of the
+        rule, not of the picture.
+
+        Args:
+            grid: the model's patches.
+            crop: the part of the picture that the grid covers.
+        """
+        truth = self.truth(index)
+        share = np.stack([_coverage(truth.instances == i + 1, grid, crop) for i in range(len(truth.things))])  # [things, n_patches]
+        owner = np.where(share.max(0) >= 0.5, share.argmax(0), -1)
+        rows = np.zeros((len(self.factors), grid.n_patches), np.int8)
+        for i, thing in enumerate(truth.things):
+            for factor in VALUES:
+                rows[self.factors.index(f"{factor}={getattr(thing, factor)}"), owner == i] = 1
+        rows[:, (owner < 0) & (share.sum(0) > 0.125)] = -1
+        return rows
+
+    def _scene(self, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], Truth]:
+        if not 0 <= index < self.cfg.n:
+            raise IndexError(f"scene {index} of {self.cfg.n}")
+        # PCG64's doubles are the same for ever; numpy's derived distributions need not be.
+        rng = np.random.Generator(np.random.PCG64([self.cfg.seed, index]))
+        return _draw(rng, self.cfg.size)
+
+
+def _coverage(region: Array, grid: Grid, crop: Box) -> Array:
+    """The share of each patch that `region` covers, `[n_patches]`; exact, by a summed-area table."""
+    height, width = region.shape
+    table = np.zeros((height + 1, width + 1))
+    table[1:, 1:] = region.cumsum(0, dtype=np.float64).cumsum(1)
+    x = np.clip(np.linspace(crop.left, crop.right, grid.cols + 1), 0, width)
+    y = np.clip(np.linspace(crop.top, crop.bottom, grid.rows + 1), 0, height)
+    rows = _between(table, y)
+    corners = _between(rows.T, x).T  # [rows + 1, cols + 1]
+    covered = np.diff(np.diff(corners, axis=0), axis=1)
+    area = (crop.right - crop.left) * (crop.bottom - crop.top) / grid.n_patches
+    share: Array = (covered / area).reshape(-1)
+    return share
+
+
+def _between(table: Array, at: Array) -> Array:
+    """Rows of `table` at fractional places."""
+    low = np.minimum(at.astype(int), len(table) - 2)
+    part = (at - low)[:, None]
+    value: Array = table[low] * (1 - part) + table[low + 1] * part
+    return value
+
+
+def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
+    return values[int(rng.random() * len(values))]
+
+
+def _within(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(rng.random())
+
+
+def _things(rng: np.random.Generator, size: int) -> tuple[Thing, ...]:
+    """One large object, then one to three small ones, none touching another."""
+    things: list[Thing] = []
+    wanted = 2 + int(rng.random() * 3)
+    for attempt in range(100):
+        kind = "large" if not things else "small"
+        radius = _within(rng, *_RADIUS[kind])
+        place = int(rng.random() * 9)
+        x, y = ((cell + 0.5) / 3 + _within(rng, -_REACH, _REACH) for cell in (place % 3, place // 3))
+        margin = radius + 0.01
+        x, y = min(max(x, margin), 1 - margin), min(max(y, margin), 1 - margin)
+        free = all(math.hypot(x - t.x / size, y - t.y / size) > radius + t.radius / size + 0.02 for t in things)
+        if free and all(t.place != PLACES[place] for t in things):
+            shape, colour, texture = _pick(rng, SHAPES), _pick(rng, tuple(COLOURS)), _pick(rng, TEXTURES)
+            things.append(Thing(shape, colour, texture, kind, PLACES[place], x * size, y * size, radius * size))
+        if len(things) == wanted or (attempt > 30 and len(things) > 1):
+            break
+    return tuple(things)
+
+
+def _draw(rng: np.random.Generator, size: int) -> tuple[Array, Truth]:
+    things = _things(rng, size)
+    picture = _background(rng, size)
+    instances = np.zeros((size, size), np.uint8)
+    for number, thing in enumerate(things, 1):
+        left, top = (max(0, math.floor(c - thing.radius)) for c in (thing.x, thing.y))
+        right, bottom = (min(size, math.ceil(c + thing.radius) + 1) for c in (thing.x, thing.y))
+        alpha = _alpha(rng, thing, left, top, right, bottom)
+        part = picture[top:bottom, left:right]
+        part += alpha[..., None] * (_surface(rng, thing, left, top, right, bottom, size) - part)
+        instances[top:bottom, left:right][alpha >= 0.5] = number
+    noise = np.frombuffer(rng.bytes(size * size), np.uint8).reshape(size, size, 1).astype(np.float32)
+    picture += (noise - 127.5) * (16 / 255)
+    return np.clip(picture, 0, 255).astype(np.uint8), Truth(things, instances)
+
+
+def _alpha(rng: np.random.Generator, thing: Thing, left: int, top: int, right: int, bottom: int) -> Array:
+    """How much of each pixel of a box the object covers; drawn at twice the size and averaged."""
+    tilt = _within(rng, -0.25, 0.25)
+    turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
+    canvas = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
+    pen = ImageDraw.Draw(canvas)
+    for fill, outline in zip((255, 0), OUTLINES[thing.shape], strict=False):
+        points = (outline @ turn * thing.radius + [thing.x - left, thing.y - top]) * 2 - 0.5
+        pen.polygon([(float(x), float(y)) for x, y in points], fill=fill)
+    fine = np.asarray(canvas, np.float32) / 255
+    alpha: Array = fine.reshape(bottom - top, 2, right - left, 2).mean((1, 3))
+    return alpha
+
+
+def _surface(rng: np.random.Generator, thing: Thing, left: int, top: int, right: int, bottom: int, size: int) -> Array:
+    """The object's paint over a box, `[h, w, 3]`: its colour, and where the texture says so a darker shade of it."""
+    shade = _within(rng, 0.88, 1.08)
+    colour = np.array(COLOURS[thing.colour], np.float32) * shade + np.array([_within(rng, -12, 12) for _ in range(3)], np.float32)
+    phase_x, phase_y = float(rng.random()), float(rng.random())
+    if thing.texture == "plain":
+        return np.broadcast_to(colour, (bottom - top, right - left, 3))
+    period = size / 16
+    x = ((np.arange(left, right, dtype=np.float32)[None, :]) / period + phase_x) % 1
+    y = ((np.arange(top, bottom, dtype=np.float32)[:, None]) / period + phase_y) % 1
+    if thing.texture == "stripes":
+        dark = (y < 0.5) & (x < 2)
+    elif thing.texture == "dots":
+        dark = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.11
+    else:
+        dark = (x < 0.5) ^ (y < 0.5)
+    painted: Array = np.where(dark[..., None], colour * 0.35, colour)
+    return painted
+
+
+def _background(rng: np.random.Generator, size: int) -> Array:
+    """A muted ground, `[size, size, 3]`: plain, sloping, or with soft waves."""
+    kind = _pick(rng, ("plain", "slope", "waves"))
+    grey = _within(rng, 70, 190)
+    tint = np.array([_within(rng, -14, 14) for _ in range(3)], np.float32)
+    angle, phase = _within(rng, 0, 2 * math.pi), _within(rng, 0, 2 * math.pi)
+    wave = _within(rng, 2, 5)
+    along = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    ramp = math.cos(angle) * along[None, :] + math.sin(angle) * along[:, None]
+    if kind == "plain":
+        ramp = np.zeros_like(ramp)
+    elif kind == "slope":
+        ramp = 50 * ramp
+    else:
+        ramp = 18 * np.sin(2 * math.pi * wave * ramp + phase)
+    ground: Array = (grey + ramp)[..., None] + tint
+    return ground.astype(np.float32)

@@ -1,0 +1,143 @@
+"""`Tiny`: a small ViT that we trained ourselves on `shapes` and ship, so that everything works with no network.
+
+`scripts/train_tiny.py` makes its weights, `tiny.safetensors` beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from torch import Tensor, nn
+
+from saev_core.config import ModelConfig
+from saev_core.errors import ModelError
+from saev_core.model import VisionModel
+from saev_core.types import Grid
+
+FACTORS = {"shape": 10, "colour": 8, "texture": 4, "size": 2, "place": 9}
+"""What the model was taught to tell of each patch, and the number of values of each (those of `shapes`)."""
+
+IMAGE_PX, PATCH_PX, D_MODEL, N_HEADS, N_BLOCKS = 96, 8, 128, 4, 6
+
+
+class TinyConfig(ModelConfig):
+    """Options of `tiny`."""
+
+    seed: int = 0
+    """Seed of the random weights that `pretrained = false` gives."""
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(D_MODEL)
+        self.attn = Attention()
+        self.norm2 = nn.LayerNorm(D_MODEL)
+        self.mlp = nn.Sequential(nn.Linear(D_MODEL, 4 * D_MODEL), nn.GELU(), nn.Linear(4 * D_MODEL, D_MODEL))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(D_MODEL, 3 * D_MODEL)
+        self.proj = nn.Linear(D_MODEL, D_MODEL)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = self.qkv(x).unflatten(2, (3, N_HEADS, -1)).permute(2, 0, 3, 1, 4)  # each [b, heads, n, d / heads]
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [b, n, d]
+        out: Tensor = self.proj(mixed)
+        return out
+
+
+class Tiny(VisionModel):
+    """A ViT of 96 px, 12 x 12 patches, CLS token, 6 pre-norm blocks of width 128, behind a convolutional stem.
+
+    `forward` gives the last block's tokens; `heads` reads the factors of `shapes` off them.
+    """
+
+    Config = TinyConfig
+
+    def __init__(self, cfg: TinyConfig | None = None) -> None:
+        super().__init__()
+        cfg = cfg or TinyConfig()
+        self.grid = Grid(IMAGE_PX // PATCH_PX, IMAGE_PX // PATCH_PX, PATCH_PX, n_prefix=1)
+        self.d_model = D_MODEL
+        # Convolutions before the patches: plain 8 px patches learn far more slowly from so few pictures.
+        # Source: Xiao et al. 2021, Early convolutions help transformers see better. https://arxiv.org/abs/2106.14881
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(), nn.Conv2d(64, D_MODEL, 2, 2))
+        )
+        self.cls = nn.Parameter(torch.zeros(1, 1, D_MODEL))
+        self.position = nn.Parameter(torch.zeros(1, self.grid.n_tokens, D_MODEL))
+        self.blocks = nn.ModuleList(Block() for _ in range(N_BLOCKS))
+        self.norm = nn.LayerNorm(D_MODEL)
+        # One more value than the factor has: the last one says that the patch shows no object.
+        self.read = nn.ModuleDict({factor: nn.Linear(D_MODEL, n + 1) for factor, n in FACTORS.items()})
+        self.read_label = nn.Linear(D_MODEL, FACTORS["shape"])
+        self.transform: Callable[[Image.Image], Tensor] = to_pixels
+        if cfg.pretrained:
+            self._load(cfg.checkpoint)
+        else:
+            self.reset(cfg.seed)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        patches = self.stem(images).flatten(2).transpose(1, 2)  # [b, 144, d]
+        x = torch.cat([self.cls.expand(len(patches), -1, -1), patches], 1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def heads(self, tokens: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """Logits off the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` off the CLS token."""
+        x = self.norm(tokens)
+        logits = {factor: read(x[:, 1:]) for factor, read in self.read.items()}
+        return {**logits, "label": self.read_label(x[:, 0])}
+
+    def reset(self, seed: int) -> None:
+        """Random weights drawn from `seed`."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                std = 0.02 if name in ("cls", "position") else fan_in**-0.5
+                nn.init.trunc_normal_(parameter, std=std, generator=generator)
+            else:
+                nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+    def _load(self, checkpoint: str) -> None:
+        from pathlib import Path
+
+        source = Path(checkpoint) if checkpoint else files("saev_core.testing") / "tiny.safetensors"
+        try:
+            weights: dict[str, Any] = load_bytes(source.read_bytes())
+            self.load_state_dict({name: value.float() for name, value in weights.items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
+            raise ModelError(f"{source} does not hold weights of tiny ({why}); leave model.options.checkpoint out for ours.") from None
+
+
+def to_pixels(image: Image.Image) -> Float[Tensor, "3 96 96"]:
+    """The largest square in the picture's middle at 96 px, in -1 to 1."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    small = image.convert("RGB").resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(np.asarray(small).astype(np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
