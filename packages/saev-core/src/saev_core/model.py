@@ -35,7 +35,7 @@ class VisionModel(nn.Module):
     """PIL RGB -> pixels `[3, h, w]`; a deterministic resize and crop."""
     grid: Grid
     d_model: int
-    blocks: Sequence[nn.Module]
+    blocks: Sequence[nn.Module] | nn.ModuleList | nn.Sequential
     """The modules whose outputs are recorded, in the order in which they run."""
 
     @property
