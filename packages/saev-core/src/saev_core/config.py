@@ -73,6 +73,12 @@ class SAEConfig(PluginConfig):
     """Number of features; 0: `expansion * d_in`."""
     expansion: int = Field(default=16, ge=1)
     """Features per input dimension, used where `d_sae` is 0."""
+    data_init: bool = True
+    """Start decoder rows from training vectors; false: from random directions."""
+    normalize_w_dec: bool = True
+    """Keep decoder rows at length 1."""
+    remove_parallel_grads: bool = True
+    """Take out the part of the decoder's gradient that only changes its rows' lengths."""
 
     def sized(self, d_in: int) -> Self:
         """This configuration for inputs of width `d_in`, with `d_sae` settled.
@@ -296,6 +302,16 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror or error}; --config takes a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
+
+
+def merge(data: dict[str, Any], over: dict[str, Any]) -> None:
+    """Lay nested dicts over others in place. Another plugin's name clears the options of the one before."""
+    for key, value in over.items():
+        old = data.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+            merge(old, value)
+        else:
+            data[key] = value
 
 
 def set_key(data: dict[str, Any], assignment: str) -> None:

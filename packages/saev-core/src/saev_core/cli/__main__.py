@@ -1,0 +1,8 @@
+"""`python -m saev_core.cli` is the command `saev`."""
+
+import sys
+
+from saev_core.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The closed table of commands. A body imports what it needs; drawing help imports typer alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from saev_core.cli.options import Flags, takes
+
+app = typer.Typer(
+    name="saev",
+    help="Sparse autoencoders on vision transformers: record activations, train, evaluate, index, look.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_RECORD = ("--model", "--dataset", "--layers", "--stream", "--n-images", "--dtype", "--on-bad-image")
+_TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "--n-tokens", "--lr", "--seed")
+_INDEX = ("--top-k", "--n-features", "--include")
+_WHERE = ("--out", "--store", "--config", "--set", "--device")
+_RUN = "The run folder (as --out)."
+
+
+@app.command()
+@takes(*_RECORD, *_TRAIN, *_INDEX, "--tracker", *_WHERE, batch="train")
+def run(flags: Flags) -> None:
+    """Record, train, evaluate, index and report in one go.
+
+    Each stage is skipped when what it makes is already there. With no arguments: our small model on drawn scenes,
+    with a table of how well the features recover the truth.
+    """
+    from saev_core.cli.stages import run_stages
+
+    run_stages(flags)
+
+
+@app.command()
+@takes(*_RECORD, "--part", *_WHERE, run=_RUN, batch="record")
+def record(flags: Flags) -> None:
+    """Images to activation store. Resumes where it stopped; adds layers to a store that is there."""
+    from saev_core.cli.stages import run_stages
+
+    run_stages(flags, ["record"])
+
+
+@app.command()
+@takes(*_TRAIN, "--tracker", *_WHERE, run=_RUN, batch="train")
+def train(flags: Flags) -> None:
+    """Activation store to SAE checkpoint. Resumes where it stopped."""
+    from saev_core.cli.stages import run_stages
+
+    run_stages(flags, ["train"])
+
+
+@app.command()
+@takes(*_WHERE, run=_RUN, batch="evaluate")
+def evaluate(flags: Flags) -> None:
+    """Measure the SAEs of a run on its held-out images."""
+    from saev_core.cli.stages import run_stages
+
+    run_stages(flags, ["evaluate"])
+
+
+@app.command()
+@takes(*_INDEX, *_WHERE, run=_RUN)
+def index(flags: Flags) -> None:
+    """Find each feature's top images and statistics, and write the report."""
+    from saev_core.cli.stages import run_stages
+
+    run_stages(flags, ["index", "report"])
+
+
+_Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.")]
+
+store = typer.Typer(help="Look at an activation store, check it, or plan one.", no_args_is_help=True)
+app.add_typer(store, name="store")
+_Path = Annotated[str, typer.Argument(help="The store: a folder or address, or a run.", metavar="PATH")]
+
+
+@store.command("info")
+def store_info(path: _Path, json: _Json = False, debug: _Debug = False) -> None:
+    """What a store holds: model, data set, layers, images, size."""
+    from saev_core.cli.stores import info
+
+    info(path, as_json=json, debug=debug)
+
+
+@store.command("verify")
+def store_verify(path: _Path, json: _Json = False, debug: _Debug = False) -> None:
+    """Read every chunk and check its checksum; names each damaged file. Exit code 1 if there is any."""
+    from saev_core.cli.stores import verify
+
+    verify(path, as_json=json, debug=debug)
+
+
+@store.command("plan")
+@takes(*_RECORD, *_WHERE, run=_RUN, batch="record")
+def store_plan(flags: Flags) -> None:
+    """Disk, memory and time that a recording will take, from a measured forward pass. Takes the flags of `saev record`."""
+    from saev_core.cli.stores import plan
+
+    plan(flags)
+
+
+plugins = typer.Typer(help="List plugins, check that they import, or begin a new one.", invoke_without_command=True)
+app.add_typer(plugins, name="plugins")
+
+
+@plugins.callback()
+def plugins_list(
+    context: typer.Context,
+    check: Annotated[bool, typer.Option("--check", help="Import each one and say ok or why not.")] = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """List every installed plugin; nothing is imported for it."""
+    if context.invoked_subcommand is None:
+        from saev_core.cli.catalogue import show
+
+        show(check=check, as_json=json, debug=debug)
+
+
+@plugins.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Name of the plugin, as in --model NAME.", metavar="NAME")],
+    kind: Annotated[str, typer.Option("--kind", help="model, dataset or sae.")] = "model",
+    folder: Annotated[str, typer.Option("--in", help="Where the new folder is made.")] = ".",
+) -> None:
+    """Begin a plugin: a folder that installs, with a class to fill in and its test."""
+    from saev_core.cli.scaffold import new
+
+    new(name, kind, folder)
+
+
+data = typer.Typer(help="List data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command("list")
+def data_list(json: _Json = False, debug: _Debug = False) -> None:
+    """The data sets that are installed, with their options."""
+    from saev_core.cli.catalogue import datasets
+
+    datasets(as_json=json, debug=debug)
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from saev_core import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())

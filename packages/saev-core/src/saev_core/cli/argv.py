@@ -1,0 +1,29 @@
+"""`--layers -1 -2`: several values after one flag, which typer's parser would not take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--set": r"[\w.-]+=.*"}
+"""Flag -> what its second and later values look like; the first that does not ends the list."""
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`; all else as it is."""
+    args: list[str] = []
+    flag, first = "", False
+    for i, arg in enumerate(argv):
+        if arg == "--":
+            return [*args, *argv[i:]]
+        if arg in SEVERAL:
+            flag, first = arg, True
+        elif flag and not first:
+            if not re.fullmatch(SEVERAL[flag], arg):
+                flag = ""
+            else:
+                args.append(flag)
+        else:
+            first = False
+        args.append(arg)
+    return args

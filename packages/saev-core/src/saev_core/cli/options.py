@@ -1,0 +1,155 @@
+"""Typed flags: one table says what each sets, and every command picks the ones it takes. Imports no pydantic."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from saev_core.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A typed flag: its name, the configuration key it sets (none: not part of the configuration), type and help."""
+
+    name: str
+    key: str
+    kind: Any
+    help: str
+    panel: str = "How it is done"
+
+
+_WHAT, _RUN, _TALK = "What is used", "Where it goes", "What is said"
+FLAGS = {
+    flag.name: flag
+    for flag in [
+        Flag("--model", "model", str, "Model plugin, with its main option after a colon: tiny, clip:ViT-B-16/openai.", _WHAT),
+        Flag("--dataset", "dataset", str, "Data set plugin, with its main option: shapes, image-folder:FOLDER.", _WHAT),
+        Flag("--sae", "sae", str, "SAE plugin, with its main option: topk:32, relu.", _WHAT),
+        Flag("--layers", "record.layers", list[int], "Blocks to record, several after one flag: --layers -1 -2.", _WHAT),
+        Flag("--layer", "read.layer", str, "Recorded block to train on (default: the first of --layers), or all, or mean.", _WHAT),
+        Flag("--stream", "record.stream", str, "What of each block: resid, its output, or a module inside it (mlp).", _WHAT),
+        Flag("--tokens", "read.tokens", str, "Vectors to train on: patches, cls, or mean (over patches).", _WHAT),
+        Flag("--labels", "read.labels", list[int], "Train only on images with these labels.", _WHAT),
+        Flag("--clamp", "read.clamp", float, "Clip raw activations to plus or minus this.", _WHAT),
+        Flag("--n-images", "record.n_images", int, "Record only the first so many images; 0: all.", _WHAT),
+        Flag("--dtype", "record.dtype", str, "Stored precision: float16 or float32."),
+        Flag("--on-bad-image", "record.on_bad_image", str, "An unreadable image is recorded as missing, or stops the recording."),
+        Flag("--part", "record.part", str, "2/4: record the second of four disjoint parts."),
+        Flag("--n-tokens", "train.n_tokens", int, "Training vectors in all; 0: 30 passes over the training images."),
+        Flag("--lr", "train.lr", float, "Peak learning rate; 0: the variant's own choice."),
+        Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
+        Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),
+        Flag("--top-k", "index.top_k", int, "Distinct images kept per feature."),
+        Flag("--n-features", "report.n_features", int, "Features in the report's gallery."),
+        Flag("--include", "report.include", list[int], "Features the report always shows."),
+        Flag("--device", "device", str, "auto picks cuda, mps or cpu; or one of these."),
+        Flag("--tracker", "trackers", list[str], "Tracker plugin; may be repeated. JSON lines are always written."),
+        Flag("--out", "", str, "Run folder (default: runs/<date>-<model>-<dataset>).", _RUN),
+        Flag("--store", "store", str, "Where the activations lie, if not in the run folder.", _RUN),
+        Flag("--config", "", str, "TOML file of settings, weaker than flags.", _RUN),
+        Flag("--set", "", list[str], "Any setting by its key, stronger than flags: --set train.lr=3e-4.", _RUN),
+    ]
+}
+PLUGIN_KEYS = ("model", "dataset", "sae")
+_BATCH = {"record": "Images per forward pass.", "train": "Vectors per training step.", "evaluate": "Vectors per step."}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What was typed: flag -> value, the flags that were not typed left out."""
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    """The RUN argument, or --out."""
+    json: bool = False
+    debug: bool = False
+    batch: str = "train"
+    """The section that --batch-size belongs to in this command."""
+
+    def config(self, base: RunConfig | None = None) -> RunConfig:
+        """The configuration: `base` or the defaults, then --config, then flags, then --set.
+
+        Raises:
+            ConfigError, UnknownPluginError: a key, value or plugin name is wrong.
+        """
+        from saev_core.config import RunConfig, load_toml, merge, set_key, validate
+        from saev_core.plugins import parse_ref
+
+        data: dict[str, Any] = (base or RunConfig()).model_dump(mode="json")
+        if "--config" in self.given:
+            loaded = load_toml(self.given["--config"])
+            merge(data, {key: parse_ref(key, value).model_dump() if _names_plugin(key, value) else value for key, value in loaded.items()})
+        for name, value in self.given.items():
+            key = f"{self.batch}.batch_size" if name == "--batch-size" else FLAGS[name].key
+            if key and name != "--tracker":
+                place(data, key, parse_ref(key, value).model_dump() if _names_plugin(key, value) else value)
+        if (layer := self.given.get("--layer", "")).lstrip("-").isdigit():
+            place(data, "read.layer", int(layer))
+        if "--layers" in self.given and not layer:
+            place(data, "read.layer", self.given["--layers"][0])
+        if "--stream" in self.given:
+            place(data, "read.stream", self.given["--stream"])
+        if "--tracker" in self.given:
+            data["trackers"] = list(dict.fromkeys(["jsonl", *self.given["--tracker"]]))
+        for assignment in self.given.get("--set", []):
+            set_key(data, assignment)
+        for key in PLUGIN_KEYS:
+            if _names_plugin(key, data[key]):
+                data[key] = parse_ref(key, data[key]).model_dump()
+        return validate(RunConfig, data)
+
+
+def _names_plugin(key: str, value: Any) -> bool:
+    return key in PLUGIN_KEYS and isinstance(value, str)
+
+
+def place(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested dicts."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    data[last] = value
+
+
+def takes(*names: str, run: str = "", batch: str = "") -> Callable[[Callable[[Flags], None]], Callable[..., None]]:
+    """Give a command body `body(flags)` the named flags, and --json and --debug.
+
+    Args:
+        run: help of an optional RUN argument; empty: the command has none.
+        batch: the section that --batch-size sets; empty: the command has no such flag.
+    """
+
+    def wrap(body: Callable[[Flags], None]) -> Callable[..., None]:
+        parameters = []
+
+        def add(name: str, annotation: Any, default: Any) -> None:
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+        if run:
+            add("run", Annotated[str | None, typer.Argument(help=run, metavar="RUN")], None)
+        typed = {name.lstrip("-").replace("-", "_"): FLAGS[name] for name in names}
+        if batch:
+            typed["batch_size"] = Flag("--batch-size", f"{batch}.batch_size", int, _BATCH[batch])
+        for name, flag in typed.items():
+            add(name, Annotated[flag.kind | None, typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel)], None)
+        add("json", Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=_TALK)], False)
+        add("debug", Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.", rich_help_panel=_TALK)], False)
+
+        @functools.wraps(body)
+        def command(**values: Any) -> None:
+            given = {flag.name: values[name] for name, flag in typed.items() if values[name] not in (None, [])}
+            place_ = given.get("--out") or values.get("run") or ""
+            body(Flags(given, place_, values["json"], values["debug"], batch))
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return wrap

@@ -1,0 +1,155 @@
+"""What a person sees: bars on a terminal, plain lines in a log, JSON on request. The one place that configures logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from saev_core.progress import Meter, silent
+
+EVERY_S = 5.0
+"""Seconds between the lines of a plain log."""
+
+_NOISY = ("transformers", "huggingface_hub", "httpx", "datasets", "timm", "open_clip", "PIL", "matplotlib", "fsspec", "py.warnings")
+
+
+class Screen:
+    """Where a command speaks. `say` and `table` are for people and fall silent under --json; `result` is for both."""
+
+    def __init__(self, *, as_json: bool = False, debug: bool = False) -> None:
+        self.as_json = as_json
+        self.debug = debug
+        self._bars = sys.stderr.isatty() and not debug
+        configure_logging(debug)
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        if not self.as_json:
+            print(text, flush=True)
+
+    def result(self, data: Any) -> None:
+        """The command's answer, printed under --json."""
+        if self.as_json:
+            print(json.dumps(data, indent=1, default=str), flush=True)
+
+    def table(self, rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:
+        """Aligned columns; the last one may be long."""
+        if self.as_json or not rows:
+            return
+        cells = [list(map(str, row)) for row in ([header, *rows] if header else rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        for row in cells:
+            self.say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+    def track(self, title: str, total: int, unit: str) -> Meter:
+        """A progress bar on a terminal, a line every few seconds elsewhere, nothing under --json."""
+        if self._bars:
+            return _Bar(title, total, unit)
+        return silent(title, total, unit) if self.as_json else _Lines(self, title, total, unit)
+
+
+def configure_logging(debug: bool) -> None:
+    """Our own messages on stderr as plain lines; other libraries are heard only under --debug."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "saev: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("saev_core").setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.captureWarnings(True)
+    if debug:
+        return
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Read by the libraries when they are imported, which has not happened yet.
+    for key, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(key, value)
+
+
+def duration(seconds: float) -> str:
+    """`5 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
+
+
+def facts_text(facts: dict[str, float]) -> str:
+    """`nmse 0.0123  l0 32`"""
+    return "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
+
+
+class _Lines(Meter):
+    """Progress as plain lines, for logs and pipes."""
+
+    def __init__(self, screen: Screen, title: str, total: int, unit: str) -> None:
+        self._screen, self._title, self._total, self._unit = screen, title, total, unit
+        self._done, self._facts = 0, dict[str, float]()
+        self._began = self._last = time.monotonic()
+
+    def update(self, n: int = 1, **facts: float) -> None:
+        self._done += n
+        self._facts |= facts
+        now = time.monotonic()
+        if now - self._last >= EVERY_S:
+            self._last = now
+            rate = self._done / (now - self._began)
+            left = duration((self._total - self._done) / rate) if rate and self._total else "?"
+            text = f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.1f}/s, {left} left"
+            self._screen.say("  ".join(filter(None, [text, facts_text(self._facts)])))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            seconds = time.monotonic() - self._began
+            text = f"{self._title}: {self._done:,} {self._unit} in {duration(seconds)}"
+            self._screen.say("  ".join(filter(None, [text, facts_text(self._facts)])))
+
+
+class _Bar(Meter):
+    """Progress as a bar with rate and time left, on stderr."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._total, self._began = total, time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}", style="dim"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(title, total=total or None, unit=unit, rate="", facts="")
+        self._facts = dict[str, float]()
+        self._done = 0
+
+    def update(self, n: int = 1, **facts: float) -> None:
+        self._done += n
+        self._facts |= facts
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(self._task, advance=n, rate=f"{rate:,.0f}/s", facts=facts_text(self._facts))
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

@@ -1,0 +1,202 @@
+"""`Run`: the folder that holds one run's configuration and everything made from it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saev_core.config import RunConfig, validate
+from saev_core.errors import RunError
+
+FORMAT = 1
+
+STAGES = ("record", "train", "evaluate", "index", "report")
+"""The stages of a run, each reading what the one before it made."""
+
+_STAGE_OF = {
+    "model": "record",
+    "dataset": "record",
+    "record": "record",
+    "store": "record",
+    "sae": "train",
+    "read": "train",
+    "train": "train",
+}
+"""Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
+
+_FREE = ("device", "trackers", "record.layers", "record.batch_size", "record.n_workers", "record.part", "record.on_bad_image")
+_FREE_TRAIN = ("read.n_threads", "train.checkpoint_every", "train.log_every")
+"""Keys that change how, not what: layers may be added to a store, and the rest leaves no mark on an artifact."""
+
+
+class Run:
+    """A run folder: `config.json`, `store`, `sae/<name>/`, `features/<name>.zarr`, `metrics.jsonl`, `results/`, `report.html`.
+
+    Use `Run.create` or `Run.open`. Paths are answered whether or not anything is there yet.
+    """
+
+    def __init__(self, path: str | Path, config: RunConfig, plugins: Mapping[str, str]) -> None:
+        self.path = Path(path)
+        self.config = config
+        self.plugins = dict(plugins)
+        """`model:tiny` and so on -> `distribution version`, as they were when the configuration was saved."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> Run:
+        """A run at `path`: a new folder, an empty one, or a run whose artifacts `config` would make just so.
+
+        Raises:
+            RunError: the folder cannot be written, holds something else, or holds a run of another configuration
+                (the keys that differ are named).
+        """
+        path = Path(path)
+        if (path / "config.json").exists():
+            run = cls.open(path)
+            if changed := run._fixed_changes(config):
+                raise RunError(f"{path} is a run of another configuration ({'; '.join(changed)}); choose another --out, or delete it.")
+        elif path.is_dir() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty and not a run; choose another --out.")
+        run = cls(path, config, plugin_versions(config))
+        run._save()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at `path`.
+
+        Raises:
+            RunError: it is not a run, or one of another format.
+        """
+        path = Path(path)
+        try:
+            saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            what = "is not a run (it has no config.json)" if path.exists() else "does not exist"
+            raise RunError(f"{path} {what}; make one with saev run --out {path}.") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}/config.json cannot be read ({error}); is this a run folder?") from None
+        if not isinstance(saved, dict) or "saev" not in saved:
+            raise RunError(f"{path} is not a run: its config.json was not written by saev run.")
+        if saved["saev"] != FORMAT:
+            raise RunError(f"{path} is a run of format {saved['saev']}; this version reads format {FORMAT}.")
+        return cls(path, validate(RunConfig, saved.get("config", {}), where=f"{path}/config.json"), saved.get("plugins", {}))
+
+    @property
+    def store_url(self) -> str:
+        """Where the activations lie."""
+        return self.config.store or str(self.path / "store")
+
+    @property
+    def sae_names(self) -> list[str]:
+        """Names of the SAEs that were trained to the end, sorted."""
+        return sorted(folder.parent.name for folder in self.path.glob("sae/*/checkpoint.json"))
+
+    def sae_dir(self, name: str) -> Path:
+        """The checkpoint folder of SAE `name`."""
+        return self.path / "sae" / name
+
+    def features_path(self, name: str) -> Path:
+        """The feature index of SAE `name`."""
+        return self.path / "features" / f"{name}.zarr"
+
+    def results_path(self, task: str) -> Path:
+        """Where a task's results go."""
+        return self.path / "results" / f"{task}.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Training metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """The illustrated report."""
+        return self.path / "report.html"
+
+    def result(self, task: str) -> dict[str, Any]:
+        """What was written to `results_path(task)`; empty where nothing was.
+
+        Raises:
+            RunError: the file is not JSON.
+        """
+        try:
+            data: dict[str, Any] = json.loads(self.results_path(task).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise RunError(f"{self.results_path(task)} is not JSON ({error}); delete it and run the task again.") from None
+        return data
+
+    def write_result(self, task: str, data: Mapping[str, Any]) -> Path:
+        """Write `results_path(task)` as a whole."""
+        path = self.results_path(task)
+        write_json(path, data)
+        return path
+
+    def _save(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "config.json", {"saev": FORMAT, "config": self.config.model_dump(mode="json"), "plugins": self.plugins})
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror or error}); choose another --out.") from None
+
+    def _fixed_changes(self, config: RunConfig) -> list[str]:
+        """`key: old, not new` for every difference that an artifact which is already there does not allow."""
+        made = {"record": Path(self.store_url).exists() or "://" in self.store_url, "train": any(self.path.glob("sae/*/*"))}
+        changes = []
+        for key, old, new in differences(self.config.model_dump(mode="json"), config.model_dump(mode="json")):
+            if key not in _FREE + _FREE_TRAIN and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
+                changes.append(f"{key} is {json.dumps(old)}, not {json.dumps(new)}")
+        return changes
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old, new) for every leaf in which two nested dicts differ; None where a side lacks it."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plugin_versions(config: RunConfig) -> dict[str, str]:
+    """`model:tiny` -> `saev-core 0.1.0` for every plugin a configuration names."""
+    from saev_core.plugins import find, parse_ref
+
+    named = [("model", config.model.name), ("dataset", config.dataset.name), ("sae", config.sae.name)]
+    versions = {}
+    for kind, name in [*named, *(("tracker", parse_ref("tracker", text).name) for text in config.trackers)]:
+        plugin = find(kind, name)
+        versions[f"{kind}:{plugin.name}"] = f"{plugin.dist} {plugin.version}"
+    return versions
+
+
+def default_path(config: RunConfig, date: str) -> Path:
+    """`runs/<date>-<model>-<dataset>`, the plugins' bare names made safe for a file system."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2])
+
+    return Path("runs") / f"{date}-{plain(config.model.name)}-{plain(config.dataset.name)}"
+
+
+__all__ = ["FORMAT", "STAGES", "Run", "default_path", "differences", "plugin_versions", "write_json"]
