@@ -1,0 +1,437 @@
+"""`FeatureIndex`: for every feature, how often and how strongly it fires, and its top images with heat maps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import zarr
+from jaxtyping import Float, Int
+from zarr.codecs import ZstdCodec
+
+from saev_core.codes import Codes
+from saev_core.errors import RunError, StoreError
+from saev_core.histogram import LogHistogram, edges
+from saev_core.progress import Track, silent
+from saev_core.top_images import TopImages, roomy
+from saev_core.types import Grid
+
+if TYPE_CHECKING:
+    from saev_core.checkpoint import Checkpoint
+    from saev_core.config import IndexConfig
+    from saev_core.store import ActivationStore
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+"""Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""
+MAX_LABEL_BYTES = 8 << 30
+"""Label counts above this size are left out, and the log says so."""
+
+
+class FeatureAccumulator:
+    """One pass over images: feed batches of codes in ascending image order, then `write`.
+
+    Memory depends on the number of features, of kept images, of patches and of labels, never on that of images.
+    """
+
+    def __init__(
+        self, d_sae: int, n_patches: int, top_k: int, *, n_labels: int = 0, wide: bool = False, folder: Path | None = None
+    ) -> None:
+        """
+        Args:
+            n_labels: labels are 0 to `n_labels - 1`; 0: none are known.
+            wide: count in 64 bits, for more than 2^31 vectors.
+            folder: where arrays above 1 GiB are paged to; None: all in memory.
+        """
+        self.d_sae, self.n_patches, self.n_labels = d_sae, n_patches, n_labels
+        self.n_images = 0
+        self.histogram = LogHistogram(d_sae, wide=wide)
+        self.top = TopImages(d_sae, top_k, n_patches, folder=folder)
+        self.sum = np.zeros(d_sae)
+        self.max = np.zeros(d_sae, np.float32)
+        self.images_firing = np.zeros(d_sae, np.int64)
+        self.position = np.zeros((d_sae, n_patches), np.float32)
+        self.label_count = roomy((n_labels, d_sae), np.int32, folder)
+        self.label_images = np.zeros(n_labels, np.int64)
+
+    def add(self, index: Int[np.ndarray, " b"], codes: Codes, labels: Int[np.ndarray, " b"] | None = None) -> None:
+        """Images `index`, with the codes of all their patches in order: row `i * n_patches + token`.
+
+        Args:
+            labels: their labels, -1 where unknown.
+
+        Raises:
+            ValueError: the images do not ascend, or the codes are not theirs.
+        """
+        b = len(index)
+        if len(codes) != b * self.n_patches or codes.d_sae != self.d_sae:
+            raise ValueError(f"{len(codes)} codes of {codes.d_sae} features are not those of {b} images of {self.n_patches} patches.")
+        value = codes.value.detach().float().cpu().numpy()
+        feature, row = codes.feature.cpu().numpy(), codes.rows.cpu().numpy()
+        if not (value > 0).all():
+            live = value > 0
+            value, feature, row = value[live], feature[live], row[live]
+        row, token = np.divmod(row, self.n_patches)
+        if not np.isfinite(value).all():
+            raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} gives feature values that are not finite; run saev store verify.")
+        peak = np.zeros((b, self.d_sae), np.float32)
+        np.maximum.at(peak.reshape(-1), row * self.d_sae + feature, value)
+        fired = peak > 0
+
+        self.n_images += b
+        self.histogram.add(feature, value)
+        self.sum += np.bincount(feature, weights=value, minlength=self.d_sae)
+        np.add.at(self.position.reshape(-1), feature * self.n_patches + token, value)
+        np.maximum(self.max, peak.max(0, initial=0), out=self.max)
+        self.images_firing += fired.sum(0)
+        if labels is not None:
+            for label, line in zip(labels, fired, strict=True):
+                if 0 <= label < self.n_labels:
+                    self.label_images[label] += 1
+                    self.label_count[label] += line
+        self.top.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value)
+
+    @property
+    def n_vectors(self) -> int:
+        return self.n_images * self.n_patches
+
+    def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
+        """What is known of every feature, but for heat maps and label counts."""
+        self.top.merge()
+        n = self.histogram.total
+        found = self.histogram.percentiles(percentiles)
+        return {
+            "frequency": n / max(self.n_vectors, 1),
+            "image_frequency": self.images_firing / max(self.n_images, 1),
+            "mean": (self.sum / np.maximum(n, 1)).astype(np.float32),
+            "max": self.max,
+            # A bin's middle may lie above the largest value in it.
+            "percentiles": np.minimum(found, self.max[:, None]).astype(np.float32),
+            "histogram": self.histogram.coarse(),
+            "position": self.position / np.maximum(self.sum, np.finfo(np.float32).tiny)[:, None].astype(np.float32),
+            "top_index": self.top.image,
+            "top_token": self.top.token,
+            "top_value": self.top.value,
+        }
+
+    def write(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float] = PERCENTILES) -> None:
+        """The index as a zarr group at `path`, whole or not at all; one that is there is replaced.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        part = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            self._fill(part, attributes, percentiles)
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            part.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            why = error.strerror or error
+            raise StoreError(f"{path}: the feature index cannot be written ({why}); free space or choose another --out.") from None
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _fill(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float]) -> None:
+        group = zarr.open_group(path, mode="w-", zarr_format=3)
+        for name, array in self.arrays(percentiles).items():
+            chunks = (min(1024, self.d_sae), *array.shape[1:])
+            group.create_array(name, data=array, chunks=chunks, compressors=ZstdCodec(level=1))
+        if self.n_labels:
+            step = min(256, self.d_sae)
+            counts = group.create_array(
+                "label_count",
+                shape=(self.d_sae, self.n_labels),
+                dtype="int32",
+                chunks=(step, self.n_labels),
+                compressors=ZstdCodec(level=1),
+            )
+            for start in range(0, self.d_sae, step):
+                counts[start : start + step] = self.label_count[:, start : start + step].T
+            group.create_array("label_images", data=self.label_images)
+        k = self.top.value.shape[1]
+        inner = max(1, min(8, self.d_sae))
+        shard = inner * max(1, min(64, math.ceil(self.d_sae / inner)))
+        maps = group.create_array(
+            "top_map",
+            shape=(self.d_sae, k, self.n_patches),
+            dtype="float16",
+            chunks=(inner, k, self.n_patches),
+            shards=(shard, k, self.n_patches),
+            compressors=ZstdCodec(level=1),
+        )
+        for start in range(0, self.d_sae, shard):
+            maps[start : start + shard] = self.top.maps(start, min(start + shard, self.d_sae))
+        group.attrs.update(
+            {
+                "saev_features": FORMAT,
+                "n_images": self.n_images,
+                "n_vectors": self.n_vectors,
+                "percentiles": list(percentiles),
+                "histogram_edges": "2^-20 to 2^20, four bins an octave",
+                "percentile_error": 1 / 64,
+                "top_by": "largest patch value; of equal images the lower number",
+                **attributes,
+            }
+        )
+
+
+def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, cfg: IndexConfig, *, track: Track = silent) -> FeatureIndex:
+    """The feature index of a checkpoint over every recorded image of a store, in one pass.
+
+    Raises:
+        CheckpointError: the checkpoint does not belong to the store.
+        StoreError: the store holds no image, is damaged, or the index cannot be written.
+    """
+    from saev_core.source import ordered
+
+    checkpoint.check(store)
+    path, read, labels = Path(path), checkpoint.read, store.labels
+    n_patches = store.grid.n_patches if read.tokens == "patches" else 1
+    known = np.unique(labels[labels >= 0])
+    n_labels = int(known[-1]) + 1 if len(known) else 0
+    d_sae = checkpoint.sae.d_sae
+    if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
+        log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
+        n_labels = 0
+    images = np.arange(store.n_images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wide = len(images) * n_patches >= 1 << 31
+    found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
+    with track("index", len(images), "images") as meter:
+        for index, x in ordered(store, read, images, cfg.batch_images):
+            found.add(index, checkpoint.codes(x.flatten(0, 1)), labels[index])
+            meter.update(len(index))
+    if found.n_images == 0:
+        raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
+    grid = store.grid if read.tokens == "patches" else Grid(1, 1, store.grid.height_px)
+    attributes = {
+        "checkpoint": checkpoint.fingerprint,
+        "store": store.meta.fingerprint,
+        "grid": {"rows": grid.rows, "cols": grid.cols, "patch_px": grid.patch_px},
+        "tokens": read.tokens,
+        "percentile": cfg.percentile,
+    }
+    found.write(path, attributes, sorted({*PERCENTILES, cfg.percentile}))
+    return FeatureIndex.open(path, checkpoint)
+
+
+@dataclass(frozen=True)
+class TopImage:
+    """One of a feature's top images: its number, the patch with the largest value, that value, and all patches' values."""
+
+    index: int
+    token: int
+    value: float
+    map: Float[np.ndarray, " n_patches"]
+
+
+@dataclass(frozen=True)
+class LabelShare:
+    """How a label goes with a feature: images with it that fire, the share of such images, and the lift over chance."""
+
+    label: int
+    n_images: int
+    share: float
+    """Of the images that fire the feature, those with this label."""
+    lift: float
+    """`share` over the label's share of all labelled images; drawn towards 1 where few images fire."""
+
+
+class FeatureIndex:
+    """A feature index on disk; arrays are read when they are first asked for."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        self._group = zarr.open_group(path, mode="r", zarr_format=3)
+        self.n_images: int = attributes["n_images"]
+        self.n_vectors: int = attributes["n_vectors"]
+        self.percentile_levels: tuple[float, ...] = tuple(attributes["percentiles"])
+
+    @classmethod
+    def open(cls, path: str | Path, checkpoint: Checkpoint | None = None) -> Self:
+        """The index at `path`; given a checkpoint, only if it is that one's.
+
+        Raises:
+            RunError: there is no index, it is of another format, or of another checkpoint.
+        """
+        path = Path(path)
+        try:
+            attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        except FileNotFoundError:
+            raise RunError(f"{path} is not a feature index; make one with saev index RUN.") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path} is not a readable feature index ({error}); make it again with saev index RUN.") from None
+        if attributes.get("saev_features") != FORMAT:
+            have = attributes.get("saev_features", "none")
+            raise RunError(f"{path}: feature index format {have}, this version reads {FORMAT}; make it again with saev index RUN.")
+        if checkpoint is not None and attributes.get("checkpoint") != checkpoint.fingerprint:
+            raise RunError(f"{path} is the index of another checkpoint; make it again with saev index RUN.")
+        return cls(path, attributes)
+
+    def _read(self, name: str) -> np.ndarray[Any, Any]:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return np.asarray(array[:])
+
+    def _row(self, name: str, feature: int) -> np.ndarray[Any, Any]:
+        if not 0 <= feature < self.d_sae:
+            raise RunError(f"feature {feature}: this SAE has features 0 to {self.d_sae - 1}.")
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return np.asarray(array[feature])
+
+    @cached_property
+    def frequency(self) -> Float[np.ndarray, " d_sae"]:
+        """Share of patches that fire the feature."""
+        return self._read("frequency")
+
+    @cached_property
+    def image_frequency(self) -> Float[np.ndarray, " d_sae"]:
+        """Share of images with at least one such patch."""
+        return self._read("image_frequency")
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, " d_sae"]:
+        """Mean of the non-zero values."""
+        return self._read("mean")
+
+    @cached_property
+    def max(self) -> Float[np.ndarray, " d_sae"]:
+        """Largest value."""
+        return self._read("max")
+
+    @cached_property
+    def percentiles(self) -> Float[np.ndarray, "d_sae n_levels"]:
+        """Percentiles `percentile_levels` of the non-zero values, off by at most 1.6 %."""
+        return self._read("percentiles")
+
+    @cached_property
+    def histogram(self) -> Int[np.ndarray, "d_sae n_bins"]:
+        """Counts of non-zero values between `histogram_edges`."""
+        return self._read("histogram")
+
+    @cached_property
+    def position(self) -> Float[np.ndarray, "d_sae n_patches"]:
+        """Where in the image a feature fires: each patch position's share of its summed value."""
+        return self._read("position")
+
+    @cached_property
+    def top_index(self) -> Int[np.ndarray, "d_sae k"]:
+        """Numbers of the top images, strongest first; -1 where fewer fire."""
+        return self._read("top_index")
+
+    @cached_property
+    def top_value(self) -> Float[np.ndarray, "d_sae k"]:
+        """The largest patch value in each top image."""
+        return self._read("top_value")
+
+    @property
+    def histogram_edges(self) -> Float[np.ndarray, " n_bins_plus_1"]:
+        return edges(4)
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.frequency)
+
+    @property
+    def grid(self) -> Grid:
+        """Shape of the heat maps."""
+        return Grid(**self.attributes["grid"])
+
+    @property
+    def has_labels(self) -> bool:
+        return "label_images" in self._group
+
+    def percentile(self, level: float) -> Float[np.ndarray, " d_sae"]:
+        """Every feature's percentile `level`.
+
+        Raises:
+            RunError: that one was not kept.
+        """
+        if level not in self.percentile_levels:
+            raise RunError(f"{self.path} keeps percentiles {self.percentile_levels}, not {level:g}; set index.percentile and index again.")
+        return self.percentiles[:, self.percentile_levels.index(level)]
+
+    def top(self, feature: int, n: int | None = None) -> list[TopImage]:
+        """A feature's top images, strongest first, at most `n`.
+
+        Raises:
+            RunError: no such feature.
+        """
+        rows = (self._row(name, feature) for name in ("top_index", "top_token", "top_value", "top_map"))
+        images = [TopImage(int(i), int(t), float(v), m) for i, t, v, m in zip(*rows, strict=True) if i >= 0]
+        return images[:n]
+
+    @cached_property
+    def _label_images(self) -> Int[np.ndarray, " n_labels"]:
+        return self._read("label_images")
+
+    def labels(self, feature: int, n: int = 5, by: Literal["count", "lift"] = "lift") -> list[LabelShare]:
+        """The labels that go with a feature; none where the data set has none.
+
+        Lift = P(label | fires) / P(label), with the share smoothed by `5` images drawn by chance, so that
+        a feature that fires on two images does not top the list.
+
+        Raises:
+            RunError: no such feature.
+        """
+        if not self.has_labels:
+            return []
+        count = self._row("label_count", feature)
+        total = count.sum()
+        base = self._label_images / max(self._label_images.sum(), 1)
+        share = count / max(total, 1)
+        lift = np.divide((count + 5 * base) / (total + 5), base, out=np.zeros(len(base)), where=base > 0)
+        order = np.argsort(-(lift if by == "lift" else count), kind="stable")[:n]
+        return [LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i])) for i in order if count[i] > 0]
+
+    def select(
+        self,
+        log_freq_range: tuple[float, float] = (-math.inf, math.inf),
+        log_value_range: tuple[float, float] = (-math.inf, math.inf),
+        include: Sequence[int] = (),
+        n: int | None = None,
+        seed: int = 0,
+    ) -> list[int]:
+        """Features whose log10 frequency and log10 mean value lie within the ranges, ends included.
+
+        Args:
+            include: features that come first, whatever their numbers.
+            n: how many at most, drawn with `seed` beside `include`; None: all, ascending.
+
+        Raises:
+            RunError: `include` names a feature that is not there.
+        """
+        for feature in include:
+            if not 0 <= feature < self.d_sae:
+                raise RunError(f"feature {feature}: this SAE has features 0 to {self.d_sae - 1}.")
+        alive = (self.frequency > 0) & (self.mean > 0)
+        log_freq = np.log10(self.frequency, out=np.full(self.d_sae, np.nan), where=alive)
+        log_value = np.log10(self.mean.astype(np.float64), out=np.full(self.d_sae, np.nan), where=alive)
+        inside = (log_freq >= log_freq_range[0]) & (log_freq <= log_freq_range[1])
+        inside &= (log_value >= log_value_range[0]) & (log_value <= log_value_range[1])
+        chosen = list(dict.fromkeys(include))
+        rest = np.setdiff1d(np.flatnonzero(inside), chosen)
+        if n is not None:
+            n_more = min(len(rest), max(0, n - len(chosen)))
+            rest = np.sort(np.random.default_rng(seed).choice(rest, n_more, replace=False))
+        return chosen + [int(feature) for feature in rest]

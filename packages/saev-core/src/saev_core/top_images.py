@@ -1,0 +1,175 @@
+"""`TopImages`: every feature's k strongest distinct images with their heat maps, kept while images stream by."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+IN_MEMORY = 1 << 30
+"""Bytes of an array above which it lives in a temporary file that the system pages."""
+
+
+def roomy(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Shaped[np.ndarray, "..."]:
+    """A zeroed array; above `IN_MEMORY` bytes, and given a folder, a temporary file there that vanishes with it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if folder is None or size <= IN_MEMORY:
+        return np.zeros(shape, dtype)
+    # Unlinked at once on Linux; the mapping keeps it alive and a killed process leaves nothing behind.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash at the first write to a page
+        else:
+            file.truncate(size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
+@dataclass
+class _Pool:
+    """Images that beat a feature's k-th, waiting for the next merge. Maps wait as their non-zero entries."""
+
+    feature: list[np.ndarray]
+    image: list[np.ndarray]
+    value: list[np.ndarray]
+    token: list[np.ndarray]
+    entry_owner: list[np.ndarray]
+    entry_token: list[np.ndarray]
+    entry_value: list[np.ndarray]
+    n: int = 0
+    n_entries: int = 0
+    n_images: int = 0
+
+
+class TopImages:
+    """The k images in which a feature's largest patch value is largest; of equal ones the lower image number.
+
+    An image enters once, by its maximum, so no image can fill two places. Only images above a feature's present
+    k-th are pooled, and the pool is merged once per `block` images: after n images a feature takes a newcomer
+    with probability k / n. A map stays where it was written; only its slot number moves.
+    """
+
+    def __init__(self, d_sae: int, k: int, n_patches: int, *, block: int = 1024, folder: Path | None = None) -> None:
+        self.value = np.zeros((d_sae, k), np.float32)  # descending; 0: empty place
+        self.image = np.full((d_sae, k), -1, np.int64)
+        self.token = np.full((d_sae, k), -1, np.int32)
+        self._slot = np.tile(np.arange(k, dtype=np.int32), (d_sae, 1))
+        self._maps = roomy((d_sae, k, n_patches), np.float16, folder)
+        self._block = block
+        self._last = -1
+        self._pool = _Pool([], [], [], [], [], [], [])
+
+    def add(
+        self,
+        images: Int[np.ndarray, " b"],
+        peak: Float[np.ndarray, "b d_sae"],
+        *,
+        row: Int[np.ndarray, " nnz"],
+        token: Int[np.ndarray, " nnz"],
+        feature: Int[np.ndarray, " nnz"],
+        value: Float[np.ndarray, " nnz"],
+    ) -> None:
+        """One batch of images, all later than those before.
+
+        Args:
+            images: their numbers, ascending.
+            peak: each feature's largest value in each image.
+            row: batch row of each non-zero code; with `token` ascending.
+            token: its patch.
+            feature: its feature.
+            value: its value.
+
+        Raises:
+            ValueError: the images do not ascend; ties would then depend on the order.
+        """
+        if len(images) == 0:
+            return
+        if images[0] <= self._last or (np.diff(images) <= 0).any():
+            raise ValueError("images must come in ascending order, each once.")
+        self._last = int(images[-1])
+        pool = self._pool
+        better = peak > self.value[:, -1]
+        rows, features = better.nonzero()
+        if len(rows):
+            owner = np.full(peak.shape, -1, np.int32)
+            owner[rows, features] = np.arange(len(rows), dtype=np.int32)
+            of_entry = owner.reshape(-1)[row * peak.shape[1] + feature]
+            entries = np.flatnonzero(of_entry >= 0)
+            of_entry, tokens, values = of_entry[entries], token[entries], value[entries]
+            best = peak[rows, features]
+            # Assigned from the last token to the first, so of equal patches the first stays.
+            at_peak = np.flatnonzero(values == best[of_entry])[::-1]
+            peak_token = np.zeros(len(rows), np.int32)
+            peak_token[of_entry[at_peak]] = tokens[at_peak]
+            for store, part in (
+                (pool.feature, features),
+                (pool.image, images[rows]),
+                (pool.value, best),
+                (pool.token, peak_token),
+                (pool.entry_owner, of_entry + np.int64(pool.n)),
+                (pool.entry_token, tokens.astype(np.int32)),
+                (pool.entry_value, values),
+            ):
+                store.append(part)
+            pool.n += len(rows)
+            pool.n_entries += len(entries)
+        pool.n_images += len(images)
+        # 4M entries are 64 MB; at the start, when every image is among the best so far, they fill sooner than a block.
+        if pool.n_images >= self._block or pool.n_entries + pool.n >= 4_000_000:
+            self.merge()
+
+    def merge(self) -> None:
+        """Bring the pool into the kept images."""
+        pool, self._pool = self._pool, _Pool([], [], [], [], [], [], [])
+        if pool.n == 0:
+            return
+        k = self.value.shape[1]
+        feature, image, value, token = (np.concatenate(part) for part in (pool.feature, pool.image, pool.value, pool.token))
+        order = np.lexsort((image, -value, feature))
+        touched, first, count = np.unique(feature[order], return_index=True, return_counts=True)
+        rank = np.arange(pool.n) - np.repeat(first, count)
+        keep = rank < k
+        order, rank = order[keep], rank[keep]
+        line = np.repeat(np.arange(len(touched)), np.minimum(count, k))
+
+        # Old and new side by side, [n_touched, 2k]; newcomers are later images, so a stable sort settles ties.
+        values = np.concatenate([self.value[touched], np.zeros((len(touched), k), np.float32)], 1)
+        images = np.concatenate([self.image[touched], np.full((len(touched), k), -1, np.int64)], 1)
+        tokens = np.concatenate([self.token[touched], np.full((len(touched), k), -1, np.int32)], 1)
+        members = np.full((len(touched), k), -1, np.int64)
+        values[line, k + rank], images[line, k + rank], tokens[line, k + rank] = value[order], image[order], token[order]
+        members[line, rank] = order
+        winners = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        new = winners >= k
+
+        # Slots of those that leave go to those that come, row by row; their numbers agree in every row.
+        stays = np.zeros((len(touched), k), bool)
+        np.put_along_axis(stays, np.where(new, 0, winners), True, 1)
+        stays[:, 0] = (winners == 0).any(1)
+        slots = self._slot[touched]
+        slot = np.take_along_axis(slots, np.where(new, 0, winners), 1)
+        slot[new] = slots[~stays]
+        self.value[touched] = np.take_along_axis(values, winners, 1)
+        self.image[touched] = np.take_along_axis(images, winners, 1)
+        self.token[touched] = np.take_along_axis(tokens, winners, 1)
+        self._slot[touched] = slot
+
+        place_of = np.full(pool.n, -1, np.int64)
+        arrived = np.take_along_axis(members, np.where(new, winners - k, 0), 1)[new]
+        place = (touched[:, None] * k + slot)[new]
+        place_of[arrived] = place
+        maps = self._maps.reshape(-1, self._maps.shape[2])
+        maps[place] = 0
+        owner, entry_token, entry_value = (np.concatenate(part) for part in (pool.entry_owner, pool.entry_token, pool.entry_value))
+        at = place_of[owner]
+        hit = at >= 0
+        maps[at[hit], entry_token[hit]] = np.minimum(entry_value[hit], np.finfo(np.float16).max)
+
+    def maps(self, start: int, stop: int) -> Float[np.ndarray, "n k n_patches"]:
+        """Heat maps of features `start` to `stop - 1`, in the order of `image`; float16."""
+        self.merge()
+        slot = self._slot[start:stop]
+        return np.take_along_axis(self._maps[start:stop], slot[:, :, None], 1)

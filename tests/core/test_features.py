@@ -1,0 +1,244 @@
+"""The feature index against a dense float64 reference."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saev_core import top_images
+from saev_core.codes import Codes
+from saev_core.errors import RunError, StoreError
+from saev_core.features import PERCENTILES, FeatureAccumulator, FeatureIndex
+from saev_core.histogram import LogHistogram, edges
+
+N, T, D, K = 150, 12, 40, 6
+GRID = {"rows": 3, "cols": 4, "patch_px": 8}
+
+
+def activations(seed: int, *, ties: bool = False, n: int = N) -> np.ndarray:
+    """[n, T, D] float32, mostly zero: features 0 to 2 are dead, 3 is dense, 4 fires on two images, 5 on two patches of one."""
+    rng = np.random.default_rng(seed)
+    z = rng.lognormal(0, 1.5, (n, T, D)) * (rng.random((n, T, D)) < 0.04)
+    if ties:
+        z = np.ceil(z)
+    z[:, :, :3] = 0
+    z[:, :, 3] = rng.random((n, T)) + 0.5
+    z[:, :, 4:6] = 0
+    z[[7, 30], 2, 4] = 1.0
+    z[11, [3, 8], 5] = 2.5
+    return z.astype(np.float32)
+
+
+def accumulate(z: np.ndarray, batch: int, *, numbers: np.ndarray | None = None, labels: np.ndarray | None = None, block: int = 37):
+    numbers = np.arange(len(z)) if numbers is None else numbers
+    n_labels = 0 if labels is None else int(labels.max()) + 1
+    found = FeatureAccumulator(D, T, K, n_labels=n_labels)
+    found.top._block = block
+    for start in range(0, len(z), batch):
+        part = torch.from_numpy(z[start : start + batch]).flatten(0, 1)
+        found.add(numbers[start : start + batch], Codes.from_dense(part), None if labels is None else labels[start : start + batch])
+    return found
+
+
+def reference_top(z: np.ndarray, numbers: np.ndarray, feature: int) -> list[tuple[int, int, float]]:
+    peak = z[:, :, feature].astype(np.float64).max(1)
+    order = sorted((i for i in range(len(z)) if peak[i] > 0), key=lambda i: (-peak[i], numbers[i]))[:K]
+    return [(int(numbers[i]), int(z[i, :, feature].argmax()), peak[i]) for i in order]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("batch", "block"), [(1, 10), (16, 37), (64, 1), (200, 1024)])
+def test_index_agrees_with_a_dense_float64_reference(tmp_path: Path, ties: bool, batch: int, block: int) -> None:
+    z = activations(0, ties=ties)
+    numbers = np.sort(np.random.default_rng(1).choice(1000, N, replace=False))
+    accumulate(z, batch, numbers=numbers, block=block).write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    flat = z.reshape(-1, D).astype(np.float64)
+    fires = flat > 0
+    assert (index.n_images, index.n_vectors, index.d_sae) == (N, N * T, D)
+    np.testing.assert_allclose(index.frequency, fires.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(index.image_frequency, (z > 0).any(1).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(index.mean, flat.sum(0) / np.maximum(fires.sum(0), 1), rtol=1e-6)
+    np.testing.assert_array_equal(index.max, flat.max(0).astype(np.float32))
+    np.testing.assert_array_equal(index.histogram.sum(1), fires.sum(0))
+    np.testing.assert_allclose(index.position.sum(1), fires.any(0), atol=1e-5)
+    for feature in range(D):
+        top = index.top(feature)
+        assert [(t.index, t.token, t.value) for t in top] == reference_top(z, numbers, feature)
+        for t in top:
+            np.testing.assert_array_equal(t.map, z[list(numbers).index(t.index), :, feature].astype(np.float16))
+        values = flat[fires[:, feature], feature]
+        if len(values):
+            want = np.percentile(values, PERCENTILES, method="inverted_cdf")
+            np.testing.assert_allclose(index.percentiles[feature], want, rtol=1 / 64)
+
+
+def test_one_image_never_takes_two_places_however_many_of_its_patches_fire() -> None:
+    z = np.zeros((20, T, D), np.float32)
+    z[:, :, 0] = 1 + np.arange(20)[:, None] + np.linspace(0, 0.5, T)
+    found = accumulate(z, 8)
+    found.top.merge()
+    assert found.top.image[0].tolist() == [19, 18, 17, 16, 15, 14]
+
+
+def test_equal_images_rank_by_number() -> None:
+    z = np.ones((20, T, D), np.float32)
+    found = accumulate(z, 3, block=4)
+    found.top.merge()
+    assert (found.top.image == np.arange(K)).all()
+    assert (found.top.token == 0).all()
+
+
+def test_dead_features_have_no_images_and_no_numbers(tmp_path: Path) -> None:
+    accumulate(activations(2), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    assert index.top(0) == []
+    assert index.frequency[0] == index.mean[0] == index.max[0] == index.percentiles[0].max() == 0
+    assert [t.index for t in index.top(4)] == [7, 30]
+    assert [(t.index, t.token) for t in index.top(5)] == [(11, 3)]
+
+
+def test_images_out_of_order_or_codes_of_another_shape_are_refused() -> None:
+    found = FeatureAccumulator(D, T, K)
+    codes = Codes.from_dense(torch.ones(2 * T, D))
+    found.add(np.array([3, 5]), codes)
+    with pytest.raises(ValueError, match="ascending"):
+        found.add(np.array([5, 6]), codes)
+    with pytest.raises(ValueError, match="not those of 3 images"):
+        found.add(np.array([7, 8, 9]), codes)
+
+
+def test_values_that_are_not_finite_are_named_by_image() -> None:
+    z = torch.ones(2 * T, D)
+    z[T, 0] = torch.inf
+    with pytest.raises(StoreError, match="image 9 gives"):
+        FeatureAccumulator(D, T, K).add(np.array([8, 9]), Codes.from_dense(z))
+
+
+def test_percentiles_agree_with_numpy_to_a_bin_over_the_whole_range() -> None:
+    rng = np.random.default_rng(0)
+    values = np.exp(rng.uniform(np.log(1e-5), np.log(1e5), 50_000)).astype(np.float32)
+    histogram = LogHistogram(2)
+    for part in np.array_split(values, 7):
+        histogram.add(np.zeros(len(part), int), part)
+    levels = [0.1, 1, 25, 50, 90, 99, 99.9]
+    found = histogram.percentiles(levels)
+    np.testing.assert_allclose(found[0], np.percentile(values, levels, method="inverted_cdf"), rtol=1 / 64)
+    assert (found[1] == 0).all()
+    assert np.diff(edges()).max() > 0
+    assert (np.diff(edges()) / edges()[:-1]).max() <= 1 / 32
+    counts, _ = np.histogram(values.astype(np.float64), edges(4))
+    np.testing.assert_array_equal(histogram.coarse()[0], counts)
+
+
+def test_values_beyond_the_histogram_are_counted_in_its_outermost_bins() -> None:
+    histogram = LogHistogram(1)
+    histogram.add(np.zeros(3, int), np.array([1e-30, 1.0, 1e30], np.float32))
+    assert histogram.counts[0, 0] == histogram.counts[0, -1] == 1
+
+
+def test_labels_come_by_count_and_by_lift(tmp_path: Path) -> None:
+    z = np.zeros((300, T, D), np.float32)
+    labels = np.arange(300) % 3
+    labels[:30] = -1
+    z[labels == 1, 0, 0] = 1  # feature 0 fires on label 1 alone
+    z[:, 0, 1] = 1  # feature 1 on everything
+    accumulate(z, 32, labels=labels).write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    first = index.labels(0)
+    assert [(s.label, s.n_images, s.share) for s in first] == [(1, 90, 1.0)]
+    assert first[0].lift == pytest.approx(3, rel=0.05)
+    assert [s.n_images for s in index.labels(1, by="count")] == [90, 90, 90]
+    assert all(s.lift == pytest.approx(1) for s in index.labels(1))
+    assert index.labels(2) == []
+
+
+def test_an_index_without_labels_says_so(tmp_path: Path) -> None:
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    assert FeatureIndex.open(tmp_path / "a.zarr").labels(3) == []
+
+
+def test_a_killed_write_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = accumulate(activations(0), 16)
+    monkeypatch.setattr(found.top, "maps", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        found.write(tmp_path / "a.zarr", {"grid": GRID})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_again_replaces_the_old_index(tmp_path: Path) -> None:
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(0, n=50), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    assert FeatureIndex.open(tmp_path / "a.zarr").n_images == 50
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_what_is_not_an_index_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a feature index; make one with"):
+        FeatureIndex.open(tmp_path / "nothing")
+    (tmp_path / "zarr.json").write_text("{")
+    with pytest.raises(RunError, match="not a readable feature index"):
+        FeatureIndex.open(tmp_path)
+    (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"saev_features": 99}}))
+    with pytest.raises(RunError, match="format 99, this version reads 1"):
+        FeatureIndex.open(tmp_path)
+
+
+def test_a_feature_or_percentile_that_is_not_there_is_named(tmp_path: Path) -> None:
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    with pytest.raises(RunError, match="features 0 to 39"):
+        index.top(40)
+    with pytest.raises(RunError, match="not 33"):
+        index.percentile(33)
+
+
+def test_select_keeps_to_the_ranges_and_puts_the_included_first(tmp_path: Path) -> None:
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    every = index.select()
+    assert every == [f for f in range(D) if index.frequency[f] > 0]
+    some = index.select((-2, -1), (-0.5, 1), include=[0, 3], n=10, seed=1)
+    assert some[:2] == [0, 3]
+    assert len(some) == 10
+    assert some == index.select((-2, -1), (-0.5, 1), include=[0, 3], n=10, seed=1)
+    assert some != index.select((-2, -1), (-0.5, 1), include=[0, 3], n=10, seed=2)
+    for feature in some[2:]:
+        assert 1e-2 <= index.frequency[feature] <= 1e-1
+        assert 10**-0.5 <= index.mean[feature] <= 10
+    with pytest.raises(RunError, match="feature 40"):
+        index.select(include=[40])
+
+
+def test_maps_too_large_for_memory_are_paged_to_a_file_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_images, "IN_MEMORY", 0)
+    z = activations(0)
+    paged = FeatureAccumulator(D, T, K, folder=tmp_path)
+    paged.add(np.arange(N), Codes.from_dense(torch.from_numpy(z).flatten(0, 1)))
+    assert isinstance(paged.top._maps, np.memmap)
+    plain = accumulate(z, 16)
+    np.testing.assert_array_equal(paged.top.maps(0, D), plain.top.maps(0, D))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    d_sae, n_patches, k = 4096, 64, 16
+    found = FeatureAccumulator(d_sae, n_patches, k)
+    generator = torch.Generator().manual_seed(0)
+
+    def feed(start: int, stop: int) -> int:
+        for i in range(start, stop, 32):
+            feature = torch.randint(0, d_sae, (32 * n_patches, 16), generator=generator)
+            value = torch.rand(32 * n_patches, 16, generator=generator) + 0.01
+            found.add(np.arange(i, i + 32), Codes.from_topk(feature, value, d_sae))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    early = feed(0, 2048)
+    late = feed(2048, 8192)
+    assert late - early < 40_000  # KiB; keeping the peaks of 6,144 images would take 100 MB
