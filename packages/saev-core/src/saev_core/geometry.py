@@ -11,6 +11,12 @@ from PIL import Image
 from saev_core.errors import ModelError
 from saev_core.types import Box, Grid
 
+_GOLDEN = 0.6180339887498949
+_SMALLEST = 32
+"""Pixels: the short side of a picture below which it is enlarged before it is probed."""
+_REMEMBERED = 20_000
+"""Sizes whose crop is kept: ImageNet has over 100,000."""
+
 Transform = Callable[[Image.Image], Any]
 """PIL RGB -> tensor `[3, h, w]`."""
 
@@ -32,21 +38,31 @@ class Geometry:
     def crop(self, width: int, height: int) -> Box:
         """The part of a `width` x `height` original that the transformed image shows, in original pixels.
 
+        Exact to about 0.3 % of a side. May be called from several threads.
+
         Raises:
             ModelError: the transform is not a resize and crop.
         """
-        if (width, height) not in self._crops:
-            self._crops[width, height] = self._probe(width, height)
-        return self._crops[width, height]
+        box = self._crops.get((width, height))
+        if box is None:
+            # A ramp over a few pixels says little; an enlarged picture of the same proportions is cropped alike.
+            times = -(-_SMALLEST // min(width, height))
+            box = Box(*(edge / times for edge in self._probe(width * times, height * times)))
+            if len(self._crops) >= _REMEMBERED:
+                self._crops.clear()
+            self._crops[width, height] = box
+        return box
 
     def _pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.asarray(self._transform(image), dtype=np.float64)
 
     def _probe(self, width: int, height: int) -> Box:
         ramp = np.zeros((height, width, 3), np.uint8)
-        # Pixel centres: column i covers [i, i + 1), so its colour stands for i + 0.5.
-        ramp[..., 0] = np.round((np.arange(width) + 0.5) / width * 255)[None, :]
-        ramp[..., 1] = np.round((np.arange(height) + 0.5) / height * 255)[:, None]
+        # Pixel centres: column i covers [i, i + 1), so its colour stands for i + 0.5. Each row rounds at another place
+        # (0 to 1 in golden steps), so that the mean over rows is exact where 8 bits would drift by 2 % of the crop.
+        across, down = ((np.arange(n) + 0.5) / n * 255 for n in (width, height))
+        ramp[..., 0] = across[None, :] + (np.arange(height) * _GOLDEN % 1)[:, None]
+        ramp[..., 1] = down[:, None] + (np.arange(width) * _GOLDEN % 1)[None, :]
         out = self._pixels(Image.fromarray(ramp))
         x = (out[0] - self._offset[0]) / self._range[0] * width  # [h, w] original x at each transformed pixel
         y = (out[1] - self._offset[1]) / self._range[1] * height

@@ -1,0 +1,240 @@
+"""Images decoded and transformed in threads, ahead of whoever uses them, in the data set's order and in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt16
+from PIL import Image
+from torch import Tensor
+
+from saev_core.dataset import ImageDataset
+from saev_core.errors import BadImageError, DatasetError, ModelError, SaevError
+from saev_core.geometry import patch_labels
+from saev_core.model import VisionModel
+from saev_core.types import Box, Example
+
+T = TypeVar("T")
+
+NO_CLASS = 65535
+"""Mask value of a patch whose image has no mask, in a data set that has masks."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, ready for the model, or the reason why it is not (`bad`, with everything else left blank)."""
+
+    index: int
+    pixels: Float[Tensor, "3 h w"] | None = None
+    label: int = -1
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the original."""
+    crop: Box = field(default_factory=lambda: Box(0, 0, 0, 0))
+    """What the model sees of the original, in its pixels."""
+    mask: UInt16[np.ndarray, " n_patches"] | None = None
+    bad: BadImageError | None = None
+
+
+def n_threads(n_workers: int = -1) -> int:
+    """`n_workers`, or what serves this machine where it is -1: one thread per core we may use, at most 16."""
+    if n_workers >= 0:
+        return n_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
+
+
+def load(
+    dataset: ImageDataset, model: VisionModel, spans: Iterable[tuple[int, int]], *, n_workers: int = -1, lookahead: int = 64
+) -> Generator[Loaded]:
+    """The images `start` to `stop - 1` of each span, in order; at most about `lookahead` are held at once.
+
+    Reading, `model.transform`, the crop and the mask's patches are done in `n_workers` threads (0: in the caller's).
+    A sequential data set is read by one more thread. Close the iterator, or use it up, to end the threads.
+
+    Raises:
+        DatasetError: the data set ends early, gives another image than it was asked for, or the wrong mask size.
+        ModelError: the model's transform is not a resize and crop, or gives no `[3, h, w]`.
+    """
+    n_workers = n_threads(n_workers)
+    if n_workers == 0:
+        for item in _source(dataset, spans):
+            yield _prepare(dataset, model, item)
+        return
+    with ThreadPoolExecutor(n_workers, "saev-load", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # One torch thread in each: a decoding thread that opened a team of its own would stall the forward pass's team.
+
+        def submitted() -> Iterator[Future[Loaded]]:
+            for item in _source(dataset, spans):
+                yield pool.submit(_prepare, dataset, model, item)
+
+        with closing(ahead(submitted(), max(lookahead, n_workers))) as futures:
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _source(dataset: ImageDataset, spans: Iterable[tuple[int, int]]) -> Iterator[int | Example | Loaded]:
+    """What a worker starts from: an image number, or in a stream the example itself."""
+    for start, stop in spans:
+        if not dataset.sequential:
+            yield from range(start, stop)
+            continue
+        index = start
+        with closing(_generator(dataset.examples(start, stop))) as examples:
+            for item in examples:
+                if index >= stop:
+                    break
+                if isinstance(item, BadImageError):
+                    yield Loaded(index, bad=item)
+                elif item.index != index:
+                    raise DatasetError(
+                        f"the data set gave image {item.index} where {index} was due; its examples() must keep to the order."
+                    )
+                else:
+                    yield item
+                index += 1
+        if index < stop:
+            raise DatasetError(f"the data set has {len(dataset)} images by its own count, but its stream ended after {index}.")
+
+
+def _generator(items: Iterator[T]) -> Generator[T]:
+    """`items` as something that can be closed, whatever kind of iterator a plugin returns."""
+    yield from items
+
+
+def _prepare(dataset: ImageDataset, model: VisionModel, item: int | Example | Loaded) -> Loaded:
+    if isinstance(item, Loaded):
+        return item
+    index = item if isinstance(item, int) else item.index
+    try:
+        example = read(dataset, item) if isinstance(item, int) else _decoded(dataset, item)
+        pixels = _pixels(dataset, model, example)
+    except BadImageError as error:
+        return Loaded(index, bad=error)
+    image, mask = example.image, example.mask
+    crop = model.crop(*image.size)
+    patches = None
+    if dataset.mask_classes is not None:
+        if mask is None:
+            patches = np.full(model.grid.n_patches, NO_CLASS, np.uint16)
+        elif mask.shape != (image.height, image.width):
+            raise DatasetError(
+                f"{dataset.name(index)}: the mask is {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}."
+            )
+        else:
+            patches = patch_labels(mask, crop, model.grid)
+    return Loaded(index, pixels, -1 if example.label is None else int(example.label), image.size, crop, patches)
+
+
+def _pixels(dataset: ImageDataset, model: VisionModel, example: Example) -> Float[Tensor, "3 h w"]:
+    try:
+        pixels = torch.as_tensor(model.transform(example.image))
+    except SaevError:
+        raise
+    except Exception as error:  # a picture of one pixel, or of a million by one, is more than some transforms bear
+        why = f"the model's transform fails on its {example.image.width} x {example.image.height} px: {type(error).__name__}: {error}"
+        raise BadImageError(dataset.name(example.index), why.splitlines()[0]) from error
+    if pixels.ndim != 3:
+        raise ModelError(f"the model's transform gives {tuple(pixels.shape)} for {dataset.name(example.index)}; it must give [3, h, w].")
+    return pixels
+
+
+def read(dataset: ImageDataset, index: int) -> Example:
+    """Image `index`, decoded.
+
+    Raises:
+        BadImageError: it cannot be read, however the data set put it: decoding errors of Pillow and of the file
+            system count, for a plugin need not wrap them.
+        DatasetError: it has another number than it was asked for.
+    """
+    try:
+        example = dataset[index]
+    except Exception as error:
+        raise _bad(dataset, index, error) from error
+    if example.index != index:
+        raise DatasetError(f"image {index} of the data set says it is image {example.index}; numbers must not shift.")
+    return _decoded(dataset, example)
+
+
+def _decoded(dataset: ImageDataset, example: Example) -> Example:
+    try:
+        example.image.load()
+    except Exception as error:
+        raise _bad(dataset, example.index, error) from error
+    if example.image.mode != "RGB":
+        raise DatasetError(f"{dataset.name(example.index)}: the data set gave a picture of mode {example.image.mode}; convert it to RGB.")
+    if 0 in example.image.size:
+        raise BadImageError(dataset.name(example.index), "it has no pixels")
+    return example
+
+
+# What Pillow's decoders, numpy and the file system raise for a damaged image, as far as they do not share a base.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""The machine's trouble, not the image's."""
+
+
+def _bad(dataset: ImageDataset, index: int, error: Exception) -> Exception:
+    """`error` as the image's fault, where it is."""
+    if isinstance(error, SaevError) or not isinstance(error, _DAMAGE):
+        return error
+    if isinstance(error, OSError) and error.errno in _OURS:
+        return DatasetError(f"{dataset.name(index)}: {error.strerror}; use fewer threads (record.n_workers) or raise the limit.")
+    return BadImageError(dataset.name(index), f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def ahead(items: Iterator[T], depth: int) -> Generator[T]:
+    """The same items, made by a thread of its own, which stays at most `depth` of them ahead.
+
+    An error of `items` is raised where it would have come. Closing this closes `items`, in its thread, and waits for it.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def run() -> None:
+        last: tuple[bool, Any] = (False, None)
+        try:
+            for item in items:
+                if stop.is_set():
+                    break
+                ready.put((True, item))
+        except BaseException as error:  # noqa: BLE001 - raised again by the one who consumes
+            last = (False, error)
+        finally:
+            try:
+                if close := getattr(items, "close", None):
+                    close()
+            finally:
+                ready.put(last)
+
+    thread = threading.Thread(target=run, name="saev-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, value = ready.get()
+            if more:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:
+                ready.get(timeout=0.02)
+            except queue.Empty:
+                continue
+        thread.join()
