@@ -1,0 +1,425 @@
+"""`ActivationStore`: recorded activations on disk, a zarr v3 group that any zarr program can open. See docs/store-format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from pydantic import Field, ValidationError, model_validator
+
+from saev_core.arrays import Arrays, Reader, Table, create_arrays, local_path
+from saev_core.config import Config
+from saev_core.errors import StoreError
+from saev_core.norm import Norm
+from saev_core.progress import Track, silent
+from saev_core.shard_set import TOKENS, ShardSetWriter
+from saev_core.shards import Layout
+from saev_core.types import Box, Grid, Site
+
+FORMAT = 1
+"""Format version this code reads and writes."""
+
+
+class StoreMeta(Config):
+    """What a store holds. Equal `fingerprint`, equal activations; nothing here says where anything lies."""
+
+    format: int = FORMAT
+    """Format version of the store."""
+    model: dict[str, Any]
+    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is named by its digest."""
+    dataset: dict[str, Any]
+    """`name`, `options` (without locations) and `identity` of the data set plugin."""
+    transform: str = ""
+    """The transform that fed the model, as text."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of the distributions that recorded; not part of the fingerprint."""
+    rows: int = Field(ge=1)
+    """Rows of patches."""
+    cols: int = Field(ge=1)
+    """Columns of patches."""
+    patch_px: int = Field(ge=1)
+    """Side of a patch in pixels of the transformed image."""
+    n_prefix: int = Field(default=0, ge=0)
+    """Tokens before the patches: CLS first, then registers."""
+    d_model: int = Field(ge=1)
+    """Width of an activation vector."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Stored precision."""
+    n_images: int = Field(ge=1)
+    """Images, readable or not."""
+    chunk_images: int = Field(default=16, ge=1)
+    """Images per inner chunk."""
+    shard_images: int = Field(default=512, ge=1)
+    """Images per shard file."""
+    has_mask: bool = False
+    """Whether there is a class per patch."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.shard_images % self.chunk_images:
+            raise ValueError("shard_images must be a multiple of chunk_images")
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.rows, self.cols, self.patch_px, self.n_prefix)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, hex, of everything but `versions`."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"versions"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def n_shards(self) -> int:
+        return -(-self.n_images // self.shard_images)
+
+    def layouts(self) -> dict[str, Layout]:
+        """The sharded arrays of a site, by name."""
+        tokens = {"patches": self.grid.n_patches, "prefix": self.n_prefix}
+        return {
+            part: Layout(self.n_images, self.shard_images, self.chunk_images, (n, self.d_model), np.dtype(self.dtype))
+            for part, n in tokens.items()
+            if n
+        }
+
+    def image_tables(self) -> dict[str, Table]:
+        """The small arrays at the root, by name."""
+        n, per = self.n_images, self.shard_images
+        tables = {
+            "label": Table((n,), per, np.dtype(np.int32), -1),
+            "size": Table((n, 2), per, np.dtype(np.int32)),
+            "crop": Table((n, 4), per, np.dtype(np.float32)),
+        }
+        if self.has_mask:
+            tables["mask"] = Table((n, self.grid.n_patches), per, np.dtype(np.uint16))
+        return tables
+
+    def site_tables(self) -> dict[str, Table]:
+        """The small arrays of a site, by name; of the moments one row per shard, so that disjoint writers need no lock."""
+        shards = self.n_shards
+        return {
+            "done": Table((self.n_images,), self.shard_images, np.dtype(np.uint8)),
+            "count": Table((shards, 3), 1, np.dtype(np.int64)),
+            "sum": Table((shards, 3, self.d_model), 1, np.dtype(np.float64)),
+            "sumsq": Table((shards, 3), 1, np.dtype(np.float64)),
+        }
+
+
+class ActivationStore:
+    """Activations of `n_images` images at one or more sites. Make one with `create` or `open`.
+
+    A local store is read and written raw; any other fsspec URL goes through zarr-python.
+    """
+
+    def __init__(self, url: str, meta: StoreMeta) -> None:
+        self.url, self.meta, self.grid = url, meta, meta.grid
+        self._arrays = Arrays(url)
+        self._layouts, self._tables = meta.layouts(), {**meta.image_tables(), **meta.site_tables()}
+
+    @classmethod
+    def create(cls, url: str | Path, meta: StoreMeta) -> ActivationStore:
+        """A new, empty store; the one that is there, if it was made for the same model, images and layout.
+
+        Several processes may call this at once.
+
+        Raises:
+            StoreError: something else is there (the difference is named), or the place is not writable.
+        """
+        if _attributes(url) is not None:
+            return cls.open(url)._expect(meta)
+        path = local_path(url)
+        if path is None:
+            _create_group(str(url), meta)
+            return cls.open(url)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise StoreError(f"{path} is there and is not an activation store; choose an empty or new folder.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Built aside and renamed: nobody ever sees half a store, and of two that create at once one wins whole.
+            temp = path.parent / f".{path.name}.{os.getpid()}.tmp"
+            try:
+                _create_group(str(temp), meta)
+                temp.rename(path)
+            except OSError:
+                if _attributes(url) is None:
+                    raise
+            finally:
+                shutil.rmtree(temp, ignore_errors=True)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot make a store there ({error.strerror or error}); choose another folder.") from None
+        return cls.open(url)._expect(meta)
+
+    @classmethod
+    def open(cls, url: str | Path) -> ActivationStore:
+        """The store at a path or URL, complete or not.
+
+        Raises:
+            StoreError: there is none, or it is of another format version.
+        """
+        attributes = _attributes(url)
+        if attributes is None:
+            raise StoreError(f"{url} is not an activation store; record one there with saev record --store {url}.")
+        version = attributes.get("format")
+        if version != FORMAT:
+            raise StoreError(f"{url} has store format {version}, this saev reads {FORMAT}; install the saev-core that recorded it.")
+        try:
+            meta = StoreMeta.model_validate(attributes)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            where = ".".join(map(str, detail["loc"]))
+            raise StoreError(f"{url}: the store's description is damaged ({where}: {detail['msg']}); record it again.") from None
+        return cls(str(url), meta)
+
+    def _expect(self, meta: StoreMeta) -> ActivationStore:
+        if self.meta.fingerprint == meta.fingerprint:
+            return self
+        have, want = self.meta.model_dump(exclude={"versions"}), meta.model_dump(exclude={"versions"})
+        differences = "; ".join(f"{key} {a} there, {b} here" for key, a, b in _differences(have, want))
+        raise StoreError(f"{self.url} was recorded otherwise ({differences}); record into another folder with --store.")
+
+    @property
+    def n_images(self) -> int:
+        return self.meta.n_images
+
+    @property
+    def n_shards(self) -> int:
+        return self.meta.n_shards
+
+    @property
+    def sites(self) -> list[Site]:
+        """Sites that have been added, complete or not, in order."""
+        if (path := local_path(self.url)) is not None:
+            names = [each.name for each in path.iterdir() if (each / "zarr.json").exists()]
+        else:
+            names = list(_zarr_group(self.url).group_keys())
+        return sorted(Site.parse(name) for name in names if "." in name and not name.startswith("."))
+
+    def add_site(self, site: Site) -> None:
+        """Make room for a site; nothing that is there is touched. Harmless if it was added before.
+
+        Raises:
+            StoreError: the store is not writable.
+        """
+        if site in self.sites:
+            return
+        arrays: dict[str, Layout | Table] = {**self._layouts, **self.meta.site_tables()}
+        path = local_path(self.url)
+        if path is None:
+            create_arrays(_zarr_group(self.url, "r+").create_group(str(site)), arrays)
+            return
+        import zarr
+
+        temp = path / f".{site}.{os.getpid()}.tmp"
+        try:
+            create_arrays(zarr.create_group(str(temp), overwrite=True), arrays)
+            temp.rename(path / str(site))
+        except OSError as error:
+            if site not in self.sites:  # otherwise another recorder was first
+                raise StoreError(f"{path}: cannot add {site} ({error.strerror or error}); check permissions and free space.") from None
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+
+    def done(self, site: Site) -> UInt8[np.ndarray, " n_images"]:
+        """0 not yet recorded, 1 recorded, 2 missing: the image could not be read."""
+        return self._get(f"{self._known(site)}/done")
+
+    def shards_done(self, site: Site) -> Bool[np.ndarray, " n_shards"]:
+        """Which shards are recorded, and their files there."""
+        done = self.done(site)
+        starts = np.arange(0, self.n_images, self.meta.shard_images)
+        whole: np.ndarray = np.minimum.reduceat(done, starts) > 0
+        for shard in np.flatnonzero(whole):
+            whole[shard] = all(self._arrays.has_shard(f"{site}/{part}", layout, int(shard)) for part, layout in self._layouts.items())
+        return whole
+
+    def complete(self, site: Site) -> bool:
+        """Whether every image is recorded or known to be missing."""
+        return bool(self.shards_done(site).all())
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n_images"]:
+        """int32 class numbers; -1 unknown or not yet recorded."""
+        return self._get("label")
+
+    @property
+    def sizes(self) -> Int[np.ndarray, "n_images 2"]:
+        """Width and height of the originals, in pixels; 0 where not recorded."""
+        return self._get("size")
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Majority class per patch, uint16 `[n_images, n_patches]`; None if the data set has no masks."""
+        return self._get("mask") if self.meta.has_mask else None
+
+    def crop(self, index: int) -> Box:
+        """The part of original `index` that the model saw, in original pixels; with it `grid.box` maps patches back."""
+        shard, row = divmod(int(index), self.meta.shard_images)
+        return Box(*map(float, self._arrays.get("crop", self._tables["crop"], shard)[row]))
+
+    def write_shard(self, sites: list[Site], shard: int) -> ShardSetWriter:
+        """A writer of one shard into `sites`, which must have been added. Writers of different shards need no lock.
+
+        Raises:
+            StoreError: no such site or shard, or the store is not writable.
+        """
+        if not 0 <= shard < self.n_shards:
+            raise StoreError(f"{self.url} has shards 0 to {self.n_shards - 1}, not {shard}.")
+        return ShardSetWriter(self._arrays, shard, [self._known(site) for site in sites], self._layouts, self._tables)
+
+    def reader(self, site: Site, part: Literal["patches", "prefix"] = "patches") -> Reader:
+        """Reads whole inner chunks of one array, each checked; safe from several threads.
+
+        Raises:
+            StoreError: no such site, or no prefix tokens.
+        """
+        if part not in self._layouts:
+            raise StoreError(f"{self.url} has no {part} tokens: {self.meta.model.get('name')} has no CLS token; read patches or mean.")
+        return self._arrays.reader(f"{self._known(site)}/{part}", self._layouts[part])
+
+    def read(self, site: Site, index: Any, part: Literal["patches", "prefix"] = "patches") -> np.ndarray:
+        """Raw activations `[n, n_tokens, d_model]` in the stored dtype, in the order asked for; missing images are zero.
+
+        Args:
+            index: image numbers `[n]`, or a slice.
+
+        Raises:
+            StoreError: a chunk is damaged or not yet recorded (its file is named), or there is no such image.
+        """
+        reader, size = self.reader(site, part), self.meta.chunk_images
+        numbers = np.arange(self.n_images)[index] if isinstance(index, slice) else np.asarray(index, np.int64).reshape(-1)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.n_images:
+            raise StoreError(f"{self.url} holds images 0 to {self.n_images - 1}, not {numbers.min()} to {numbers.max()}.")
+        out = np.empty((len(numbers), *reader.layout.row), reader.layout.dtype)
+        buffer = np.empty((size, *reader.layout.row), reader.layout.dtype)
+        order = np.argsort(numbers // size, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(numbers[order] // size)) + 1) if len(numbers) else []:
+            chunk = int(numbers[places[0]]) // size
+            reader.read(chunk, buffer)
+            out[places] = buffer[numbers[places] - chunk * size]
+        return out
+
+    def moments(self, site: Site, tokens: str = "patches") -> tuple[int, Float[np.ndarray, " d_model"], float]:
+        """Number of vectors, their sum and their summed squared length, in float64, over all recorded images.
+
+        Args:
+            tokens: `patches`, `cls` or `mean`.
+        """
+        if tokens == "cls" and not self.meta.n_prefix:
+            self.reader(site, "prefix")
+        policy, site = TOKENS.index(tokens), self._known(site)
+        count, total, squares = (self._get(f"{site}/{name}") for name in ("count", "sum", "sumsq"))
+        # add.reduce over the first axis adds row by row: the same bits whoever wrote which shard, and when.
+        return int(count[:, policy].sum()), np.add.reduce(total[:, policy], axis=0), float(sum(squares[:, policy].tolist()))
+
+    def norm(self, site: Site, tokens: str = "patches") -> Norm:
+        """The shift and scale to mean 0 and mean squared length `d_model`.
+
+        Raises:
+            StoreError: nothing is recorded, or `cls` is asked of a model without prefix tokens.
+        """
+        return Norm.from_moments(*self.moments(site, tokens))
+
+    def resolve(self, layer: int, stream: str = "resid") -> Site:
+        """The recorded site of a layer; negative layers count from the model's last block.
+
+        Raises:
+            StoreError: it is not recorded; those that are get named.
+        """
+        n_blocks = self.meta.model.get("n_blocks")
+        if layer < 0 and n_blocks is None:
+            raise StoreError(f"{self.url} does not say how many blocks its model has; give the layer as a block number.")
+        number = layer if layer >= 0 else layer + int(n_blocks or 0)
+        held = self.sites
+        if number < 0 or Site(number, stream) not in held:
+            asked = f"{stream}.{number}" if number >= 0 else f"layer {layer}"
+            raise StoreError(
+                f"{self.url} holds {', '.join(map(str, held)) or 'no site yet'}, not {asked}; "
+                f"choose one of these layers, or add it with saev record --layers {layer}."
+            )
+        return Site(number, stream)
+
+    def verify(self, sites: list[Site] | None = None, track: Track = silent) -> list[str]:
+        """Everything that is wrong with the recorded shards, a line each, naming the file; empty if all is well."""
+        sites = self.sites if sites is None else [self._known(site) for site in sites]
+        problems = [line for name, table in self.meta.image_tables().items() for line in self._arrays.verify(name, table)]
+        with track("verify", len(sites) * self.n_shards, "shards") as meter:
+            for site in sites:
+                small = [line for name, table in self.meta.site_tables().items() for line in self._arrays.verify(f"{site}/{name}", table)]
+                problems += small
+                for shard in range(self.n_shards):
+                    meter.update(1)
+                    if not self._recorded(site, shard):
+                        continue
+                    for part in self._layouts:
+                        problems += self.reader(site, part).verify(shard)  # type: ignore[arg-type]
+        return problems
+
+    def _recorded(self, site: Site, shard: int) -> bool:
+        try:
+            return bool(self._arrays.get(f"{site}/done", self._tables["done"], shard).all())
+        except StoreError:  # `verify` has named it; the data are still worth reading
+            return True
+
+    def _known(self, site: Site) -> Site:
+        path = local_path(self.url)
+        if not ((path / str(site) / "zarr.json").exists() if path is not None else site in self.sites):
+            raise StoreError(f"{self.url} holds {', '.join(map(str, self.sites)) or 'no site yet'}, not {site}.")
+        return site
+
+    def _get(self, name: str) -> np.ndarray:
+        return self._arrays.get(name, self._tables[name.rpartition("/")[2]])
+
+
+def _attributes(url: str | Path) -> dict[str, Any] | None:
+    """The store's description, unchecked; None if there is no store."""
+    path = local_path(url)
+    if path is not None:
+        try:
+            root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path / 'zarr.json'}: not readable ({error}); record the store again.") from None
+        found = root.get("attributes", {}).get("saev") if isinstance(root, dict) else None
+    else:
+        try:
+            found = _zarr_group(str(url)).attrs.get("saev")
+        except FileNotFoundError:
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def _zarr_group(url: str, mode: Any = "r") -> Any:
+    import zarr
+
+    try:
+        return zarr.open_group(url, mode=mode)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise StoreError(f"{url} cannot be opened ({error}); check the URL, and install its fsspec driver (s3fs, gcsfs).") from None
+
+
+def _create_group(url: str, meta: StoreMeta) -> None:
+    import zarr
+
+    group = zarr.create_group(url, overwrite=True, attributes={"saev": meta.model_dump(mode="json")})
+    create_arrays(group, meta.image_tables())
+
+
+def _differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys([*have, *want]):
+        a, b = have.get(key), want.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append((f"{prefix}{key}", a, b))
+    return found
