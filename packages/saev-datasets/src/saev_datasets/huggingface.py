@@ -1,0 +1,312 @@
+"""Any image data set that the `datasets` library reads: from the hub, its cache, or a local folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pydantic import Field
+
+from saev_core.config import DatasetConfig
+from saev_core.dataset import ImageDataset, digest
+from saev_core.errors import BadImageError, DatasetError
+from saev_core.images import open_mask, open_rgb
+from saev_core.types import Example
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 10  # the hub's own client retries for 25 s before it says that there is no network
+
+
+class HuggingFaceConfig(DatasetConfig):
+    locations = ("name",)
+
+    name: str = ""
+    """A data set's name on the hub, or a local folder or file (parquet, arrow, `save_to_disk`, image folder)."""
+    split: str = ""
+    """Which split; left out: `train`, or the only one there is."""
+    config: str = ""
+    """Which configuration (subset), where the data set has several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; left out: the newest."""
+    image: str = ""
+    """Column of the images; left out: the only one that holds images."""
+    label: str = ""
+    """Column of the labels; left out: the one of class labels, if any. `none`: no labels."""
+    mask: str = ""
+    """Column of the masks (images of class numbers), if any."""
+    streaming: bool = False
+    """Read in order over the network; download nothing."""
+    n: int = Field(default=0, ge=0)
+    """Only the first `n` images; 0: all. Needed when streaming a data set that does not say how long it is."""
+
+
+class HuggingFace(ImageDataset):
+    """A `datasets` data set. Rows keep their number; an unreadable row is a `BadImageError` in its place.
+
+    A stream is read in order through `examples`. Asking it for one index works, but reads all rows before it again.
+    """
+
+    Config = HuggingFaceConfig
+
+    def __init__(self, cfg: HuggingFaceConfig) -> None:
+        if not cfg.name:
+            raise DatasetError("huggingface needs a name or path: --dataset huggingface:NAME.")
+        self._cfg = cfg
+        self._local = Path(cfg.name).expanduser() if Path(cfg.name).expanduser().exists() else None
+        rows, self.split = _load(cfg, self._local)
+        self.sequential = not hasattr(rows, "num_rows")
+        features = rows.features or (rows._resolve_features().features if self.sequential else None)
+        if not features:
+            raise DatasetError(f"{cfg.name} does not say what columns it has; load it without streaming.")
+        self._image = _image_column(cfg, features)
+        self._label, self.classes, self._number = _labels(cfg, features, rows)
+        for column in filter(None, (self._image, cfg.mask)):
+            if column not in features:
+                raise DatasetError(f"{cfg.name} has no column {column!r}; it has {', '.join(features)}.")
+            rows = rows.cast_column(column, _undecoded(cfg, column, features[column]))
+        self._rows = rows.select_columns([column for column in (self._image, self._label, cfg.mask) if column])
+        self._n = self._length(rows)
+        self._lock = Lock()
+        self._open: tuple[int, Iterator[dict[str, Any]]] | None = None
+
+    def _length(self, rows: Any) -> int:
+        known: int | None = None
+        if not self.sequential:
+            known = rows.num_rows
+        elif rows.info.splits and self.split in rows.info.splits:
+            known = rows.info.splits[self.split].num_examples
+        if not known and not self._cfg.n and self.sequential:
+            raise DatasetError(f"{self._cfg.name} does not say how many images it has; give dataset.options.n to stream that many.")
+        return min(filter(None, (known, self._cfg.n)), default=0)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self._n:
+            raise IndexError(index)
+        if not self.sequential:
+            return self._example(index, self._rows[index])
+        found = next(self.examples(index, index + 1))
+        if isinstance(found, BadImageError):
+            raise found
+        return found
+
+    def examples(self, start: int, stop: int) -> Iterator[Example | BadImageError]:
+        if not self.sequential:
+            yield from super().examples(start, stop)
+            return
+        with self._lock:
+            kept, self._open = self._open, None
+        rows = kept[1] if kept and kept[0] == start else iter(self._rows.skip(start))
+        for index in range(start, stop):
+            row = next(rows, None)
+            if row is None:
+                raise DatasetError(f"{self._cfg.name} ended after {index} images, not {self._n}; set dataset.options.n to that.")
+            if index == stop - 1:
+                # Kept for whoever goes on here: skipping to a place costs as much as reading up to it.
+                with self._lock:
+                    self._open = stop, rows
+            try:
+                yield self._example(index, row)
+            except BadImageError as error:
+                yield error
+
+    def _example(self, index: int, row: dict[str, Any]) -> Example:
+        name = self.name(index)
+        image = open_rgb(*_source(row[self._image], name))
+        mask = open_mask(*_source(row[self._cfg.mask], name)) if self._cfg.mask else None
+        value = row[self._label] if self._label else None
+        if self._number is not None:
+            value = self._number.get(value)
+        # The hub marks the labels of a hidden test split with -1.
+        return Example(index, image, None if value is None or value < 0 else int(value), mask)
+
+    def name(self, index: int) -> str:
+        return f"{self._cfg.name} {self.split} row {index}"
+
+    def identity(self) -> str:
+        cfg = self._cfg
+        where: object = cfg.name
+        if self._local:
+            where = _contents(self._local)
+        columns = [self._image, self._label, cfg.mask]
+        return digest(where, cfg.config, cfg.revision, self.split, columns, self._n, list(self.classes or ()))
+
+
+def _load(cfg: HuggingFaceConfig, local: Path | None) -> tuple[Any, str]:
+    """The rows (`Dataset` or `IterableDataset`) and the name of the split they are of."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DatasetError('this data set needs the datasets library; pip install "saev-datasets[huggingface]".') from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        if local and (local / "dataset_dict.json").is_file():
+            return _pick_split(cfg, datasets.load_from_disk(str(local)))
+        if local and (local / "state.json").is_file():
+            return datasets.load_from_disk(str(local)), cfg.split or "train"
+        if local:
+            return _pick_split(cfg, _load_local(cfg, local))
+        return _load_hub(cfg)
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever a reader of a stranger's files raises
+        raise DatasetError(_explain(cfg.name, error)) from error
+
+
+def _load_local(cfg: HuggingFaceConfig, local: Path) -> Any:
+    import datasets
+
+    if not local.is_file():
+        _refuse_empty(local)
+        return datasets.load_dataset(str(local), cfg.config or None, streaming=cfg.streaming)
+    kind = {".parquet": "parquet", ".arrow": "arrow"}.get(local.suffix.lower())
+    if kind is None:
+        raise DatasetError(f"{local} is neither a folder nor a .parquet or .arrow file.")
+    return datasets.load_dataset(kind, data_files={cfg.split or "train": str(local)}, streaming=cfg.streaming)
+
+
+def _refuse_empty(folder: Path) -> None:
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read: {error.strerror}; check its permissions.") from error
+    if empty:
+        raise DatasetError(f"{folder} is empty; name the folder that holds the data set.")
+
+
+def _load_hub(cfg: HuggingFaceConfig) -> tuple[Any, str]:
+    import datasets
+
+    if cfg.name.startswith(("/", ".", "~")) or cfg.name.count("/") > 1:
+        raise DatasetError(f"{cfg.name} does not exist; name a local folder, or a data set on the hub as owner/name.")
+    options: dict[str, Any] = {"name": cfg.config or None, "revision": cfg.revision or None, "streaming": cfg.streaming}
+    before = datasets.config.HF_HUB_OFFLINE
+    if not before and not _reachable(datasets.config.HF_ENDPOINT):
+        logger.info("%s is not reachable; looking for a downloaded copy of %s", datasets.config.HF_ENDPOINT, cfg.name)
+        before, datasets.config.HF_HUB_OFFLINE = False, True
+    try:
+        if datasets.config.HF_HUB_OFFLINE:
+            # What is on the disk already needs no stream.
+            options |= {"revision": None, "streaming": False}
+        split = cfg.split or None
+        loaded = datasets.load_dataset(cfg.name, split=split, **options)
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    return (loaded, cfg.split) if split else _pick_split(cfg, loaded)
+
+
+def _reachable(endpoint: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE_S):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+
+
+def _pick_split(cfg: HuggingFaceConfig, loaded: Any) -> tuple[Any, str]:
+    if not isinstance(loaded, dict):
+        return loaded, cfg.split or "train"
+    names = list(loaded)
+    split = cfg.split or ("train" if "train" in names else names[0] if len(names) == 1 else "")
+    if not split:
+        raise DatasetError(f"{cfg.name} has the splits {', '.join(names)}; choose one with dataset.options.split.")
+    if split not in names:
+        raise DatasetError(f"{cfg.name} has no split {split!r}; it has {', '.join(names)}.")
+    return loaded[split], split
+
+
+def _explain(name: str, error: Exception) -> str:
+    """One line for whatever `datasets` raised."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "gated" in text:
+        return f"{name} is a gated data set: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN."
+    if isinstance(error, ConnectionError):
+        return f"{name}: the hub is not reachable, and no copy has been downloaded; check the network, or give a local folder."
+    if isinstance(error, FileNotFoundError) and "Hub" in text:
+        return f"{name} is neither on the hub (or is private: log in with `hf auth login`) nor a local folder."
+    cause = error.__cause__ or error.__context__
+    if cause is not None and type(error).__name__ == "DatasetGenerationError":
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())
+    return f"{name} cannot be loaded: {text[:300]}"
+
+
+def _image_column(cfg: HuggingFaceConfig, features: Any) -> str:
+    import datasets
+
+    if cfg.image:
+        return cfg.image
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image) and name != cfg.mask]
+    if len(found) == 1:
+        return str(found[0])
+    if usual := [name for name in ("image", "img") if name in found]:
+        return str(usual[0])
+    have = f"image columns {', '.join(found)}" if found else f"no image column, only {', '.join(features)}"
+    raise DatasetError(f"{cfg.name} has {have}; name one with dataset.options.image.")
+
+
+def _labels(cfg: HuggingFaceConfig, features: Any, rows: Any) -> tuple[str, list[str] | None, dict[Any, int] | None]:
+    """Column, class names, and the number of each value where the column does not hold numbers already."""
+    import datasets
+
+    if cfg.label == "none":
+        return "", None, None
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    column = cfg.label or next((name for name in ("label", "labels") if name in found), found[0] if found else "")
+    if not column:
+        return "", None, None
+    if column not in features:
+        raise DatasetError(f"{cfg.name} has no column {column!r}; it has {', '.join(features)}.")
+    if isinstance(features[column], datasets.ClassLabel):
+        return column, list(features[column].names), None
+    if not hasattr(rows, "num_rows"):
+        raise DatasetError(f"{column!r} of {cfg.name} holds no class labels; give dataset.options.label none, or do not stream.")
+    values = sorted(value for value in rows.unique(column) if value is not None)
+    return column, [str(value) for value in values], {value: number for number, value in enumerate(values)}
+
+
+def _undecoded(cfg: HuggingFaceConfig, column: str, feature: Any) -> Any:
+    """The column as bytes and path: decoding is ours, so that one bad image does not end the job."""
+    import datasets
+
+    kind = getattr(feature, "dtype", "")
+    if not isinstance(feature, datasets.Image) and kind not in ("binary", "large_binary", "string") and not isinstance(feature, dict):
+        raise DatasetError(f"column {column!r} of {cfg.name} holds {kind or type(feature).__name__}, not images.")
+    return datasets.Image(decode=False)
+
+
+def _source(value: dict[str, Any] | None, name: str) -> tuple[bytes | Path, str]:
+    if value is None or (value.get("bytes") is None and not value.get("path")):
+        raise BadImageError(name, "empty")
+    path = value.get("path") or ""
+    name = f"{name} ({path})" if path else name
+    if value.get("bytes") is not None:
+        return value["bytes"], name
+    if "://" not in path:
+        return Path(path), name
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read(), name
+    except (OSError, ValueError) as error:
+        raise BadImageError(name, f"{type(error).__name__}: {error}") from error
+
+
+def _contents(local: Path) -> list[list[Any]]:
+    """Name and size of every data file, relative: equal for a copy elsewhere."""
+    if local.is_file():
+        return [[local.name, local.stat().st_size]]
+    files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith((".", "cache-")))
+    return [[file.relative_to(local).as_posix(), file.stat().st_size] for file in files]
