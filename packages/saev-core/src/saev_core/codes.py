@@ -59,6 +59,10 @@ class Codes:
             torch.arange(len(self), device=self.offsets.device), self.offsets.diff(), output_size=len(self.feature)
         )
 
+    def counts(self) -> Int[Tensor, " d_sae"]:
+        """In how many rows each feature is active."""
+        return torch.bincount(self.feature[self.value != 0], minlength=self.d_sae)
+
     def dense(self) -> Float[Tensor, "n d_sae"]:
         """All features, mostly zero. For small batches and tests."""
         z = self.value.new_zeros(len(self), self.d_sae)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saev_core.codes import Codes
 from saev_core.config import PluginRef, SAEConfig
 from saev_core.errors import ConfigError, ShapeError
+from saev_core.kernels import Workspace, backward_codes
 from saev_core.plugins import resolve
 
 
@@ -26,6 +27,8 @@ class Progress:
     """Steps in all."""
     dead: Tensor | None = None
     """bool `[d_sae]`: features that have not fired for `train.dead_after` vectors."""
+    generator: torch.Generator | None = None
+    """Where a variant that draws numbers draws them: saved with the training state, so that a resumed run repeats them."""
 
     def warmup(self, n: int) -> float:
         """Rises linearly from 0 to 1 over `n` steps; 1 where `n` is 0."""
@@ -38,8 +41,20 @@ class Step:
 
     loss: Tensor
     x_hat: Tensor
-    z: Tensor | Codes
+    z: Tensor | Codes | None
+    """None where the step kept no codes and counted them instead."""
     metrics: dict[str, float] = field(default_factory=dict)
+    active: Tensor | None = None
+    """How often each feature was active, `[d_sae]`; counted from `z` where it is None."""
+
+    def counts(self) -> Int[Tensor, " d_sae"]:
+        """How often each feature was active in the batch."""
+        if self.active is not None:
+            return self.active
+        assert self.z is not None
+        if isinstance(self.z, Codes):
+            return self.z.counts()
+        return self.z.detach().reshape(-1, self.z.shape[-1]).count_nonzero(0)
 
 
 class SAE(nn.Module):
@@ -51,11 +66,16 @@ class SAE(nn.Module):
 
     Config: ClassVar[type[SAEConfig]] = SAEConfig
 
+    selects: ClassVar[bool] = False
+    """True where an active value IS its pre-activation (ReLU, TopK, BatchTopK) and `penalty` takes `Codes`: training
+    then runs on `codes`, several times faster than on the dense form."""
+
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if cfg.d_in < 1 or cfg.d_sae < 1:
             raise ConfigError("an SAE needs d_in and d_sae; use cfg.sized(d_in) or make_sae.")
         self.cfg = cfg
+        self.work = Workspace()
         W_dec = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W_dec)
         # clone: a transposed view would share memory with W_dec, and loading would then write both.
@@ -77,9 +97,13 @@ class SAE(nn.Module):
         Raises:
             ShapeError: the last axis is not `d_in`.
         """
+        self.check_width(x)
+        return x @ self.W_enc + self.b_enc
+
+    def check_width(self, x: Tensor) -> None:
+        """Raises ShapeError where the last axis is not `d_in`."""
         if x.shape[-1] != self.d_in:
             raise ShapeError(f"activations are {x.shape[-1]} wide, this SAE takes {self.d_in}.")
-        return x @ self.W_enc + self.b_enc
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations, mostly zero, never negative."""
@@ -98,40 +122,80 @@ class SAE(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return self.decode(self.encode(x))
 
-    def penalty(self, z: Float[Tensor, "n d_sae"], progress: Progress) -> Float[Tensor, ""]:
-        """What is added to the reconstruction error; nothing by default."""
-        return z.new_zeros(())
+    def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
+        """What is added to the reconstruction error, differentiable in the values; nothing by default."""
+        return (z.value if isinstance(z, Codes) else z).new_zeros(())
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         """Mean squared distance per vector plus `penalty`, differentiable."""
         z = self.encode(x)
         x_hat = self.decode(z)
-        error = (x - x_hat).pow(2).sum(-1).mean()
+        error = (x - x_hat).square().sum(-1).mean()
         return Step(error + self.penalty(z, progress), x_hat, z, {"mse": float(error.detach())})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        """Fill every parameter's `.grad` for one batch. The default differentiates `loss`; a variant with a
-        hand-written gradient overrides it and must agree with autograd (`SAEContract` checks)."""
+        """Fill every parameter's `.grad` for one batch, overwriting what was there.
+
+        Differentiates `loss`, or takes the lean step where the variant `selects` (CPU). A variant with a hand-written
+        gradient of its own overrides it; it must agree with autograd, and `SAEContract` checks that it does.
+        """
+        if self.selects and not x.is_cuda:
+            return self.backward_lean(x, progress)
+        return self.backward_autograd(x, progress)
+
+    def backward_autograd(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        """`backward` by differentiating `loss`."""
         self.zero_grad(set_to_none=True)
-        step = self.loss(x, progress)
-        step.loss.backward()  # type: ignore[no-untyped-call]
-        return step
+        with torch.enable_grad():
+            step = self.loss(x, progress)
+            step.loss.backward()  # type: ignore[no-untyped-call]
+        z = step.z.detach() if isinstance(step.z, Tensor) else step.z
+        return replace(step, loss=step.loss.detach(), x_hat=step.x_hat.detach(), z=z)
+
+    @torch.no_grad()
+    def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        """`backward` from sparse codes alone; see `kernels`."""
+        codes = self.codes(x)
+        slope, penalty = self._slope(codes, progress)
+        error, x_hat = backward_codes(self, x, codes, slope)
+        return Step(error + penalty, x_hat, codes, {"mse": float(error)})
+
+    def _slope(self, codes: Codes, progress: Progress) -> tuple[Tensor | None, Tensor]:
+        """The penalty's derivative by each value, and the penalty."""
+        if type(self).penalty is SAE.penalty:
+            return None, codes.value.new_zeros(())
+        with torch.enable_grad():
+            value = codes.value.detach().requires_grad_()
+            penalty = self.penalty(replace(codes, value=value), progress)
+            (slope,) = torch.autograd.grad(penalty, value)
+        return slope, penalty.detach()
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """Set weights from a sample of normalised activations before training; see `saes.init`."""
+        """Set weights from a sample of normalised activations before training, if `cfg.data_init`; see `saes.init`.
+
+        Without it the encoder's scale alone is fitted.
+        """
+        from saev_core.saes.init import calibrate, initialise_from_data
+
+        if self.cfg.data_init:
+            initialise_from_data(self, x, generator)
+        else:
+            calibrate(self, x)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Take out the part of the decoder's gradient that would only change its rows' lengths."""
         grad = self.W_dec.grad
-        if grad is not None:
-            grad.sub_(self.W_dec * (grad * self.W_dec).sum(1, keepdim=True))
+        if grad is not None and self.cfg.remove_parallel_grads and self.cfg.normalize_w_dec:
+            along = torch.linalg.vecdot(grad, self.W_dec)
+            grad.addcmul_(self.W_dec, along[:, None], value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Restore what an optimiser step breaks: decoder rows of length 1."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
+        if self.cfg.normalize_w_dec:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
 
     def default_lr(self) -> float:
         """Peak learning rate of Adam where the configuration names none."""

@@ -1,0 +1,148 @@
+"""`evaluate`: how good an SAE is, on images it was not trained on; one definition of each number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.codes import Codes
+from saev_core.config import EvaluateConfig
+from saev_core.errors import CheckpointError
+from saev_core.progress import Track, silent
+
+if TYPE_CHECKING:
+    from saev_core.store import ActivationStore
+
+LOG_FREQUENCY = np.linspace(-8, 0, 81)
+"""Edges of the histogram of log10 frequency."""
+LOG_VALUE = np.linspace(-4, 3, 71)
+"""Edges of the histogram of log10 mean value."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The card, plain numbers that go into the checkpoint, and two numbers of every feature."""
+
+    card: dict[str, Any]
+    frequency: np.ndarray[Any, np.dtype[np.float64]]
+    """Share of vectors on which each feature is active."""
+    mean_value: np.ndarray[Any, np.dtype[np.float64]]
+    """Mean of each feature where it is active; 0 where it never is."""
+
+
+class Tally:
+    """Sums over a stream of normalised vectors, in float64. Feed it, then ask for the result.
+
+    NMSE (also FVU) = sum |x - x_hat|^2 / (sum |x|^2 - |sum x|^2 / N): the variance is that of the whole set, about the
+    mean VECTOR. Unchanged by shifting and scaling, so it is the same for raw and for normalised activations.
+    """
+
+    def __init__(self, d_in: int, d_sae: int, device: torch.device | str = "cpu") -> None:
+        self.n = 0
+        self._x = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self._x_sq = self._error = 0.0
+        self._count = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self._value = torch.zeros(d_sae, dtype=torch.float64, device=device)
+
+    def add(self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"], codes: Codes) -> None:
+        """Vectors, their reconstructions, their codes."""
+        x64 = x.double()
+        self.n += len(x)
+        self._x += x64.sum(0)
+        self._x_sq += float(x64.square().sum())
+        self._error += float((x64 - x_hat).square().sum())
+        self._count += codes.counts()
+        self._value += torch.bincount(codes.feature, weights=codes.value.double(), minlength=codes.d_sae)
+
+    def result(self, cfg: EvaluateConfig) -> Evaluation:
+        """Everything that follows from the sums.
+
+        Raises:
+            CheckpointError: nothing was added.
+        """
+        if self.n == 0:
+            raise CheckpointError("there is no vector to evaluate on; check read.heldout and that the recording is complete.")
+        spread = self._x_sq - float(self._x @ self._x) / self.n
+        nmse = self._error / spread if spread > 0 else 0.0
+        frequency = (self._count / self.n).cpu().numpy()
+        mean = (self._value / self._count.clamp_min(1)).cpu().numpy()
+        fires = frequency > 0
+        groups = {"dead": ~fires, "almost_dead": fires & (frequency < cfg.almost_dead), "dense": frequency > cfg.dense}
+        card: dict[str, Any] = {
+            "nmse": nmse,
+            "explained_variance": 1 - nmse,
+            "l0": float(self._count.sum()) / self.n,
+            "l1": float(self._value.sum()) / self.n,
+            "mse": self._error / self.n,
+            **{name: float(mask.mean()) for name, mask in groups.items()},
+            **{f"n_{name}": int(mask.sum()) for name, mask in groups.items()},
+            "n_vectors": self.n,
+            "d_sae": len(frequency),
+            "thresholds": {"almost_dead": cfg.almost_dead, "dense": cfg.dense},
+            "histograms": {
+                "log_frequency": _histogram(np.log10(frequency[fires]), LOG_FREQUENCY),
+                "log_value": _histogram(np.log10(mean[fires]), LOG_VALUE),
+            },
+        }
+        return Evaluation(card, frequency, mean)
+
+
+def _histogram(values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> dict[str, list[float] | list[int]]:
+    """Counts between edges; what lies outside counts in the outermost bins."""
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return {"edges": [round(float(edge), 6) for edge in edges], "counts": [int(c) for c in counts]}
+
+
+@torch.no_grad()
+def evaluate(
+    checkpoint: Checkpoint,
+    store: ActivationStore,
+    cfg: EvaluateConfig,
+    *,
+    images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
+    track: Track = silent,
+) -> Evaluation:
+    """Measure a checkpoint on the store's held-out images, or on others.
+
+    The card: `nmse`, `explained_variance`, `l0` (mean count of active features), `l1` (mean sum of values), `mse` (mean
+    squared distance per vector, normalised units), shares and counts of `dead` (never active here), `almost_dead`
+    and `dense` features, histograms of log10 frequency and log10 mean value, and what it was measured on.
+
+    Raises:
+        CheckpointError: the store is not the one the SAE was trained on, or there is no vector to measure.
+    """
+    from saev_core.source import ordered, split
+
+    checkpoint.check(store)
+    read = checkpoint.read
+    if isinstance(images, str):
+        held = split(store.n_images, read.heldout, read.split_seed)
+        chosen = {"heldout": held, "train": ~held, "all": np.ones_like(held)}[images].nonzero()[0]
+        what = images
+    else:
+        chosen, what = np.asarray(images), "chosen"
+    if len(chosen) == 0:
+        raise CheckpointError(
+            f"no image to evaluate on ({what}; read.heldout is {read.heldout:g}); pass images='all', or train with read.heldout > 0."
+        )
+    device = checkpoint.sae.W_dec.device
+    tally = Tally(checkpoint.sae.d_in, checkpoint.sae.d_sae, device)
+    sae = checkpoint.sae.frozen()
+    per_image = store.grid.n_patches if read.tokens == "patches" else 1
+    n_images = 0
+    with track("evaluate", len(chosen), "images") as meter:
+        for index, x in ordered(store, read, chosen, max(1, cfg.batch_size // per_image)):
+            vectors = checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device))
+            codes = sae.codes(vectors)
+            tally.add(vectors, sae.decode(codes), codes)
+            n_images += len(index)
+            meter.update(len(index))
+    result = tally.result(cfg)
+    result.card.update(n_images=n_images, images=what, heldout=read.heldout, split_seed=read.split_seed)
+    return result

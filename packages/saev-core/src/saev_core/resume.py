@@ -1,0 +1,142 @@
+"""The state of a training run on disk: written whole or not at all, the last two kept, so that a killed run goes on.
+
+<name>.training/step-00001000/state.safetensors    everything training changes
+<name>.training/step-00001000/state.json           where the source stood
+<name>.training/config.json                        what the run was told
+<name>.training/stopped.json                       why it ended early, if it diverged
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from saev_core.checkpoint import sync, write_synced
+from saev_core.config import TrainConfig
+from saev_core.errors import TrainError
+from saev_core.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+FREE = ("train.checkpoint_every", "train.log_every", "source.read.n_threads")
+"""Keys that leave no mark on the result, and may change between a run and its resumption."""
+
+
+def config_of(
+    cfg: TrainConfig, sae: dict[str, Any], source: dict[str, Any], *, sae_name: str, lr: float, seed: int, schedule: Schedule
+) -> dict[str, Any]:
+    """Everything that decides one SAE's result, as flat dotted keys."""
+    nested = {
+        "train": {**cfg.model_dump(mode="json"), "lr": lr, "seed": seed, "stream_seed": cfg.seed},
+        "sae": {"name": sae_name, **sae},
+        "source": source,
+        "schedule": asdict(schedule),
+    }
+    flat = _flat(json.loads(json.dumps(nested)))
+    return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class States:
+    """The training states of one SAE, beside its checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder.with_name(f"{folder.name}.training")
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Take up the folder for a run of this configuration.
+
+        Raises:
+            TrainError: it holds states of another configuration (names the keys that differ), or cannot be written.
+        """
+        file = self.path / "config.json"
+        try:
+            if self.steps():
+                theirs = json.loads(file.read_text(encoding="utf-8"))
+                if differ := sorted(key for key in theirs.keys() | config.keys() if theirs.get(key) != config.get(key)):
+                    was = "; ".join(f"{key} was {theirs.get(key)!r}, now {config.get(key)!r}" for key in differ[:5])
+                    more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+                    raise TrainError(
+                        f"{self.path} is a run of another configuration: {was}{more}; put it back, or delete that folder to start anew."
+                    )
+                return
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            write_synced(file, json.dumps(config, indent=1).encode())
+        except (OSError, ValueError) as error:
+            raise TrainError(f"{self.path} cannot be used ({error}); delete it or choose another --out.") from None
+
+    def steps(self) -> set[int]:
+        """Steps of which a state was written whole."""
+        return {int(path.name[5:]) for path in self.path.glob("step-*") if (path / "state.json").exists()}
+
+    def save(self, step: int, tensors: dict[str, Tensor], stream: dict[str, Any]) -> Path:
+        """Write a state and drop all but the last two.
+
+        Raises:
+            TrainError: it cannot be written.
+        """
+        final = self.path / f"step-{step:08d}"
+        new = self.path / f"new-{os.getpid()}"
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        meta = {"step": step, "source": stream, "sha256": hashlib.sha256(data).hexdigest()}
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            write_synced(new / "state.safetensors", data)
+            write_synced(new / "state.json", json.dumps(meta).encode())
+            shutil.rmtree(final, ignore_errors=True)
+            new.rename(final)
+            sync(self.path)
+        except OSError as error:
+            raise TrainError(f"{final} cannot be written: {error.strerror or error}; free space, then start again: it goes on.") from None
+        for old in sorted(self.steps())[:-KEEP]:
+            shutil.rmtree(self.path / f"step-{old:08d}", ignore_errors=True)
+        return final
+
+    def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and source state of a step; None if they are damaged."""
+        folder = self.path / f"step-{step:08d}"
+        try:
+            meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            data = (folder / "state.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() == meta["sha256"]:
+                return load(data), meta["source"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("%s is damaged (%s) and is passed over", folder, error)
+            return None
+        log.warning("%s is damaged (its checksum differs) and is passed over", folder)
+        return None
+
+    def stop(self, why: str) -> None:
+        """Note that training ended early."""
+        write_synced(self.path / "stopped.json", json.dumps({"why": why}).encode())
+
+    def stopped(self) -> str:
+        """Why training ended early; empty if it did not."""
+        file = self.path / "stopped.json"
+        return str(json.loads(file.read_text(encoding="utf-8"))["why"]) if file.exists() else ""
+
+    def clear(self) -> None:
+        """Training is done: take the states away."""
+        shutil.rmtree(self.path, ignore_errors=True)

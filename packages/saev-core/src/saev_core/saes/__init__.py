@@ -1,0 +1,1 @@
+"""The SAE variants of the core; others come as plugins."""

@@ -1,0 +1,60 @@
+"""AuxK: dead features learn to reconstruct what the living ones leave over.
+
+Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders, section A.2. https://arxiv.org/abs/2406.04093
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saev_core.kernels import grad, top_k
+from saev_core.sae import SAE
+
+
+def auxk_loss(
+    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int
+) -> Float[Tensor, ""]:
+    """sum |e - e_hat|^2 / sum |e - mean e|^2, times min(n_dead / k, 1); differentiable, 0 where nothing is dead.
+
+    Args:
+        error: e = x - x_hat, taken as given: no gradient flows into it.
+        k: how many of the dead features reconstruct each vector, by their ReLU'd pre-activations. Their sum e_hat
+            is taken WITHOUT the decoder bias, which would bias it.
+    """
+    pick = dead.nonzero().view(-1)
+    if len(pick) == 0:
+        return x.new_zeros(())
+    f = (x @ sae.W_enc[:, pick] + sae.b_enc[pick]).relu()
+    if len(pick) > k:
+        value, index = f.topk(k, dim=-1, sorted=False)
+        f = torch.zeros_like(f).scatter(1, index, value)
+    error = error.detach()
+    spread = (error - error.mean(0)).square().sum()
+    return (error - f @ sae.W_dec[pick]).square().sum() / spread * min(len(pick) / k, 1.0)
+
+
+@torch.no_grad()
+def auxk_backward(
+    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int, *, weight: float
+) -> Float[Tensor, ""]:
+    """`weight` times `auxk_loss`, whose gradient is added to the parameters': dense matmuls on the dead features alone."""
+    pick = dead.nonzero().view(-1)
+    if len(pick) == 0:
+        return x.new_zeros(())
+    W_enc, W_dec = sae.W_enc.detach()[:, pick], sae.W_dec.detach()[pick]
+    f = torch.addmm(sae.b_enc.detach()[pick], x, W_enc).clamp_min_(0)
+    if len(pick) > k:
+        value, index = top_k(f, k)
+        f.zero_().scatter_(1, index, value)
+    spread = (error - error.mean(0)).square().sum(dtype=torch.float64)
+    residual = (f @ W_dec).sub_(error)
+    scale = weight * min(len(pick) / k, 1.0) / float(spread)
+    loss = residual.square().sum(dtype=torch.float64) * scale
+    residual.mul_(2 * scale)
+    d_f = (residual @ W_dec.T).mul_(f > 0)
+    grad(sae.W_enc).index_add_(1, pick, x.T @ d_f)
+    grad(sae.b_enc).index_add_(0, pick, d_f.sum(0))
+    grad(sae.W_dec).index_add_(0, pick, f.T @ residual)
+    return loss.to(x.dtype)

@@ -1,0 +1,62 @@
+"""Initialisation from data, and the encoder's scale that it needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.sae import SAE
+
+CALIBRATE_ON = 4096
+"""Vectors that the encoder's scale is fitted on; one scalar needs no more."""
+
+
+@torch.no_grad()
+def initialise_from_data(sae: SAE, x: Float[Tensor, "n d_in"], generator: torch.Generator, mix: float = 0.8) -> None:
+    """Decoder rows `mix` (x_i - mean) + (1 - mix) Kaiming noise, of length 1; encoder their transpose, calibrated.
+
+    `b_dec` becomes the mean and `b_enc` what makes the encoder see x - b_dec. The encoder is tied AFTER the rows are
+    normalised: tied before, it would be about sqrt(d_in) times too large.
+
+    Args:
+        x: a sample of normalised activations, 65,536 or more where there are so many.
+    """
+    n = len(x)
+    centre = x.double().mean(0).to(x.dtype)
+    order = torch.randperm(n, generator=generator) if n >= sae.d_sae else torch.randint(n, (sae.d_sae,), generator=generator)
+    rows = x[order[: sae.d_sae].to(x.device)] - centre
+    noise = torch.empty(sae.d_sae, sae.d_in, dtype=x.dtype)
+    # Kaiming for fan-in d_in: rows of length about sqrt(2), so their share of a row of length sqrt(d_in) is small.
+    noise.normal_(0, math.sqrt(2 / sae.d_in), generator=generator)
+    sae.W_dec.copy_(F.normalize(mix * rows + (1 - mix) * noise.to(x.device), dim=1))
+    sae.b_dec.copy_(centre)
+    tie(sae)
+    calibrate(sae, x[order[:CALIBRATE_ON].to(x.device)])
+
+
+@torch.no_grad()
+def tie(sae: SAE) -> None:
+    """Encoder = the decoder's transpose, acting on x - b_dec."""
+    sae.W_enc.copy_(sae.W_dec.T)
+    sae.b_enc.copy_(-(sae.b_dec @ sae.W_enc))
+
+
+@torch.no_grad()
+def calibrate(sae: SAE, x: Float[Tensor, "n d_in"]) -> float:
+    """Scale the encoder so that x_hat is as long as it should be; returns the factor.
+
+    Tied rows that share the data's common direction overshoot k-fold. The best single factor has a closed form,
+    <x_hat - b_dec, x - b_dec> / |x_hat - b_dec|^2, exact where codes are positively homogeneous in the encoder.
+    """
+    fit = (sae.decode(sae.codes(x)) - sae.b_dec).double()
+    norm = float(fit.square().sum())
+    factor = float((fit * (x - sae.b_dec)).sum()) / norm if norm > 0 else 1.0
+    if factor <= 0:
+        factor = 1.0
+    sae.W_enc.mul_(factor)
+    sae.b_enc.mul_(factor)
+    return factor

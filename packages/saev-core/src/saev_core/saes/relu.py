@@ -1,0 +1,79 @@
+"""`relu`: the classic SAE, ReLU features under an L1 penalty."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from saev_core.codes import Codes
+from saev_core.config import SAEConfig
+from saev_core.kernels import SPARSE_BELOW, backward_codes, backward_relu, encode_relu
+from saev_core.sae import SAE, Progress, Step
+
+
+class ReLUConfig(SAEConfig):
+    """Options of `relu`."""
+
+    main = "sparsity_coeff"
+
+    sparsity_coeff: float = Field(default=4.0, ge=0)
+    """Weight of the mean L1 norm of the features against the mean squared distance."""
+    n_sparsity_warmup: int = Field(default=500, ge=0)
+    """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
+
+
+class ReLU(SAE):
+    """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c mean |f|_1.
+
+    Where decoder rows are not kept at length 1, each value is weighted by its row's length, or the penalty could be
+    escaped by long rows.
+
+    Source: Bricken et al. 2023, Towards Monosemanticity. https://transformer-circuits.pub/2023/monosemantic-features
+    Row lengths in the penalty: Conerly et al. 2024, https://transformer-circuits.pub/2024/april-update/index.html
+    """
+
+    Config: ClassVar[type[SAEConfig]] = ReLUConfig
+    cfg: ReLUConfig
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        return self.pre(x).relu()
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        self.check_width(x)
+        codes = encode_relu(x, self.W_enc, self.b_enc, self.work)
+        assert codes is not None
+        return codes
+
+    def weight(self, progress: Progress) -> float:
+        """The sparsity coefficient after its warm-up."""
+        n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
+        return self.cfg.sparsity_coeff * progress.warmup(n)
+
+    def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
+        weight = self.weight(progress)
+        if isinstance(z, Codes):
+            return z.value.sum() * (weight / len(z))
+        if not self.cfg.normalize_w_dec:
+            z = z * self.W_dec.norm(dim=1)
+        return z.sum(-1).mean() * weight
+
+    def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        # Row lengths in the penalty have a gradient of their own, which the lean forms leave out.
+        if x.is_cuda or not self.cfg.normalize_w_dec:
+            return self.backward_autograd(x, progress)
+        return self._backward(x, self.weight(progress))
+
+    @torch.no_grad()
+    def _backward(self, x: Float[Tensor, "n d_in"], weight: float) -> Step:
+        n = len(x)
+        codes = encode_relu(x, self.W_enc, self.b_enc, self.work, below=SPARSE_BELOW)
+        if codes is None:
+            error, total, x_hat, active = backward_relu(self, x, weight / n)
+            return Step(error + total * (weight / n), x_hat, None, {"mse": float(error)}, active)
+        error, x_hat = backward_codes(self, x, codes, x.new_full((1,), weight / n))
+        return Step(error + codes.value.sum() * (weight / n), x_hat, codes, {"mse": float(error)})

@@ -1,0 +1,79 @@
+"""`topk`: exactly k features per vector, with AuxK against dead ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from saev_core.codes import Codes
+from saev_core.config import SAEConfig
+from saev_core.errors import ConfigError
+from saev_core.kernels import encode_top_k
+from saev_core.sae import SAE, Progress, Step
+from saev_core.saes.auxk import auxk_backward, auxk_loss
+
+
+class TopKConfig(SAEConfig):
+    """Options of `topk`."""
+
+    k: int = Field(default=32, ge=1)
+    """Active features per vector."""
+    auxk: float = Field(default=1 / 32, ge=0)
+    """Weight of the loss that revives dead features; 0: none."""
+    k_aux: int = Field(default=0, ge=0)
+    """Dead features that reconstruct each vector's error; 0: half of `d_in`."""
+
+
+class TopK(SAE):
+    """f = the k largest of relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + auxk d_in AuxK.
+
+    The published loss divides both terms by variances; ours is d_in times that, since activations are scaled to a mean
+    squared length of d_in.
+
+    Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders. https://arxiv.org/abs/2406.04093
+    """
+
+    Config: ClassVar[type[SAEConfig]] = TopKConfig
+    selects = True
+    cfg: TopKConfig
+
+    def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
+        """Raises ConfigError where k exceeds d_sae."""
+        super().__init__(cfg, generator)
+        if cfg.k > cfg.d_sae:
+            raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Feature activations; all but the k largest positive pre-activations are zero."""
+        f = self.pre(x).relu()
+        value, index = f.topk(self.cfg.k, dim=-1, sorted=False)
+        return torch.zeros_like(f).scatter(-1, index, value)
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        self.check_width(x)
+        return encode_top_k(x, self.W_enc, self.b_enc, self.cfg.k, self.work)
+
+    @property
+    def k_aux(self) -> int:
+        return self.cfg.k_aux or max(1, self.d_in // 2)
+
+    def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        step = super().loss(x, progress)
+        if progress.dead is None or self.cfg.auxk == 0:
+            return step
+        aux = auxk_loss(self, x, x - step.x_hat, progress.dead, self.k_aux)
+        return replace(step, loss=step.loss + self.cfg.auxk * self.d_in * aux)
+
+    @torch.no_grad()
+    def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        step = super().backward_lean(x, progress)
+        if progress.dead is None or self.cfg.auxk == 0:
+            return step
+        aux = auxk_backward(self, x, x - step.x_hat, progress.dead, self.k_aux, weight=self.cfg.auxk * self.d_in)
+        return replace(step, loss=step.loss + aux)

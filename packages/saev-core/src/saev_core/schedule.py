@@ -1,0 +1,49 @@
+"""How long a run is, and what the learning rate is at each of its steps: plain functions of the step, so nothing to save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saev_core.config import TrainConfig
+from saev_core.errors import TrainError
+
+PASSES, MOST_VECTORS = 30, 100_000_000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's lengths in steps and vectors, settled for one source."""
+
+    n_steps: int
+    n_warmup: int
+    """Steps over which the learning rate rises."""
+    n_decay: int
+    """Last steps, over which it falls."""
+    dead_after: int
+    """Vectors without an activation after which a feature is dead."""
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, n_vectors: int) -> Schedule:
+        """The schedule for a source of `n_vectors` training vectors.
+
+        Raises:
+            TrainError: the source, or the run, is shorter than one batch.
+        """
+        if n_vectors < cfg.batch_size:
+            raise TrainError(f"the source has {n_vectors} training vectors, less than a batch of {cfg.batch_size}; lower train.batch_size.")
+        n_tokens = cfg.n_tokens or min(PASSES * n_vectors, MOST_VECTORS)
+        n_steps = n_tokens // cfg.batch_size
+        if n_steps == 0:
+            raise TrainError(f"train.n_tokens {n_tokens} is less than one batch of {cfg.batch_size}; raise it or lower train.batch_size.")
+        return cls(
+            n_steps,
+            n_warmup=min(cfg.n_lr_warmup, n_steps // 10),
+            n_decay=int(cfg.lr_decay * n_steps),
+            dead_after=max(1, min(cfg.dead_after, n_steps * cfg.batch_size // 8)),
+        )
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the peak learning rate that step number `step` (from 0) is taken with: linear rise, flat, linear fall."""
+        rise = (step + 1) / self.n_warmup if self.n_warmup else 1.0
+        fall = (self.n_steps - step) / (self.n_decay + 1)
+        return min(1.0, rise, fall)

@@ -1,0 +1,329 @@
+"""`train`: many SAEs on one pass over a source; each with its own optimiser, schedule and seed, none the wiser of the others."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.config import ReadConfig, TrainConfig
+from saev_core.errors import TrainError
+from saev_core.kernels import Workspace
+from saev_core.norm import Norm
+from saev_core.progress import Track, silent
+from saev_core.resume import States, config_of
+from saev_core.sae import SAE, Progress, Step
+from saev_core.schedule import Schedule
+
+if TYPE_CHECKING:
+    from saev_core.source import ActivationSource
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[..., object]
+"""`emit(hook, **arguments)`: tells observers; see `hooks.Hooks.stepped` and `checkpointed` (all but `run`)."""
+
+
+@dataclass
+class Trainee:
+    """One SAE to train, and what is its own in a group."""
+
+    name: str
+    """Its folder's name."""
+    sae: SAE
+    lr: float = 0.0
+    """Peak learning rate; 0: `train.lr`, or where that is 0 the SAE's own choice."""
+    seed: int | None = None
+    """Seed of its initialisation and of what it draws; none: `train.seed`."""
+    ref: dict[str, str] = field(default_factory=dict)
+    """Its plugin (`name`, `dist`, `version`); found by its class where empty."""
+
+
+def train(
+    source: ActivationSource,
+    trainees: Sequence[Trainee],
+    cfg: TrainConfig,
+    *,
+    out: Path | Callable[[str], Path] | None = None,
+    emit: Emit | None = None,
+    track: Track = silent,
+    device: str | torch.device = "cpu",
+) -> list[Checkpoint]:
+    """Train every SAE to the end and save each as `out/<name>`; resumes from what an earlier, killed call left there.
+
+    On the CPU the result depends on the source, the configuration and the seeds alone, to the last bit: not on
+    neighbours in the group, nor on having been interrupted.
+
+    Args:
+        out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk.
+        emit: told of steps and checkpoints.
+
+    Returns:
+        The SAEs that reached the end, in order. One that diverged is logged, named in `<name>.training/stopped.json`,
+        and left out; its neighbours go on.
+
+    Raises:
+        TrainError: nothing can be trained, every SAE diverged, or the folder holds the state of another configuration.
+    """
+    schedule = _check(source, trainees, cfg)
+    group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device))
+    try:
+        group.run(track)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        why = str(error).splitlines()[0]
+        raise TrainError(f"out of memory ({why}); lower train.batch_size, sae.d_sae, or the number of SAEs.") from None
+    return group.finish()
+
+
+def _nobody(hook: str, **arguments: Any) -> None:
+    """Told of things, does nothing."""
+
+
+def _check(source: ActivationSource, trainees: Sequence[Trainee], cfg: TrainConfig) -> Schedule:
+    names = [t.name for t in trainees]
+    if not names:
+        raise TrainError("there is no SAE to train.")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TrainError(f"two SAEs are called {', '.join(sorted(twice))}; names must differ.")
+    for t in trainees:
+        if t.sae.d_in != source.d_model:
+            raise TrainError(f"{t.name} takes activations {t.sae.d_in} wide, the source's are {source.d_model}; leave sae.d_in out.")
+    return Schedule.of(cfg, source.n_vectors)
+
+
+class Job:
+    """One SAE in training: its optimiser, its dead features, its random numbers."""
+
+    def __init__(self, trainee: Trainee, cfg: TrainConfig, schedule: Schedule, device: torch.device) -> None:
+        self.name, self.sae = trainee.name, trainee.sae.to(device)
+        self.ref = trainee.ref or ref_of(trainee.sae)
+        self.seed = cfg.seed if trainee.seed is None else trainee.seed
+        self.lr = trainee.lr or cfg.lr or self.sae.default_lr()
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.clip, self.schedule = cfg.clip_grad, schedule
+        self.stopped = ""
+        self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
+        """Vectors that had been seen when each feature last fired."""
+        # eps as in Gao et al. 2024: gradients of rare features are far below the usual 1e-8.
+        fused = device.type in ("cpu", "cuda")
+        self.adam = torch.optim.Adam(self.sae.parameters(), lr=self.lr, eps=6.25e-10, fused=fused)
+
+    def dead(self, seen: int) -> Tensor:
+        return seen - self.fired_at >= self.schedule.dead_after
+
+    def step(self, x: Float[Tensor, "n d_in"], step: int) -> Step:
+        """Take training step number `step` (from 0) on normalised activations."""
+        seen = step * len(x)
+        dead = self.dead(seen)
+        progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
+        done = self.sae.backward(x, progress)
+        self.sae.project_gradient()
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
+        self.adam.param_groups[0]["lr"] = self.lr * self.schedule.lr_factor(step)
+        self.adam.step()
+        self.sae.after_step()
+        self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
+        return done
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            state |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
+        return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        self.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae.")})
+        for name, parameter in self.sae.named_parameters():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.adam.state[parameter] = {key: state[f"adam.{key}.{name}"].to(parameter.device) for key in keys}
+        self.fired_at.copy_(state["fired_at"])
+        self.generator.set_state(state["generator"])
+
+
+class Group:
+    """SAEs that share one stream."""
+
+    def __init__(
+        self,
+        source: ActivationSource,
+        trainees: Sequence[Trainee],
+        cfg: TrainConfig,
+        schedule: Schedule,
+        *,
+        out: Path | Callable[[str], Path] | None,
+        emit: Emit,
+        device: torch.device,
+    ) -> None:
+        self.source, self.cfg, self.schedule, self.emit, self.device = source, cfg, schedule, emit, device
+        self.norm: Norm = source.norm.to(device)
+        self.jobs = [Job(t, cfg, schedule, device) for t in trainees]
+        work = Workspace()  # one after the other: buffers are shared
+        for job in self.jobs:
+            job.sae.work = work
+        folder = out if callable(out) else None if out is None else out.__truediv__
+        self.folders = {job.name: Path(folder(job.name)) for job in self.jobs} if folder else {}
+        self.states = {name: States(path) for name, path in self.folders.items()}
+
+    @property
+    def live(self) -> list[Job]:
+        return [job for job in self.jobs if not job.stopped]
+
+    def run(self, track: Track) -> None:
+        """Every step that is left."""
+        start, state = self._resume()
+        if start == 0:
+            self._initialise()
+        size, n_steps = self.cfg.batch_size, self.schedule.n_steps
+        stream = self.source.batches(size, self.cfg.seed, state)
+        x = torch.empty(size, self.source.d_model, device=self.device)
+        clock, since = time.perf_counter(), start
+        try:
+            with track("train", n_steps * size, "vectors") as meter:
+                meter.update(start * size)
+                for step in range(start, n_steps):
+                    raw = next(stream).to(self.device, non_blocking=True)
+                    torch.sub(raw, self.norm.mean, out=x).mul_(self.norm.scale)
+                    steps = [(job, job.step(x, step)) for job in self.live]
+                    done, last = step + 1, step + 1 == n_steps
+                    facts: dict[str, float] = {}
+                    report = done % self.cfg.log_every == 0 or last
+                    keep = done % self.cfg.checkpoint_every == 0 and not last
+                    if report or keep or self.device.type == "cpu":
+                        self._stop_diverged(x, steps, done)
+                    if report:
+                        now = time.perf_counter()
+                        rate = (done - since) * size / max(now - clock, 1e-9)
+                        clock, since = now, done
+                        facts = self._report(x, steps, done, rate)
+                    if keep and self.states:
+                        self._keep(done, stream.state())
+                    meter.update(size, **facts)
+        finally:
+            stream.close()
+
+    def finish(self) -> list[Checkpoint]:
+        """Checkpoints of the SAEs that reached the end, saved; the training states are taken away after that."""
+        done = [(job, self._checkpoint(job)) for job in self.live]
+        for job, checkpoint in done:
+            if self.folders:
+                path = checkpoint.save(self.folders[job.name])
+                self.emit("checkpointed", name=job.name, step=self.schedule.n_steps, path=path)
+        for job in self.live:
+            if self.states:
+                self.states[job.name].clear()
+        return [checkpoint for _, checkpoint in done]
+
+    def _initialise(self) -> None:
+        n = min(self.cfg.n_init, self.source.n_vectors)
+        x = self.norm(self.source.sample(n, self.cfg.seed).to(self.device))
+        if not bool(torch.isfinite(x).all()):
+            raise TrainError("the activations hold NaN or infinity; check the model's weights and record again.")
+        for job in self.jobs:
+            job.sae.initialise(x, job.generator)
+
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        described = self.source.describe()
+        return {
+            job.name: config_of(
+                self.cfg, job.sae.describe(), described, sae_name=job.ref["name"], lr=job.lr, seed=job.seed, schedule=self.schedule
+            )
+            for job in self.jobs
+        }
+
+    def _resume(self) -> tuple[int, dict[str, Any] | None]:
+        """The step to go on from and the source's state there: the latest that every SAE of the group has."""
+        if not self.states:
+            return 0, None
+        for name, config in self._configs().items():
+            self.states[name].begin(config)
+        for job in self.jobs:
+            job.stopped = self.states[job.name].stopped()
+        if not self.live:
+            self._none_left()
+        common = set.intersection(*(self.states[job.name].steps() for job in self.live))
+        for step in sorted(common, reverse=True):
+            found = {job.name: self.states[job.name].load(step) for job in self.live}
+            if all(found.values()):
+                for job in self.live:
+                    entry = found[job.name]
+                    assert entry is not None
+                    job.restore(entry[0])
+                    stream: dict[str, Any] = entry[1]
+                log.info("resuming at step %d of %d", step, self.schedule.n_steps)
+                return step, stream
+        # Nothing to go on from: what stopped before may stop again, in the same way.
+        for job in self.jobs:
+            job.stopped = ""
+        return 0, None
+
+    def _keep(self, step: int, stream: dict[str, Any]) -> None:
+        for job in self.live:
+            path = self.states[job.name].save(step, job.tensors(), stream)
+            self.emit("checkpointed", name=job.name, step=step, path=path)
+
+    def _stop_diverged(self, x: Tensor, steps: list[tuple[Job, Step]], done: int) -> None:
+        for job, step in steps:
+            if bool(torch.isfinite(step.loss)):
+                continue
+            if not bool(torch.isfinite(x).all()):
+                raise TrainError(f"the activations hold NaN or infinity (batch {done}); check the model's weights and record again.")
+            job.stopped = f"{job.name} diverged at step {done} (its loss is {float(step.loss)}); lower its learning rate {job.lr:g}."
+            log.warning("%s Its neighbours go on.", job.stopped)
+            if self.states:
+                self.states[job.name].stop(job.stopped)
+        if not self.live:
+            self._none_left()
+
+    def _none_left(self) -> None:
+        raise TrainError("no SAE is left to train: " + " ".join(job.stopped for job in self.jobs))
+
+    @torch.no_grad()
+    def _report(self, x: Tensor, steps: list[tuple[Job, Step]], done: int, rate: float) -> dict[str, float]:
+        """Tell observers; returns the group's mean numbers."""
+        spread = float((x - x.mean(0)).square().sum(dtype=torch.float64))
+        rows = []
+        for job, step in steps:
+            if job.stopped:
+                continue
+            metrics = {
+                "loss": float(step.loss),
+                "nmse": float((x - step.x_hat).square().sum(dtype=torch.float64)) / max(spread, 1e-30),
+                "l0": float(step.counts().sum()) / len(x),
+                "dead": float(job.dead(done * len(x)).double().mean()),
+                "lr": job.adam.param_groups[0]["lr"],
+                "vectors_per_s": rate,
+                **step.metrics,
+            }
+            rows.append(metrics)
+            self.emit("stepped", name=job.name, step=done, metrics=metrics)
+        return {key: sum(row[key] for row in rows) / len(rows) for key in ("nmse", "l0", "dead")}
+
+    def _checkpoint(self, job: Job) -> Checkpoint:
+        described = self.source.describe()
+        return Checkpoint(
+            sae=job.sae,
+            norm=self.norm.to("cpu") if self.device.type == "cpu" else self.norm,
+            ref=job.ref,
+            site=str(self.source.site),
+            read=ReadConfig.model_validate(described.get("read", {})),
+            store=described.get("store", {}),
+            train={
+                "config": self.cfg.model_dump(mode="json"),
+                "lr": job.lr,
+                "seed": job.seed,
+                "n_steps": self.schedule.n_steps,
+                "n_vectors": self.schedule.n_steps * self.cfg.batch_size,
+                "dead_after": self.schedule.dead_after,
+            },
+        )
