@@ -42,13 +42,19 @@ class VisionModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def hooked(self) -> Sequence[nn.Module] | nn.ModuleList | nn.Sequential:
+        """The modules that are recorded: the model's own `blocks`, or those that `hook_blocks` chose."""
+        chosen: Sequence[nn.Module] | None = self.__dict__.get("_hooked")
+        return self.blocks if chosen is None else chosen
+
     def site(self, layer: int, stream: str = "resid") -> Site:
         """The site of a block; -1 is the last one.
 
         Raises:
             ModelError: there is no such block, or it has no such stream.
         """
-        n = len(self.blocks)
+        n = len(self.hooked)
         if not -n <= layer < n:
             raise ModelError(f"layer {layer}: {type(self).__name__} has blocks 0 to {n - 1} (or -{n} to -1).")
         site = Site(layer % n, stream)
@@ -56,7 +62,7 @@ class VisionModel(nn.Module):
         return site
 
     def _module(self, site: Site) -> nn.Module:
-        block = self.blocks[site.layer]
+        block = self.hooked[site.layer]
         if site.stream == "resid":
             return block
         try:
@@ -131,11 +137,11 @@ class VisionModel(nn.Module):
         """
         names = select_modules(self, pattern)
         modules = dict(self.named_modules())
-        self.__dict__["blocks"] = [modules[name] for name in names]
-        self._modules.pop("blocks", None)
+        # Beside `blocks`, not in its place: the model's own forward may run through them.
+        self.__dict__["_hooked"] = [modules[name] for name in names]
         pixels = self.transform(Image.new("RGB", (self.grid.width_px, self.grid.height_px)))[None].to(self.device)
         shapes: list[tuple[int, ...]] = []
-        handle = self.blocks[-1].register_forward_hook(lambda m, a, out: shapes.append(tuple(_first(out).shape)))
+        handle = self.hooked[-1].register_forward_hook(lambda m, a, out: shapes.append(tuple(_first(out).shape)))
         try:
             with torch.no_grad():
                 tokens = self.record(pixels, [self.site(-1)])[self.site(-1)]
