@@ -73,16 +73,18 @@ def _crescent() -> Array:
     radius = math.hypot(tip[0] - centre, tip[1])
     angle = np.linspace(math.atan2(-tip[1], tip[0] - centre), math.atan2(tip[1], tip[0] - centre) - 2 * math.pi, len(inner))
     b = np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return np.concatenate([a, b]) + [0.1, 0]
+    return np.concatenate([a, b]) + np.array([0.1, 0])
 
 
-_CROSS = np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]) / math.sqrt(10)
+_CROSS = np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]) / math.sqrt(
+    10
+)
 _ARROW = np.array([[0, -1], [0.9, -0.1], [0.4, -0.1], [0.4, 0.9], [-0.4, 0.9], [-0.4, -0.1], [-0.9, -0.1]])
 
 OUTLINES: dict[str, list[Array]] = {
     "circle": [_regular(48, radius=0.95)],
     "square": [_regular(4, math.pi / 4)],
-    "triangle": [_regular(3) + [0, 0.15]],
+    "triangle": [_regular(3) + np.array([0, 0.15])],
     "star": [_star()],
     "ring": [_regular(48), _regular(48, radius=0.5)],
     "cross": [_CROSS],
@@ -100,7 +102,7 @@ VALUES: dict[str, Sequence[str]] = {"shape": SHAPES, "colour": tuple(COLOURS), "
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: the value of each factor, and its centre and radius in pixels of the picture."""
+    """One object: the value of each factor; its centre and radius in pixels of the picture, its tilt in radians."""
 
     shape: str
     colour: str
@@ -110,6 +112,7 @@ class Thing:
     x: float
     y: float
     radius: float
+    tilt: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,15 @@ class Truth:
 
     things: tuple[Thing, ...]
     instances: UInt8[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where in the picture an object lies, and how much of each pixel there it covers."""
+
+    rows: slice
+    cols: slice
+    alpha: Array
 
 
 class ShapesConfig(DatasetConfig):
@@ -149,7 +161,8 @@ class Shapes(ImageDataset):
         return self.cfg.n
 
     def __getitem__(self, index: int) -> Example:
-        image, truth = self._scene(index)
+        rng, truth, alphas = self._scene(index)
+        image = _paint(rng, truth, alphas)
         shape_of = np.array([0, *(SHAPES.index(thing.shape) + 1 for thing in truth.things)], np.uint8)
         return Example(index, Image.fromarray(image), SHAPES.index(truth.things[0].shape), shape_of[truth.instances])
 
@@ -175,7 +188,7 @@ class Shapes(ImageDataset):
             crop: the part of the picture that the grid covers.
         """
         truth = self.truth(index)
-        share = np.stack([_coverage(truth.instances == i + 1, grid, crop) for i in range(len(truth.things))])  # [things, n_patches]
+        share = _coverage(np.stack([truth.instances == i + 1 for i in range(len(truth.things))]), grid, crop)
         owner = np.where(share.max(0) >= 0.5, share.argmax(0), -1)
         rows = np.zeros((len(self.factors), grid.n_patches), np.int8)
         for i, thing in enumerate(truth.things):
@@ -184,35 +197,30 @@ class Shapes(ImageDataset):
         rows[:, (owner < 0) & (share.sum(0) > 0.125)] = -1
         return rows
 
-    def _scene(self, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], Truth]:
+    def _scene(self, index: int) -> tuple[np.random.Generator, Truth, list[_Part]]:
         if not 0 <= index < self.cfg.n:
             raise IndexError(f"scene {index} of {self.cfg.n}")
         # PCG64's doubles are the same for ever; numpy's derived distributions need not be.
         rng = np.random.Generator(np.random.PCG64([self.cfg.seed, index]))
-        return _draw(rng, self.cfg.size)
+        truth, parts = _outline(_things(rng, self.cfg.size), self.cfg.size)
+        return rng, truth, parts
 
 
-def _coverage(region: Array, grid: Grid, crop: Box) -> Array:
-    """The share of each patch that `region` covers, `[n_patches]`; exact, by a summed-area table."""
-    height, width = region.shape
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = region.cumsum(0, dtype=np.float64).cumsum(1)
-    x = np.clip(np.linspace(crop.left, crop.right, grid.cols + 1), 0, width)
-    y = np.clip(np.linspace(crop.top, crop.bottom, grid.rows + 1), 0, height)
-    rows = _between(table, y)
-    corners = _between(rows.T, x).T  # [rows + 1, cols + 1]
-    covered = np.diff(np.diff(corners, axis=0), axis=1)
-    area = (crop.right - crop.left) * (crop.bottom - crop.top) / grid.n_patches
-    share: Array = (covered / area).reshape(-1)
+def _coverage(regions: Array, grid: Grid, crop: Box) -> Array:
+    """The share of each patch that each of `regions [n, height, width]` covers, `[n, n_patches]`; exact, fractions of pixels too."""
+    _, height, width = regions.shape
+    down = _overlap(np.linspace(crop.top, crop.bottom, grid.rows + 1), height)
+    across = _overlap(np.linspace(crop.left, crop.right, grid.cols + 1), width)
+    share: Array = (down @ regions.astype(np.float32) @ across.T).reshape(len(regions), grid.n_patches)
     return share
 
 
-def _between(table: Array, at: Array) -> Array:
-    """Rows of `table` at fractional places."""
-    low = np.minimum(at.astype(int), len(table) - 2)
-    part = (at - low)[:, None]
-    value: Array = table[low] * (1 - part) + table[low + 1] * part
-    return value
+def _overlap(edges: Array, size: int) -> Array:
+    """What share of the stretch between two edges each pixel of an axis is, `[n_edges - 1, size]`."""
+    pixel = np.arange(size)
+    shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    share: Array = (np.maximum(shared, 0) / np.diff(edges)[:, None]).astype(np.float32)
+    return share
 
 
 def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
@@ -237,52 +245,58 @@ def _things(rng: np.random.Generator, size: int) -> tuple[Thing, ...]:
         free = all(math.hypot(x - t.x / size, y - t.y / size) > radius + t.radius / size + 0.02 for t in things)
         if free and all(t.place != PLACES[place] for t in things):
             shape, colour, texture = _pick(rng, SHAPES), _pick(rng, tuple(COLOURS)), _pick(rng, TEXTURES)
-            things.append(Thing(shape, colour, texture, kind, PLACES[place], x * size, y * size, radius * size))
+            things.append(Thing(shape, colour, texture, kind, PLACES[place], x * size, y * size, radius * size, _within(rng, -0.25, 0.25)))
         if len(things) == wanted or (attempt > 30 and len(things) > 1):
             break
     return tuple(things)
 
 
-def _draw(rng: np.random.Generator, size: int) -> tuple[Array, Truth]:
-    things = _things(rng, size)
-    picture = _background(rng, size)
+def _outline(things: tuple[Thing, ...], size: int) -> tuple[Truth, list[_Part]]:
     instances = np.zeros((size, size), np.uint8)
+    parts = []
     for number, thing in enumerate(things, 1):
         left, top = (max(0, math.floor(c - thing.radius)) for c in (thing.x, thing.y))
         right, bottom = (min(size, math.ceil(c + thing.radius) + 1) for c in (thing.x, thing.y))
-        alpha = _alpha(rng, thing, left, top, right, bottom)
-        part = picture[top:bottom, left:right]
-        part += alpha[..., None] * (_surface(rng, thing, left, top, right, bottom, size) - part)
-        instances[top:bottom, left:right][alpha >= 0.5] = number
-    noise = np.frombuffer(rng.bytes(size * size), np.uint8).reshape(size, size, 1).astype(np.float32)
-    picture += (noise - 127.5) * (16 / 255)
-    return np.clip(picture, 0, 255).astype(np.uint8), Truth(things, instances)
+        part = _Part(slice(top, bottom), slice(left, right), _alpha(thing, left, top, right, bottom))
+        instances[part.rows, part.cols][part.alpha >= 0.5] = number
+        parts.append(part)
+    return Truth(things, instances), parts
 
 
-def _alpha(rng: np.random.Generator, thing: Thing, left: int, top: int, right: int, bottom: int) -> Array:
+def _alpha(thing: Thing, left: int, top: int, right: int, bottom: int) -> Array:
     """How much of each pixel of a box the object covers; drawn at twice the size and averaged."""
-    tilt = _within(rng, -0.25, 0.25)
-    turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
+    turn = np.array([[math.cos(thing.tilt), math.sin(thing.tilt)], [-math.sin(thing.tilt), math.cos(thing.tilt)]])
     canvas = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
     pen = ImageDraw.Draw(canvas)
     for fill, outline in zip((255, 0), OUTLINES[thing.shape], strict=False):
-        points = (outline @ turn * thing.radius + [thing.x - left, thing.y - top]) * 2 - 0.5
+        points = (outline @ turn * thing.radius + np.array([thing.x - left, thing.y - top])) * 2 - 0.5
         pen.polygon([(float(x), float(y)) for x, y in points], fill=fill)
     fine = np.asarray(canvas, np.float32) / 255
     alpha: Array = fine.reshape(bottom - top, 2, right - left, 2).mean((1, 3))
     return alpha
 
 
-def _surface(rng: np.random.Generator, thing: Thing, left: int, top: int, right: int, bottom: int, size: int) -> Array:
-    """The object's paint over a box, `[h, w, 3]`: its colour, and where the texture says so a darker shade of it."""
+def _paint(rng: np.random.Generator, truth: Truth, parts: list[_Part]) -> Array:
+    size = len(truth.instances)
+    picture = _background(rng, size)
+    for thing, part in zip(truth.things, parts, strict=True):
+        ground = picture[part.rows, part.cols]
+        ground += part.alpha[..., None] * (_surface(rng, thing, part, size) - ground)
+    noise = np.frombuffer(rng.bytes(size * size), np.uint8).reshape(size, size, 1).astype(np.float32)
+    picture += (noise - 127.5) * (16 / 255)
+    return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
+
+
+def _surface(rng: np.random.Generator, thing: Thing, part: _Part, size: int) -> Array:
+    """The object's paint over its box, `[h, w, 3]`: its colour, and where the texture says so a darker shade of it."""
     shade = _within(rng, 0.88, 1.08)
     colour = np.array(COLOURS[thing.colour], np.float32) * shade + np.array([_within(rng, -12, 12) for _ in range(3)], np.float32)
     phase_x, phase_y = float(rng.random()), float(rng.random())
     if thing.texture == "plain":
-        return np.broadcast_to(colour, (bottom - top, right - left, 3))
+        return np.broadcast_to(colour, (*part.alpha.shape, 3))
     period = size / 16
-    x = ((np.arange(left, right, dtype=np.float32)[None, :]) / period + phase_x) % 1
-    y = ((np.arange(top, bottom, dtype=np.float32)[:, None]) / period + phase_y) % 1
+    x = (np.arange(part.cols.start, part.cols.stop, dtype=np.float32)[None, :] / period + phase_x) % 1
+    y = (np.arange(part.rows.start, part.rows.stop, dtype=np.float32)[:, None] / period + phase_y) % 1
     if thing.texture == "stripes":
         dark = (y < 0.5) & (x < 2)
     elif thing.texture == "dots":
