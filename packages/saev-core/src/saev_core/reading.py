@@ -1,0 +1,101 @@
+"""`Reading`: what a `ReadConfig` picks from a store, and how a stored chunk becomes rows of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from saev_core.config import ReadConfig
+from saev_core.errors import StoreError
+from saev_core.shard_set import RECORDED
+from saev_core.store import ActivationStore
+
+log = logging.getLogger(__name__)
+
+
+class Reading:
+    """The vectors that a `ReadConfig` picks, as one or more series of images.
+
+    A series is one site; `layer="all"` gives one per recorded site, `layer="mean"` a single one averaged over them. An image
+    has `n_tokens` vectors in a series: its patches, or one (CLS, or the mean over patches).
+
+    Raises:
+        StoreError: the layer is not recorded, there is no CLS token, or no image has the labels asked for.
+    """
+
+    def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
+        self.store, self.read = store, read
+        if isinstance(read.layer, int):
+            self.sites = [store.resolve(read.layer, read.stream)]
+        else:
+            self.sites = [site for site in store.sites if site.stream == read.stream]
+            if not self.sites:
+                held = ", ".join(map(str, store.sites)) or "no site yet"
+                raise StoreError(f"{store.url} holds {held}, none of stream {read.stream}; set read.stream to a recorded one.")
+        self._part = "prefix" if read.tokens == "cls" else "patches"
+        readers = [store.reader(site, "prefix" if read.tokens == "cls" else "patches") for site in self.sites]
+        self._series = [readers] if read.layer == "mean" else [[reader] for reader in readers]
+        self.n_series = len(self._series)
+        self.n_tokens = store.grid.n_patches if read.tokens == "patches" else 1
+        self.d_model = store.meta.d_model
+        self.chunk_images = store.meta.chunk_images
+        averages = read.tokens == "mean" or len(self._series[0]) > 1
+        self.dtype = torch.float32 if averages else getattr(torch, store.meta.dtype)
+        self._whole = not averages and read.tokens == "patches"
+        self._local = threading.local()
+
+    @property
+    def site(self) -> str:
+        """The site's name, such as `resid.10`; `resid.all` or `resid.mean` where there are several."""
+        return str(self.sites[0]) if isinstance(self.read.layer, int) else f"{self.read.stream}.{self.read.layer}"
+
+    @cached_property
+    def usable(self) -> Bool[np.ndarray, "n_series n_images"]:
+        """Images that are recorded, readable, and carry a label that was asked for."""
+        done = np.stack([self.store.done(site) for site in self.sites])
+        if not done.all():
+            log.warning("%s is incomplete: %d of %d images recorded", self.store.url, int((done > 0).all(0).sum()), self.store.n_images)
+        recorded = np.asarray(done == RECORDED)
+        if len(self._series[0]) > 1:
+            recorded = recorded.all(0, keepdims=True)
+        if self.read.labels is not None:
+            wanted = np.isin(self.store.labels, self.read.labels)
+            if not wanted.any():
+                raise StoreError(f"{self.store.url}: no image has a label of read.labels={list(self.read.labels)}.")
+            recorded = recorded & wanted
+        return recorded
+
+    def load(self, series: int, chunk: int, out: Float[np.ndarray, "chunk_images n_tokens d_model"]) -> None:
+        """The rows of an inner chunk's images, in `dtype`. Safe from several threads.
+
+        Raises:
+            StoreError: the chunk is damaged; its file is named.
+        """
+        readers = self._series[series]
+        if self._whole:
+            readers[0].read(chunk, out)
+            return
+        into = torch.from_numpy(out)
+        for place, reader in enumerate(readers):
+            layout = reader.layout
+            scratch: np.ndarray | None = getattr(self._local, "scratch", None)
+            if scratch is None:
+                scratch = self._local.scratch = np.empty((layout.chunk_images, *layout.row), layout.dtype)
+            reader.read(chunk, scratch)
+            x = torch.from_numpy(scratch)
+            match self.read.tokens:
+                case "cls":
+                    x = x[:, :1]
+                case "mean":
+                    x = x.float().mean(1, keepdim=True)
+            if place == 0:
+                into.copy_(x)
+            else:
+                into.add_(x)
+        if len(readers) > 1:
+            into.div_(len(readers))

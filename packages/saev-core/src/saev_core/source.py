@@ -1,0 +1,237 @@
+"""Where training vectors come from: `ActivationSource`, and `StoreSource`, which reads a store in shuffled batches."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.config import ReadConfig
+from saev_core.errors import StoreError
+from saev_core.norm import Norm
+from saev_core.reading import Reading
+from saev_core.store import ActivationStore
+from saev_core.windows import Schedule, WindowStream
+
+_N_NORM = 65_536
+"""Vectors from which the norm is estimated where the store's streamed moments do not apply."""
+
+
+def split(n_images: int, heldout: float, seed: int) -> Bool[np.ndarray, " n_images"]:
+    """Which images are held out from training; at least one on each side if any are and there are two.
+
+    Depends on the arguments alone; a larger share holds out the same images and more.
+    """
+    held = np.zeros(n_images, bool)
+    if heldout > 0 and n_images >= 2:
+        n = min(max(round(n_images * heldout), 1), n_images - 1)
+        # RandomState: numpy promises its stream will never change.
+        held[np.random.RandomState(seed % 2**32).permutation(n_images)[:n]] = True
+    return held
+
+
+class BatchStream(Protocol):
+    """Endless batches of raw vectors, reshuffled every epoch. Close it, or use it as `contextlib.closing(stream)`."""
+
+    def __iter__(self) -> Self: ...
+
+    def __next__(self) -> Float[Tensor, "batch d_model"]:
+        """The next batch, always full. The memory is reused: it is valid until the next call."""
+        ...
+
+    @property
+    def image(self) -> Int[np.ndarray, " batch"]:
+        """Image numbers of the last batch's vectors."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; `batches(..., state=state)` goes on with exactly the batch that would come next."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ActivationSource(ABC):
+    """Training vectors; `train` does not know where they come from."""
+
+    d_model: int
+    """Width of a vector."""
+    n_vectors: int
+    """Training vectors in one pass."""
+    norm: Norm
+    """Brings them to mean 0 and mean squared length `d_model`."""
+    site: str
+    """What they were recorded from, such as `resid.10`, `resid.all`."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
+        """Shuffled raw vectors, float32, clamped if asked, not normalised; the same for the same seed.
+
+        Raises:
+            StoreError: there are fewer vectors than one batch, or `state` is of another source.
+        """
+
+    @abstractmethod
+    def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
+        """`n` random training vectors (all of them, if there are fewer), raw, float32."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What this is, as JSON, for the checkpoint."""
+
+
+class StoreSource(ActivationSource):
+    """A store's training images in shuffled batches: memory bounded by `read.buffer_mb`, deterministic, resumable.
+
+    Whole inner chunks, drawn at random from the whole store, fill a window; its rows are permuted once and emitted while the
+    next window fills. Held-out images never occur.
+
+    Raises:
+        StoreError: the layer is not recorded, there is no CLS token, or no training image is left.
+    """
+
+    def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
+        self.store, self.read = store, read
+        self.heldout = split(store.n_images, read.heldout, read.split_seed)
+        self._reading = Reading(store, read)
+        self._training: np.ndarray = self._reading.usable & ~self.heldout
+        self.d_model, self.site = self._reading.d_model, self._reading.site
+        self.n_vectors = int(self._training.sum()) * self._reading.n_tokens
+        if self.n_vectors == 0:
+            raise StoreError(f"{store.url}: no training image is left; check read.labels, read.heldout and that images were readable.")
+        self.norm = self._norm()
+
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> WindowStream:
+        if self.n_vectors < batch_size:
+            raise StoreError(
+                f"{self.store.url} has {self.n_vectors} training vectors, fewer than one batch of {batch_size}; "
+                "record more images or lower train.batch_size."
+            )
+        return WindowStream(self._reading, Schedule.of(self._reading, self._training, seed), batch_size, state)
+
+    def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
+        reading, size = self._reading, self._reading.chunk_images
+        schedule = Schedule.of(reading, self._training, seed)
+        generator = schedule.generator(0, -2)
+        # Chunks until four times as many vectors as asked for, at least 64 of them: many images without reading the whole store.
+        units, rows, have = [], [], 0
+        for unit in torch.randperm(len(schedule.chunk), generator=generator).tolist():
+            images = np.arange(size) + schedule.chunk[unit] * size
+            images = images[images < self.store.n_images]
+            inside = np.flatnonzero(self._training[schedule.series[unit], images])
+            mine = (inside[:, None] * reading.n_tokens + np.arange(reading.n_tokens)).reshape(-1)
+            rows.append(mine)
+            units.append(unit)
+            have += len(mine)
+            if have >= 4 * n and len(units) >= 64:
+                break
+        owner = np.repeat(np.arange(len(units)), [len(mine) for mine in rows])
+        flat = np.concatenate(rows)
+        pick = torch.randperm(have, generator=generator)[:n].numpy()
+        out = torch.empty(len(pick), self.d_model)
+
+        def take(place: int) -> None:
+            wanted = np.flatnonzero(owner[pick] == place)
+            if len(wanted):
+                block = torch.empty(size, reading.n_tokens, self.d_model, dtype=reading.dtype)
+                reading.load(int(schedule.series[units[place]]), int(schedule.chunk[units[place]]), block.numpy())
+                out[wanted] = block.view(-1, self.d_model)[flat[pick[wanted]]].float()
+
+        with ThreadPoolExecutor(self.read.n_threads) as pool:
+            list(pool.map(take, range(len(units))))
+        return out if self.read.clamp is None else out.clamp_(-self.read.clamp, self.read.clamp)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "store",
+            "fingerprint": self.store.meta.fingerprint,
+            "site": self.site,
+            "sites": [str(site) for site in self._reading.sites],
+            "read": self.read.model_dump(mode="json"),
+            "n_vectors": self.n_vectors,
+            "n_images": int(self._training.any(0).sum()),
+        }
+
+    def _norm(self) -> Norm:
+        """The store's streamed moments; where vectors are clamped, averaged or selected, a sample in float64."""
+        if self.read.clamp is None and self.read.labels is None and self.read.layer != "mean":
+            each = [self.store.moments(site, self.read.tokens) for site in self._reading.sites]
+            return Norm.from_moments(sum(n for n, _, _ in each), np.sum([total for _, total, _ in each], 0), sum(sq for _, _, sq in each))
+        x = self.sample(_N_NORM, seed=0).double()
+        return Norm.from_moments(len(x), x.sum(0), float(x.square().sum()))
+
+
+def ordered(
+    store: ActivationStore, read: ReadConfig, images: Int[np.ndarray, " n_images"], batch_images: int
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
+    """The vectors of `images`, in that order, `(image numbers, raw float32 vectors)`; each chunk is read once, ahead of its use.
+
+    Images that are missing or of another label than asked for are left out. With `layer="all"` every batch of images
+    comes once per site, one after the other.
+
+    Raises:
+        StoreError: as `Reading`, or a chunk is damaged.
+    """
+    reading = Reading(store, read)
+    size, usable = reading.chunk_images, reading.usable
+    numbers = np.asarray(images, np.int64)
+    held: dict[int, tuple[int, Future[Tensor]]] = {}
+
+    def load(series: int, chunk: int) -> Tensor:
+        block = torch.empty(size, reading.n_tokens, reading.d_model, dtype=reading.dtype)
+        reading.load(series, chunk, block.numpy())
+        return block
+
+    def steps(pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, list[tuple[np.ndarray, int, Future[Tensor]]]]]:
+        for start in range(0, len(numbers), batch_images):
+            for series in range(reading.n_series):
+                mine = numbers[start : start + batch_images]
+                mine = mine[usable[series, mine]]
+                runs = []
+                for run in np.split(mine, np.flatnonzero(np.diff(mine // size)) + 1) if len(mine) else []:
+                    chunk = int(run[0]) // size
+                    # A chunk across two batches is read once.
+                    if series not in held or held[series][0] != chunk:
+                        held[series] = chunk, pool.submit(load, series, chunk)
+                    runs.append((run, chunk, held[series][1]))
+                if runs:
+                    yield mine, runs
+
+    depth = math.ceil(2 * read.n_threads * size / batch_images)
+    pool = ThreadPoolExecutor(read.n_threads, thread_name_prefix="saev-read")
+    try:
+        waiting: deque[tuple[np.ndarray, list[tuple[np.ndarray, int, Future[Tensor]]]]] = deque()
+        coming = steps(pool)
+        while True:
+            while len(waiting) <= depth and (step := next(coming, None)) is not None:
+                waiting.append(step)
+            if not waiting:
+                return
+            index, runs = waiting.popleft()
+            x = torch.empty(len(index), reading.n_tokens, reading.d_model)
+            at = 0
+            for run, chunk, block in runs:
+                x[at : at + len(run)] = block.result()[torch.from_numpy(run - chunk * size)]
+                at += len(run)
+            yield index, (x if read.clamp is None else x.clamp_(-read.clamp, read.clamp))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batch_entropy(image: Int[np.ndarray, " batch"], n_images: int) -> float:
+    """How evenly a batch spreads over images, 0 to 1: the entropy of its image numbers over the largest possible.
+
+    1 means as many different images as a batch of that size can hold; 0, all from one.
+    """
+    _, counts = np.unique(image, return_counts=True)
+    share = counts / counts.sum()
+    most = math.log(min(len(image), n_images))
+    return float(-(share * np.log(share)).sum() / most) if most > 0 else 1.0

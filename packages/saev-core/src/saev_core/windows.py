@@ -1,0 +1,190 @@
+"""`WindowStream`: shuffled batches of a store's vectors from a bounded window, filled by threads while the last one is used up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.errors import StoreError
+from saev_core.reading import Reading
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which inner chunks make up each window of an epoch. Depends on the seed, the store and the buffer, never on threads.
+
+    Where all chunks fit into the buffer there is one window, read once and kept; otherwise two share the buffer.
+    """
+
+    series: Int[np.ndarray, " n_units"]
+    chunk: Int[np.ndarray, " n_units"]
+    training: Bool[np.ndarray, "n_series n_images"]
+    per_window: int
+    seed: int
+    digest: str
+
+    @classmethod
+    def of(cls, reading: Reading, training: Bool[np.ndarray, "n_series n_images"], seed: int) -> Schedule:
+        size = reading.chunk_images
+        n_chunks = -(-training.shape[1] // size)
+        padded = np.zeros((training.shape[0], n_chunks * size), bool)
+        padded[:, : training.shape[1]] = training
+        series, chunk = np.nonzero(padded.reshape(training.shape[0], n_chunks, size).any(2))
+        unit_bytes = size * reading.n_tokens * reading.d_model * reading.dtype.itemsize
+        budget = reading.read.buffer_mb * 2**20 // unit_bytes
+        n_windows = 1 if len(chunk) <= budget else -(-len(chunk) // max(1, budget // 2))
+        # Equal windows: a last one of few chunks would give batches from few images.
+        per_window = -(-len(chunk) // n_windows)
+        facts = [reading.store.meta.fingerprint, reading.site, reading.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})]
+        text = json.dumps([*facts, int(training.sum()), per_window, seed], sort_keys=True)
+        return cls(series, chunk, training, per_window, seed, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    @property
+    def n_windows(self) -> int:
+        return -(-len(self.chunk) // self.per_window)
+
+    @property
+    def resident(self) -> bool:
+        return self.n_windows == 1
+
+    def units(self, epoch: int, window: int) -> Int[np.ndarray, " n"]:
+        """The window's chunks, in the order they lie in it."""
+        order = np.arange(len(self.chunk))
+        if not self.resident:
+            order = torch.randperm(len(order), generator=self.generator(epoch, -1)).numpy()
+        return order[window * self.per_window : (window + 1) * self.per_window]
+
+    def generator(self, epoch: int, window: int) -> torch.Generator:
+        mixed = hashlib.sha256(f"{self.seed} {epoch} {window}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little") >> 1)
+
+
+@dataclass
+class Window:
+    """A part of the buffer: its rows, which of them come in which order, and the loads that are still under way."""
+
+    rows: Float[Tensor, "n_rows d_model"]
+    images: Int[np.ndarray, " n_slots"]
+    order: Future[Int[Tensor, " n_vectors"]]
+    loads: list[Future[None]]
+
+    def ready(self) -> Int[Tensor, " n_vectors"]:
+        """The order of the rows, once all are there.
+
+        Raises:
+            StoreError: a chunk is damaged.
+        """
+        for load in self.loads:
+            load.result()
+        self.loads = []
+        return self.order.result()
+
+
+class WindowStream:
+    """Endless full batches. What an epoch's or a window's end leaves over begins the next batch, so no vector is lost."""
+
+    def __init__(self, reading: Reading, schedule: Schedule, batch_size: int, state: Mapping[str, Any] | None) -> None:
+        self._reading, self._schedule, self._batch_size = reading, schedule, batch_size
+        self._epoch = self._window = self._offset = 0
+        if state is not None:
+            if state.get("schedule") != schedule.digest:
+                raise StoreError(
+                    f"{reading.store.url}: cannot go on where the checkpoint stopped, since the store, the seed or a read setting "
+                    "(buffer_mb, labels, heldout, ...) changed; restore it, or train afresh."
+                )
+            self._epoch, self._window, self._offset = (int(state[key]) for key in ("epoch", "window", "offset"))
+        n_slots = schedule.per_window * reading.chunk_images
+        shape = (n_slots * reading.n_tokens, reading.d_model)
+        self._buffers = [torch.empty(shape, dtype=reading.dtype) for _ in range(1 if schedule.resident else 2)]
+        self._out = torch.empty(batch_size, reading.d_model)
+        self._staged = self._out if reading.dtype == torch.float32 else torch.empty(batch_size, reading.d_model, dtype=reading.dtype)
+        self._slots = np.zeros(batch_size, np.int64)
+        self._pool = ThreadPoolExecutor(reading.read.n_threads, thread_name_prefix="saev-read")
+        self._current = self._begin(self._epoch, self._window, self._buffers[0])
+        self._order = self._current.ready()
+        self._ahead: Window | None = None
+        if not schedule.resident:
+            self._ahead = self._begin(*self._after(self._epoch, self._window), self._buffers[1])
+        self._closed = False
+
+    def __iter__(self) -> WindowStream:
+        return self
+
+    def __next__(self) -> Float[Tensor, "batch d_model"]:
+        if self._closed:
+            raise StopIteration
+        filled = 0
+        while filled < self._batch_size:
+            if self._offset == len(self._order):
+                self._turn()
+            n = min(self._batch_size - filled, len(self._order) - self._offset)
+            rows = self._order[self._offset : self._offset + n]
+            torch.index_select(self._current.rows, 0, rows, out=self._staged[filled : filled + n])
+            self._slots[filled : filled + n] = self._current.images[rows.numpy() // self._reading.n_tokens]
+            filled += n
+            self._offset += n
+        if self._staged is not self._out:
+            self._out.copy_(self._staged)
+        if (bound := self._reading.read.clamp) is not None:
+            self._out.clamp_(-bound, bound)
+        return self._out
+
+    @property
+    def image(self) -> Int[np.ndarray, " batch"]:
+        """Image numbers of the last batch's vectors."""
+        return self._slots
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, for `ActivationSource.batches(state=...)`."""
+        return {"epoch": self._epoch, "window": self._window, "offset": self._offset, "schedule": self._schedule.digest}
+
+    def close(self) -> None:
+        """Stop reading ahead and release the buffer. Harmless when called twice."""
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._buffers, self._ahead = [], None
+
+    def _after(self, epoch: int, window: int) -> tuple[int, int]:
+        return (epoch, window + 1) if window + 1 < self._schedule.n_windows else (epoch + 1, 0)
+
+    def _turn(self) -> None:
+        """Go to the next window and begin to fill the one after it."""
+        self._epoch, self._window = self._after(self._epoch, self._window)
+        self._offset = 0
+        if self._ahead is None:
+            self._order = self._shuffle(self._epoch, self._window, self._schedule.units(self._epoch, self._window))
+            return
+        used = self._current.rows
+        self._current = self._ahead
+        self._order = self._current.ready()
+        self._ahead = self._begin(*self._after(self._epoch, self._window), used)
+
+    def _begin(self, epoch: int, window: int, rows: Tensor) -> Window:
+        units, size, per_image = self._schedule.units(epoch, window), self._reading.chunk_images, self._reading.n_tokens
+        slots = rows.numpy().reshape(-1, size, per_image, rows.shape[1])
+        order = self._pool.submit(self._shuffle, epoch, window, units)
+        loads = [
+            self._pool.submit(self._reading.load, int(self._schedule.series[unit]), int(self._schedule.chunk[unit]), slots[place])
+            for place, unit in enumerate(units)
+        ]
+        images = (self._schedule.chunk[units, None] * size + np.arange(size)).reshape(-1)
+        return Window(rows, images, order, loads)
+
+    def _shuffle(self, epoch: int, window: int, units: Int[np.ndarray, " n"]) -> Int[Tensor, " n_vectors"]:
+        """The window's training rows in random order."""
+        size, per_image = self._reading.chunk_images, self._reading.n_tokens
+        numbers = self._schedule.chunk[units, None] * size + np.arange(size)  # [units, chunk_images]
+        inside = numbers < self._schedule.training.shape[1]
+        chosen = inside & self._schedule.training[self._schedule.series[units, None], np.where(inside, numbers, 0)]
+        slots = torch.from_numpy(np.flatnonzero(chosen))
+        rows = (slots[:, None] * per_image + torch.arange(per_image)).reshape(-1)
+        return rows[torch.randperm(len(rows), generator=self._schedule.generator(epoch, window))]
