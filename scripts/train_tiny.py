@@ -41,13 +41,13 @@ def draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     for index in range(start, stop):
         example = scenes[index]
         pixels.append(np.asarray(example.image.resize((grid.width_px, grid.height_px), 3)))
-        targets.append(target(scenes.patch_truth(index, grid, Box(0, 0, *example.image.size))))
+        targets.append(target(scenes.patch_factors(index, grid, Box(0, 0, *example.image.size))))
         labels.append(example.label)
     return np.stack(pixels), np.stack(targets), np.array(labels)
 
 
 def target(truth: np.ndarray) -> np.ndarray:
-    """`patch_truth` as one class number per factor, `[n_factors, n_patches]`: the last is no object, -1 not counted."""
+    """`patch_factors` as one class number per factor, `[n_factors, n_patches]`: the last is no object, -1 not counted."""
     rows, first = [], 0
     for values in VALUES.values():
         part = truth[first : first + len(values)]

@@ -18,7 +18,8 @@ class ArrayStream:
 
     def __init__(self, x: Tensor, batch_size: int, seed: int, state: dict[str, Any] | None) -> None:
         self._x, self._size, self._seed = x, batch_size, seed
-        self._epoch, self._at = (state["epoch"], state["at"]) if state else (0, 0)
+        self._epoch: int = state["epoch"] if state else 0
+        self._at: int = state["at"] if state else 0
         self._draw()
 
     def _draw(self) -> None:

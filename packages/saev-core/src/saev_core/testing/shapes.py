@@ -152,7 +152,7 @@ class Shapes(ImageDataset):
     classes = SHAPES
     mask_classes = ("background", *SHAPES)
     factors: Sequence[str] = tuple(f"{factor}={value}" for factor, values in VALUES.items() for value in values)
-    """Names of the rows of `patch_truth`."""
+    """Names of the rows of `patch_factors`."""
 
     def __init__(self, cfg: ShapesConfig | None = None) -> None:
         self.cfg = cfg or ShapesConfig()
@@ -176,7 +176,7 @@ class Shapes(ImageDataset):
         """The objects of scene `index` and where each is seen."""
         return self._scene(index)[1]
 
-    def patch_truth(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
+    def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
         """For each of `factors`, whether it is true of each patch: 1 yes, 0 no, -1 not counted.
 
         A patch shows an object if at least half of it is covered by that object, and background if at most an eighth is

@@ -1,0 +1,196 @@
+"""`recover`: how well single features tell what a data set knows of its pictures.
+
+For every factor value ("colour=red") the one feature and threshold that tell it best on the training images' patches,
+and how well those two do on the held-out images. No classifier is trained: a value counts as recovered only
+if one feature says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, Int8
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.errors import CheckpointError, DatasetError
+from saev_core.progress import Track, silent
+from saev_core.types import Box, Grid
+
+if TYPE_CHECKING:
+    from saev_core.store import ActivationStore
+
+PER_OCTAVE, LOW, HIGH = 4, -10, 8
+"""Thresholds tried: four per octave from 2^-10 to 2^8, in units of the SAE's activations."""
+N_BINS = (HIGH - LOW) * PER_OCTAVE
+_BATCH_VECTORS = 8192
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """What a data set offers whose pictures are known patch by patch; `shapes` does."""
+
+    factors: Sequence[str]
+    """Names of the factor values, `colour=red`."""
+
+    def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
+        """1 where a factor value is true of a patch, 0 where not, -1 where the patch is not counted."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """One factor value and the feature that tells it best; all numbers but `f1_train` are of held-out images."""
+
+    factor: str
+    value: str
+    feature: int
+    """-1: no feature is ever active on a patch of this value."""
+    threshold: float
+    """The feature says yes from this activation on."""
+    f1: float
+    precision: float
+    recall: float
+    f1_train: float
+    n_positive: int
+    """Held-out patches of which the value is true."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """All factor values of a data set, and what was counted."""
+
+    rows: tuple[Recovered, ...]
+    n_images: int
+    """Held-out images."""
+    n_patches: int
+    """Held-out patches that were counted."""
+    n_left_out: int
+    """Held-out patches that were not: the data set does not say what they show."""
+
+    @property
+    def mean(self) -> float:
+        """Mean F1 over the factor values that occur on held-out images."""
+        return float(np.mean([row.f1 for row in self.rows if row.n_positive] or [0.0]))
+
+    def factor_means(self) -> dict[str, float]:
+        """The same per factor."""
+        names = dict.fromkeys(row.factor for row in self.rows)
+        return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers: `mean`, `factors`, `rows` and the counts."""
+        counts = {"n_images": self.n_images, "n_patches": self.n_patches, "n_left_out": self.n_left_out}
+        return {"mean": self.mean, "factors": self.factor_means(), "rows": [asdict(row) for row in self.rows], **counts}
+
+    def table(self) -> str:
+        """For people, one line per factor value."""
+        lines = [f"{'factor':<10}{'value':<14}{'feature':>8}{'F1':>8}{'precision':>11}{'recall':>8}{'patches':>9}"]
+        for r in self.rows:
+            lines.append(f"{r.factor:<10}{r.value:<14}{r.feature:>8}{r.f1:>8.3f}{r.precision:>11.3f}{r.recall:>8.3f}{r.n_positive:>9}")
+        lines += [f"{'mean':<10}{name:<14}{'':>8}{f1:>8.3f}" for name, f1 in self.factor_means().items()]
+        return "\n".join([*lines, f"{'mean':<10}{'all values':<14}{'':>8}{self.mean:>8.3f}"])
+
+
+def recover(checkpoint: Checkpoint, store: ActivationStore, dataset: KnownTruth, track: Track = silent) -> Recovery:
+    """The best feature of every factor value: chosen on the images the SAE was trained on, measured on the held-out ones.
+
+    One pass over the store in blocks. Memory: 72 counts per (factor value, feature), four bytes each, twice. Thresholds
+    are bin edges, so a reported F1 is exact for the threshold it names.
+
+    Raises:
+        CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
+        DatasetError: the data set does not know the truth of its patches.
+    """
+    from saev_core.source import ordered, split
+
+    read = checkpoint.read
+    if not isinstance(dataset, KnownTruth):
+        raise DatasetError(f"{type(dataset).__name__} does not know what its patches show; recovery needs `factors` and `patch_factors`.")
+    if read.tokens != "patches":
+        raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
+    checkpoint.check(store)
+    heldout = split(store.n_images, read.heldout, read.split_seed)
+    if not heldout.any():
+        raise CheckpointError("recovered truth is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
+    device = checkpoint.sae.W_dec.device
+    counts = [_Counts(len(dataset.factors), checkpoint.sae.d_sae) for _ in range(2)]  # training, held out
+    with track("recover", store.n_images, "images") as meter:
+        for index, x in ordered(store, read, np.arange(store.n_images), max(1, _BATCH_VECTORS // store.grid.n_patches)):
+            truth = np.stack([dataset.patch_factors(int(i), store.grid, store.crop(int(i))) for i in index])  # [b, factors, patches]
+            codes = checkpoint.codes(x.flatten(0, 1).to(device))
+            row, feature, value = (t.cpu().numpy() for t in (codes.rows, codes.feature, codes.value))
+            flat = truth.swapaxes(1, 2).reshape(-1, len(dataset.factors))  # [b * patches, factors]
+            held = np.repeat(heldout[index], store.grid.n_patches)
+            for tally, mine in zip(counts, (~held, held), strict=True):
+                tally.add(flat, mine, row, feature, value)
+            meter.update(len(index))
+    train, test = counts
+    rows = tuple(_best(name, i, train, test) for i, name in enumerate(dataset.factors))
+    return Recovery(rows, int(heldout.sum()), test.n_counted, test.n_left_out)
+
+
+class _Counts:
+    """How often each feature is active, by bin of its value: on all counted patches, and on those of each factor value."""
+
+    def __init__(self, n_factors: int, d_sae: int) -> None:
+        self.active = np.zeros((d_sae, N_BINS), np.int64)
+        self.true = np.zeros((n_factors, d_sae, N_BINS), np.int32)
+        self.n_true = np.zeros(n_factors, np.int64)
+        self.n_counted = self.n_left_out = 0
+
+    def add(
+        self, truth: Int8[np.ndarray, "n n_factors"], mine: np.ndarray, row: np.ndarray, feature: np.ndarray, value: np.ndarray
+    ) -> None:
+        """Codes `(row, feature, value)` of `n` patches, of which those in `mine` are to be counted."""
+        counted = mine & (truth >= 0).all(1)
+        self.n_counted += int(counted.sum())
+        self.n_left_out += int(mine.sum() - counted.sum())
+        positive = (truth == 1) & counted[:, None]
+        self.n_true += positive.sum(0)
+        keep = counted[row] & (value > 0)
+        row, cell = row[keep], feature[keep].astype(np.int64) * N_BINS + _bin(value[keep])
+        self.active += np.bincount(cell, minlength=self.active.size).reshape(self.active.shape)
+        entry, factor = positive[row].nonzero()
+        flat = self.true.reshape(-1)
+        np.add.at(flat, factor * self.active.size + cell[entry], np.ones(len(entry), flat.dtype))
+
+
+def _bin(value: Float[np.ndarray, " nnz"]) -> Int[np.ndarray, " nnz"]:
+    """The bin of each positive value; bin b begins at `edge(b)`, values below the first count there."""
+    # searchsorted and not a logarithm: a value at an edge must fall on the side that `>= edge` says.
+    bins: np.ndarray = np.clip(np.searchsorted(_EDGES, value, side="right") - 1, 0, N_BINS - 1)
+    return bins
+
+
+_EDGES = np.exp2(LOW + np.arange(N_BINS) / PER_OCTAVE).astype(np.float32)
+
+
+def _from(counts: np.ndarray) -> np.ndarray:
+    """Counts at or above each bin, along the last axis."""
+    above: np.ndarray = np.flip(np.flip(counts, -1).cumsum(-1, dtype=np.int64), -1)
+    return above
+
+
+def _best(name: str, i: int, train: _Counts, test: _Counts) -> Recovered:
+    factor, _, value = name.partition("=")
+    # F1 = 2 hits / (said yes + true).
+    f1 = 2 * _from(train.true[i]) / np.maximum(_from(train.active) + train.n_true[i], 1)
+    feature, low = divmod(int(f1.argmax()), N_BINS)
+    n_true = int(test.n_true[i])
+    if f1[feature, low] == 0:
+        return Recovered(factor, value, -1, 0.0, 0.0, 0.0, 0.0, 0.0, n_true)
+    hits, yes = int(test.true[i, feature, low:].sum()), int(test.active[feature, low:].sum())
+    threshold = float(_EDGES[low]) if low else 0.0
+    return Recovered(
+        factor=factor,
+        value=value,
+        feature=feature,
+        threshold=threshold,
+        f1=2 * hits / max(yes + n_true, 1),
+        precision=hits / max(yes, 1),
+        recall=hits / max(n_true, 1),
+        f1_train=float(f1[feature, low]),
+        n_positive=n_true,
+    )
