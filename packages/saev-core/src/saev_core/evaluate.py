@@ -100,7 +100,7 @@ def _histogram(values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> dic
 
 
 @torch.no_grad()
-def evaluate(
+def measure(
     checkpoint: Checkpoint,
     store: ActivationStore,
     cfg: EvaluateConfig,
@@ -121,12 +121,13 @@ def evaluate(
 
     checkpoint.check(store)
     read = checkpoint.read
+    what: str = "chosen"
     if isinstance(images, str):
         held = split(store.n_images, read.heldout, read.split_seed)
         chosen = {"heldout": held, "train": ~held, "all": np.ones_like(held)}[images].nonzero()[0]
         what = images
     else:
-        chosen, what = np.asarray(images), "chosen"
+        chosen = np.asarray(images)
     if len(chosen) == 0:
         raise CheckpointError(
             f"no image to evaluate on ({what}; read.heldout is {read.heldout:g}); pass images='all', or train with read.heldout > 0."
@@ -135,14 +136,28 @@ def evaluate(
     tally = Tally(checkpoint.sae.d_in, checkpoint.sae.d_sae, device)
     sae = checkpoint.sae.frozen()
     per_image = store.grid.n_patches if read.tokens == "patches" else 1
-    n_images = 0
+    seen: set[int] = set()
     with track("evaluate", len(chosen), "images") as meter:
         for index, x in ordered(store, read, chosen, max(1, cfg.batch_size // per_image)):
             vectors = checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device))
             codes = sae.codes(vectors)
             tally.add(vectors, sae.decode(codes), codes)
-            n_images += len(index)
-            meter.update(len(index))
+            # With read.layer "all" an image comes once per site.
+            fresh = set(index.tolist()) - seen
+            seen |= fresh
+            meter.update(len(fresh))
     result = tally.result(cfg)
-    result.card.update(n_images=n_images, images=what, heldout=read.heldout, split_seed=read.split_seed)
+    result.card.update(n_images=len(seen), images=what, heldout=read.heldout, split_seed=read.split_seed)
     return result
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    store: ActivationStore,
+    cfg: EvaluateConfig,
+    *,
+    images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
+    track: Track = silent,
+) -> dict[str, Any]:
+    """The card alone, as it goes into the checkpoint; see `measure`."""
+    return measure(checkpoint, store, cfg, images=images, track=track).card

@@ -152,7 +152,7 @@ class StoreSource(ActivationSource):
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "store",
-            "fingerprint": self.store.meta.fingerprint,
+            "store": {"fingerprint": self.store.meta.fingerprint, **self.store.meta.model_dump(mode="json", exclude={"versions"})},
             "site": self.site,
             "sites": [str(site) for site in self._reading.sites],
             "read": self.read.model_dump(mode="json"),

@@ -315,7 +315,7 @@ class Group:
             sae=job.sae,
             norm=self.norm.to("cpu") if self.device.type == "cpu" else self.norm,
             ref=job.ref,
-            site=str(self.source.site),
+            site=self.source.site,
             read=ReadConfig.model_validate(described.get("read", {})),
             store=described.get("store", {}),
             train={

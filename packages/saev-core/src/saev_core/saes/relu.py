@@ -58,9 +58,8 @@ class ReLU(SAE):
         weight = self.weight(progress)
         if isinstance(z, Codes):
             return z.value.sum() * (weight / len(z))
-        if not self.cfg.normalize_w_dec:
-            z = z * self.W_dec.norm(dim=1)
-        return z.sum(-1).mean() * weight
+        lengths = 1.0 if self.cfg.normalize_w_dec else self.W_dec.norm(dim=1)
+        return (z * lengths).sum(-1).mean() * weight
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         # Row lengths in the penalty have a gradient of their own, which the lean forms leave out.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saev_core.norm import Norm
-from saev_core.types import Site
+from saev_core.source import ActivationSource
 
 
 class ArrayStream:
     """Batches of an `ArraySource`: each pass in a new order, drawn from (seed, pass)."""
 
-    def __init__(self, x: Tensor, batch_size: int, seed: int, state: dict[str, Any] | None) -> None:
+    def __init__(self, x: Tensor, batch_size: int, seed: int, state: Mapping[str, Any] | None) -> None:
         self._x, self._size, self._seed = x, batch_size, seed
         self._epoch: int = state["epoch"] if state else 0
         self._at: int = state["at"] if state else 0
@@ -39,7 +41,13 @@ class ArrayStream:
             if self._at == len(self._order):
                 self._epoch, self._at = self._epoch + 1, 0
                 self._draw()
-        return self._x[torch.cat(parts)].float()
+        self._last = torch.cat(parts)
+        return self._x[self._last].float()
+
+    @property
+    def image(self) -> np.ndarray[Any, Any]:
+        """Row numbers: here every vector is its own image."""
+        return self._last.numpy()
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "at": self._at}
@@ -48,17 +56,17 @@ class ArrayStream:
         """Nothing is held."""
 
 
-class ArraySource:
+class ArraySource(ActivationSource):
     """Vectors `[n, d_model]` in memory as a source: for tests, and for activations that did not come from a store."""
 
-    def __init__(self, x: Float[Tensor, "n d_model"], site: Site | None = None) -> None:
+    def __init__(self, x: Float[Tensor, "n d_model"], site: str = "resid.0") -> None:
         self.x = x
         self.n_vectors, self.d_model = x.shape
-        self.site = site or Site(0)
+        self.site = site
         total = x.double().sum(0)
         self.norm = Norm.from_moments(len(x), total, float(x.double().square().sum()))
 
-    def batches(self, batch_size: int, seed: int, state: dict[str, Any] | None = None) -> ArrayStream:
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> ArrayStream:
         return ArrayStream(self.x, batch_size, seed, state)
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
@@ -66,4 +74,4 @@ class ArraySource:
         return self.x[order[:n]].float()
 
     def describe(self) -> dict[str, Any]:
-        return {"array": hashlib.sha256(self.x.numpy().tobytes()).hexdigest(), "site": str(self.site)}
+        return {"array": hashlib.sha256(self.x.numpy().tobytes()).hexdigest(), "site": self.site}
