@@ -115,7 +115,7 @@ class PluginRef(Config):
 class RecordConfig(Config):
     """How activations are recorded."""
 
-    layers: tuple[int, ...] = (-2,)
+    layers: tuple[int, ...] = Field(default=(-2,), min_length=1)
     """Blocks to record; negative ones count from the end."""
     stream: str = "resid"
     """What of each block: `resid`, its output, or a dotted module inside it (`mlp`)."""
@@ -124,7 +124,7 @@ class RecordConfig(Config):
     batch_size: int = Field(default=64, ge=1)
     """Images per forward pass."""
     n_workers: int = Field(default=-1, ge=-1)
-    """Decoding threads or processes; -1: chosen from the machine."""
+    """Decoding threads; -1: one per core, at most 16; 0: none, images are decoded between forward passes."""
     on_bad_image: Literal["missing", "stop"] = "missing"
     """What an unreadable image does: it is recorded as missing and listed, or it stops the recording."""
     n_images: int = Field(default=0, ge=0)
@@ -140,6 +140,9 @@ class RecordConfig(Config):
     def _divisible(self) -> Self:
         if self.shard_images % self.chunk_images:
             raise ValueError("shard_images must be a multiple of chunk_images")
+        number, of = map(int, self.part.split("/"))
+        if not 1 <= number <= of:
+            raise ValueError("part is NUMBER/OF, such as 2/4, and NUMBER is 1 to OF")
         return self
 
 
@@ -271,7 +274,8 @@ def validate(kind: type[C], data: dict[str, Any], where: str = "") -> C:
 def _one_line(kind: type[Config], detail: ErrorDetails, where: str) -> str:
     place = ".".join([where, *map(str, detail["loc"])] if where else [str(part) for part in detail["loc"]])
     if detail["type"] != "extra_forbidden":
-        return f"{place or 'config'}: {detail['msg']} (got {detail['input']!r})."
+        got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+        return f"{place or 'config'}: {detail['msg'].removeprefix('Value error, ')}{got}."
     known = _fields_at(kind, detail["loc"][:-1])
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
     return f"{place}: unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}.")

@@ -1,0 +1,292 @@
+"""What a recording will hold, what of it is still to do, and what that costs: known before it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from saev_core.arrays import local_path
+from saev_core.config import RecordConfig
+from saev_core.dataset import ImageDataset
+from saev_core.errors import DatasetError, ModelError, StoreError, UsageError
+from saev_core.loader import load
+from saev_core.model import VisionModel
+from saev_core.shards import ALIGN
+from saev_core.store import ActivationStore, StoreMeta
+from saev_core.types import Site
+
+Todo = list[tuple[int, list[Site]]]
+"""Shards to record, each with the sites that lack it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recording costs, from a forward pass on a few of its own images."""
+
+    n_images: int
+    """Images still to be recorded."""
+    bytes_disk: int
+    """What they will take on disk."""
+    bytes_free: int | None
+    """What the disk has left; None where it cannot be asked (a remote store)."""
+    bytes_ram: int
+    """Peak memory of the process, roughly; it does not depend on the number of images."""
+    seconds: float
+    """Time from start to end."""
+    rate: float
+    """Images per second."""
+
+
+def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: RecordConfig) -> Plan:
+    """Disk, memory and time of `record` with the same arguments, measured on up to 16 images. Writes nothing.
+
+    Raises:
+        StoreError: the disk cannot hold it.
+        ModelError, DatasetError, UsageError: as `record`, which would fail.
+    """
+    sites = resolve_sites(model, cfg)
+    meta = describe(model, dataset, cfg, sites)
+    path = local_path(url)
+    if path is not None and (path / "zarr.json").exists():
+        # Which plugin made it is the caller's to say; everything else must agree.
+        there = ActivationStore.open(url).meta
+        meta = meta.model_copy(update={"model": {**there.model, **meta.model}, "dataset": {**there.dataset, **meta.dataset}})
+    todo = remaining(existing(url, meta), meta, sites, cfg)
+    n_images = sum(len(shard_images(meta, shard)) for shard, _ in todo)
+    need = bytes_on_disk(meta, todo)
+    check_disk(url, need)
+    seconds_each = _measure(model, dataset, sites, cfg, spans(meta, todo)[0]) if todo else 0.0
+    rate = 1 / seconds_each if seconds_each else 0.0
+    return Plan(n_images, need, bytes_free(url), _bytes_ram(model, meta, len(sites), cfg), n_images * seconds_each, rate)
+
+
+def resolve_sites(model: VisionModel, cfg: RecordConfig) -> list[Site]:
+    """The sites that `cfg` asks for: block numbers, in order, each once.
+
+    Raises:
+        UsageError: no layer is asked for.
+        ModelError: the model has no such block or stream.
+    """
+    if not cfg.layers:
+        raise UsageError("no layer to record; name some, such as --layers -2.")
+    return sorted({model.site(layer, cfg.stream) for layer in cfg.layers})
+
+
+def describe(
+    model: VisionModel,
+    dataset: ImageDataset,
+    cfg: RecordConfig,
+    sites: list[Site],
+    *,
+    model_ref: Mapping[str, Any] | None = None,
+    dataset_ref: Mapping[str, Any] | None = None,
+) -> StoreMeta:
+    """The store that will hold `sites`; `n_blocks` and `identity` are added to the references. Runs one forward pass.
+
+    Raises:
+        DatasetError: the data set holds no image.
+        ModelError: the sites do not have the grid's tokens, or differ in width.
+    """
+    if not len(dataset):
+        raise DatasetError("the data set holds no image.")
+    grid, d_model = model.grid, _width(model, sites)
+    refs = dict(model_ref or {}), dict(dataset_ref or {})
+    dists = dict.fromkeys(["saev-core", "torch", *(str(ref["dist"]) for ref in refs if ref.get("dist"))])
+    return StoreMeta(
+        model={**refs[0], "n_blocks": len(model.hooked)},
+        dataset={**refs[1], "identity": dataset.identity()},
+        transform=_text(model.transform),
+        versions={dist: found for dist in dists if (found := _version(dist))},
+        rows=grid.rows,
+        cols=grid.cols,
+        patch_px=grid.patch_px,
+        n_prefix=grid.n_prefix,
+        d_model=d_model,
+        dtype=cfg.dtype,
+        n_images=min(len(dataset), cfg.n_images or len(dataset)),
+        chunk_images=cfg.chunk_images,
+        shard_images=cfg.shard_images,
+        has_mask=dataset.mask_classes is not None,
+    )
+
+
+def _width(model: VisionModel, sites: list[Site]) -> int:
+    """The width that all sites share, from a forward pass on a blank picture."""
+    grid = model.grid
+    pixels = torch.as_tensor(model.transform(Image.new("RGB", (grid.width_px, grid.height_px))))[None]
+    shapes = {site: tuple(x.shape[1:]) for site, x in model.record(pixels.to(model.device), sites).items()}
+    if len(set(shapes.values())) > 1:
+        listed = "; ".join(f"{site} {n} tokens of width {d}" for site, (n, d) in sorted(shapes.items()))
+        raise ModelError(
+            f"these sites differ in shape ({listed}), and a store holds one shape: record each in a store of its own, "
+            'or choose blocks that agree, such as --set model.blocks="layer3.*".'
+        )
+    n_tokens, width = shapes[sites[0]]
+    if n_tokens != grid.n_tokens:
+        raise ModelError(
+            f"{sites[0]} gives {n_tokens} tokens, the model's grid has {grid.n_tokens} ({grid.n_prefix} before {grid.rows} x {grid.cols} "
+            "patches); choose its blocks with model.blocks, which measures the grid again, or mend the model's grid."
+        )
+    return int(width)
+
+
+def _text(transform: Any) -> str:
+    """A transform as text that is the same in every process."""
+    text = getattr(transform, "__qualname__", None)
+    if text is not None:  # a function or method, whose repr would say only where it lies in memory
+        return f"{transform.__module__}.{text}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))
+
+
+def _version(dist: str) -> str | None:
+    try:
+        return version(dist)
+    except PackageNotFoundError:
+        return None
+
+
+def existing(url: str | Path, meta: StoreMeta) -> ActivationStore | None:
+    """The store at `url`, if one is there.
+
+    Raises:
+        StoreError: it was recorded otherwise; the difference is named.
+    """
+    path = local_path(url)
+    if path is not None and not (path / "zarr.json").exists():
+        return None
+    if path is None:
+        try:
+            ActivationStore.open(url)
+        except StoreError:
+            return None
+    return ActivationStore.create(url, meta)
+
+
+def part(cfg: RecordConfig, n_shards: int) -> range:
+    """The shards that are this recorder's."""
+    i, n = map(int, cfg.part.split("/"))
+    return range(n_shards * (i - 1) // n, n_shards * i // n)
+
+
+def remaining(store: ActivationStore | None, meta: StoreMeta, sites: list[Site], cfg: RecordConfig) -> Todo:
+    """What of this recorder's part is not there yet."""
+    have = {site: store.shards_done(site) for site in sites if site in store.sites} if store is not None else {}
+    todo = [(shard, [site for site in sites if site not in have or not have[site][shard]]) for shard in part(cfg, meta.n_shards)]
+    return [(shard, lacking) for shard, lacking in todo if lacking]
+
+
+def shard_images(meta: StoreMeta, shard: int) -> range:
+    """Image numbers of a shard."""
+    return meta.layouts()["patches"].images(shard)
+
+
+def spans(meta: StoreMeta, todo: Todo) -> list[tuple[int, int]]:
+    """The images of `todo` as few runs of neighbours, so that a stream is opened once for each."""
+    found: list[tuple[int, int]] = []
+    for shard, _ in todo:
+        images = shard_images(meta, shard)
+        if found and found[-1][1] == images.start:
+            found[-1] = (found[-1][0], images.stop)
+        else:
+            found.append((images.start, images.stop))
+    return found
+
+
+def bytes_on_disk(meta: StoreMeta, todo: Todo) -> int:
+    """Bytes that the shards of `todo` take: chunks on whole pages, their index, and the small arrays."""
+    layouts = list(meta.layouts().values())
+    tables = [*meta.image_tables().values()]
+    total = 0
+    for shard, sites in todo:
+        n = len(shard_images(meta, shard))
+        for layout in layouts:
+            chunk = -(-(layout.chunk_bytes + 4) // ALIGN) * ALIGN
+            total += len(sites) * (-(-n // layout.chunk_images) * chunk + layout.index_bytes)
+        total += n * sum(table.dtype.itemsize * (table.shape[1] if len(table.shape) > 1 else 1) for table in tables)
+        total += len(sites) * (n + 24 * meta.d_model) + ALIGN * (len(tables) + 4 * len(sites))  # done, moments; a page a file
+    return total
+
+
+def bytes_free(url: str | Path) -> int | None:
+    """Bytes left on the disk that holds, or will hold, `url`; None for a remote one."""
+    path = local_path(url)
+    if path is None:
+        return None
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def check_disk(url: str | Path, need: int) -> None:
+    """
+    Raises:
+        StoreError: fewer than `need` bytes are left there.
+    """
+    free = bytes_free(url)
+    if free is not None and need > free:
+        raise StoreError(
+            f"{url}: the recording takes {need / 1e9:,.3g} GB and the disk has {free / 1e9:,.3g} GB left; free some space, "
+            "record fewer images or layers, or record to another disk with --store."
+        )
+
+
+def _measure(model: VisionModel, dataset: ImageDataset, sites: list[Site], cfg: RecordConfig, span: tuple[int, int]) -> float:
+    """Seconds per image, from up to 17 real ones, the first of which warms up."""
+    few = (span[0], min(span[1], span[0] + 1 + min(cfg.batch_size, 16)))
+    began = time.monotonic()
+    with closing(load(dataset, model, [few], n_workers=cfg.n_workers)) as items:
+        loaded = [next(items)]
+        first = time.monotonic()
+        loaded += items
+    ended = time.monotonic()
+    loading = (ended - first) / (len(loaded) - 1) if len(loaded) > 1 else ended - began
+    readable = [item.pixels for item in loaded[:16] if item.pixels is not None]
+    if not readable:
+        bad = loaded[0].bad
+        raise DatasetError(f"none of the first {len(loaded)} images can be read: {bad.path if bad else ''} ({bad.why if bad else ''}).")
+    pixels = torch.stack(readable).to(model.device)
+    model.record(pixels[:1], sites)
+    began = time.monotonic()
+    for x in model.record(pixels, sites).values():
+        x[0, 0, 0].item()  # a GPU answers before it is done; this waits
+    forward = (time.monotonic() - began) / len(readable)
+    # Decoding and the forward pass overlap, but on a CPU they share its cores.
+    return loading + forward if model.device.type == "cpu" else max(loading, forward)
+
+
+def _bytes_ram(model: VisionModel, meta: StoreMeta, n_sites: int, cfg: RecordConfig) -> int:
+    """What the process holds now, after a forward pass, and what the queues and a full batch add to it."""
+    batch, grid = cfg.batch_size, meta.grid
+    values = batch * grid.n_tokens * meta.d_model
+    pixels = batch * 3 * grid.height_px * grid.width_px * 4
+    # Two batches of pixels in the loader and one in the forward pass; three of tokens between forward pass and writer.
+    queues = 3 * pixels + n_sites * values * (4 + 3 * (2 if cfg.dtype == "float16" else 4))
+    # A block's residual stream, its norm, queries, keys, values, and an MLP four times as wide before and after its GELU.
+    working = 12 * values * 4 if model.device.type == "cpu" else 0
+    writer = n_sites * sum(layout.chunk_bytes for layout in meta.layouts().values())
+    return _rss() + queues + working + writer
+
+
+def _rss() -> int:
+    """Memory of this process now; its peak where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,239 @@
+"""`record`: images through a model into an activation store. Decoding, forward pass and writing overlap.
+
+    loader threads  ->  forward thread  ->  this thread: chunks, checksums, moments, commits
+            one batch ahead      one batch ahead
+
+Only whole shards count. Batches are cut at shard borders, so that what a shard holds depends neither on where an
+earlier recording stopped nor on who recorded its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.config import RecordConfig
+from saev_core.dataset import ImageDataset
+from saev_core.errors import DatasetError, ModelError
+from saev_core.loader import Loaded, ahead, load
+from saev_core.model import VisionModel
+from saev_core.plan import (
+    Plan,
+    Todo,
+    bytes_on_disk,
+    check_disk,
+    describe,
+    existing,
+    part,
+    plan,
+    remaining,
+    resolve_sites,
+    shard_images,
+    spans,
+)
+from saev_core.progress import Track, silent
+from saev_core.shard_set import MISSING, ShardSetWriter
+from saev_core.store import ActivationStore, StoreMeta
+from saev_core.types import Site
+
+__all__ = ["Missing", "Plan", "Recorded", "plan", "record"]
+
+log = logging.getLogger(__name__)
+
+FLOAT16_MAX = 65504.0
+_MANY = 16
+"""Unreadable images in an unbroken shard that are the data set's fault, not the images'."""
+
+Missing = tuple[int, str, str]
+"""An image that could not be read: its number, how a person finds it, and why."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a recording left behind."""
+
+    store: ActivationStore
+    sites: list[Site]
+    n_images: int
+    """Images of this recorder's part, readable or not, whoever recorded them and when."""
+    missing: list[Missing]
+    """Those of them that could not be read."""
+    seconds: float
+    n_new: int = 0
+    """Images that this call recorded."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Neighbouring images of one shard and what left the sites."""
+
+    shard: int
+    sites: list[Site]
+    images: list[Loaded]
+    tokens: dict[Site, Float[Tensor, "batch n_tokens d_model"]]
+
+
+def record(
+    model: VisionModel,
+    dataset: ImageDataset,
+    url: str | Path,
+    cfg: RecordConfig,
+    *,
+    model_ref: Mapping[str, Any],
+    dataset_ref: Mapping[str, Any],
+    track: Track = silent,
+) -> Recorded:
+    """Activations of every image at every layer of `cfg`, at `url`. What is there already is neither done again nor touched.
+
+    Killed or interrupted, the same call goes on at the first unfinished shard and ends with the same bytes. Calls with
+    different `cfg.part` may run at once.
+
+    Args:
+        model_ref: `name`, `dist` and `options` of the model plugin, without local paths; goes into the store's identity.
+        dataset_ref: the same of the data set plugin.
+
+    Raises:
+        StoreError: the store is of another model or data set, cannot be written, or the disk cannot hold it; an
+            activation is not finite or does not fit `cfg.dtype`.
+        ModelError: no such layer, or sites of different shapes.
+        DatasetError: it is empty, a whole shard of it is unreadable, or, with `on_bad_image="stop"`, an image is.
+    """
+    began = time.monotonic()
+    sites = resolve_sites(model, cfg)
+    meta = describe(model, dataset, cfg, sites, model_ref=model_ref, dataset_ref=dataset_ref)
+    store = existing(url, meta)
+    check_disk(url, bytes_on_disk(meta, remaining(store, meta, sites, cfg)))
+    store = store or ActivationStore.create(url, meta)
+    for site in sites:
+        store.add_site(site)
+    todo = remaining(store, meta, sites, cfg)
+    n_images, n_new = _n_images(meta, part(cfg, meta.n_shards)), _n_images(meta, [shard for shard, _ in todo])
+    if n_new < n_images:
+        log.info("%d of %d images are recorded already", n_images - n_new, n_images)
+    why: dict[int, Missing] = {}
+    n_threads = torch.get_num_threads()
+    try:
+        made = _forward(model, dataset, meta, todo, cfg, n_threads=n_threads)
+        with track("record", n_new, "images") as meter, closing(ahead(made, 1)) as batches:
+            for (shard, lacking), of_shard in groupby(batches, key=lambda batch: (batch.shard, batch.sites)):
+                with store.write_shard(lacking, shard) as out:
+                    bad: list[Missing] = []
+                    for batch in of_shard:
+                        bad += _append(out, batch)
+                        meter.update(len(batch.images), missing=len(why) + len(bad))
+                    _refuse_if_all_bad(bad, shard_images(meta, shard), meta)
+                why.update({each[0]: each for each in bad})
+    finally:
+        torch.set_num_threads(n_threads)  # the loader's threads leave 1 behind for threads that start later
+    return Recorded(store, sites, n_images, _missing(store, dataset, sites, cfg, why), time.monotonic() - began, n_new)
+
+
+def _forward(
+    model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: Todo, cfg: RecordConfig, *, n_threads: int
+) -> Generator[_Batch]:
+    """Batch after batch of the shards to do, through the model."""
+    torch.set_num_threads(n_threads)
+    images = load(dataset, model, spans(meta, todo), n_workers=cfg.n_workers, lookahead=cfg.batch_size)
+    with closing(images):
+        for shard, sites in todo:
+            left = len(shard_images(meta, shard))
+            while left:
+                loaded = list(islice(images, min(cfg.batch_size, left)))
+                left -= len(loaded)
+                for item in loaded:
+                    if item.bad is not None and cfg.on_bad_image == "stop":
+                        raise item.bad
+                yield _Batch(shard, sites, loaded, _tokens(model, meta, sites, loaded))
+
+
+def _tokens(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
+    """What leaves the sites, on the CPU; rows of unreadable images mean nothing."""
+    first = next((image.pixels for image in images if image.pixels is not None), None)
+    if first is None:
+        return {site: torch.zeros(()).expand(len(images), meta.grid.n_tokens, meta.d_model) for site in sites}
+    # A blank picture takes the place of a missing one: batches keep their size, and neighbours the same bits.
+    rows = [torch.zeros_like(first) if image.pixels is None else image.pixels for image in images]
+    for image, row in zip(images, rows, strict=True):
+        if row.shape != first.shape:
+            raise ModelError(
+                f"the model's transform gives {tuple(row.shape)} for image {image.index} and {tuple(first.shape)} for another; "
+                "every image needs the same size."
+            )
+    device = model.device
+    pixels = torch.stack(rows)  # [b, 3, h, w]
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    seen = model.record(pixels.to(device), sites)
+    return _to_cpu({site: _narrow(x, meta.dtype) for site, x in seen.items()})
+
+
+def _narrow(x: Tensor, dtype: str) -> Tensor:
+    """`x` in the stored precision where all of it fits; as it is otherwise, and the store says which image does not."""
+    if dtype != "float16" or x.dtype == torch.float16:
+        return x
+    low, high = x.aminmax()
+    return x.half() if low.item() >= -FLOAT16_MAX and high.item() <= FLOAT16_MAX else x
+
+
+def _to_cpu(tokens: dict[Site, Tensor]) -> dict[Site, Tensor]:
+    if not any(x.is_cuda for x in tokens.values()):
+        return {site: x.cpu() for site, x in tokens.items()}
+    copies = {site: torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for site, x in tokens.items()}
+    torch.cuda.current_stream().synchronize()
+    return copies
+
+
+def _append(out: ShardSetWriter, batch: _Batch) -> list[Missing]:
+    """Hand one batch to the store; returns its unreadable images."""
+    images = batch.images
+    gone = np.array([image.bad is not None for image in images])
+    some = next((image.mask for image in images if image.mask is not None), None)
+    mask = None if some is None else np.stack([np.zeros_like(some) if image.mask is None else image.mask for image in images])
+    out.append(
+        batch.tokens,
+        [image.index for image in images],
+        label=np.array([image.label for image in images], np.int32),
+        size=np.array([image.size for image in images], np.int32),
+        crop=np.array([image.crop for image in images], np.float32),
+        mask=mask,
+        missing=gone,
+    )
+    return [(image.index, image.bad.path, image.bad.why) for image in images if image.bad is not None]
+
+
+def _refuse_if_all_bad(bad: list[Missing], images: range, meta: StoreMeta) -> None:
+    """A disk that was unplugged makes every image unreadable; recording them as missing would be final.
+
+    Raises:
+        DatasetError: all of a whole shard, or of the data set, is unreadable.
+    """
+    whole = len(images) == meta.shard_images >= _MANY or len(images) == meta.n_images
+    if len(bad) == len(images) and whole:
+        _, path, why = bad[0]
+        raise DatasetError(
+            f"none of images {images.start} to {images.stop - 1} can be read, the first being {path} ({why}); "
+            "check that the data set is still there."
+        )
+
+
+def _missing(store: ActivationStore, dataset: ImageDataset, sites: list[Site], cfg: RecordConfig, why: dict[int, Missing]) -> list[Missing]:
+    mine = part(cfg, store.n_shards)
+    images = slice(mine.start * store.meta.shard_images, mine.stop * store.meta.shard_images)
+    gone = np.any([store.done(site)[images] == MISSING for site in sites], axis=0)
+    found = (images.start + np.flatnonzero(gone)).tolist()
+    return [why.get(index) or (index, dataset.name(index), "unreadable when it was recorded") for index in found]
+
+
+def _n_images(meta: StoreMeta, shards: Iterable[int]) -> int:
+    return sum(len(shard_images(meta, shard)) for shard in shards)
