@@ -33,6 +33,8 @@ class ResizeCrop:
     """Pillow's resampling filter."""
     scale: float = 1 / 255
     """What pixel values 0 to 255 are multiplied with."""
+    floor: bool = False
+    """Where an odd margin cannot be halved: false rounds half to even, as torchvision; true rounds down, as transformers."""
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         if image.mode != "RGB":
@@ -47,8 +49,11 @@ class ResizeCrop:
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self.crop is not None and self.crop != (height, width):
-            top, left = round((height - self.crop[0]) / 2), round((width - self.crop[1]) / 2)
+            top, left = (self._half(length - want) for length, want in ((height, self.crop[0]), (width, self.crop[1])))
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, h, w]
         x = pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self.scale)
         return x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
+
+    def _half(self, margin: int) -> int:
+        return margin // 2 if self.floor else round(margin / 2)
