@@ -62,7 +62,7 @@ class Reading:
             log.warning("%s is incomplete: %d of %d images recorded", self.store.url, int((done > 0).all(0).sum()), self.store.n_images)
         recorded = np.asarray(done == RECORDED)
         if len(self._series[0]) > 1:
-            recorded = recorded.all(0, keepdims=True)
+            recorded = np.logical_and.reduce(recorded, axis=0, keepdims=True)
         if self.read.labels is not None:
             wanted = np.isin(self.store.labels, self.read.labels)
             if not wanted.any():

@@ -219,7 +219,11 @@ def ordered(
             x = torch.empty(len(index), reading.n_tokens, reading.d_model)
             at = 0
             for run, chunk, block in runs:
-                x[at : at + len(run)] = block.result()[torch.from_numpy(run - chunk * size)]
+                places = run - chunk * size
+                first, last = int(places[0]), int(places[-1])
+                # Neighbours are copied straight; gathering would make a copy of its own first.
+                straight = last - first + 1 == len(run) and bool((np.diff(places) == 1).all())
+                x[at : at + len(run)] = block.result()[first : last + 1] if straight else block.result()[torch.from_numpy(places)]
                 at += len(run)
             yield index, (x if read.clamp is None else x.clamp_(-read.clamp, read.clamp))
     finally:
