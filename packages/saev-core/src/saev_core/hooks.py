@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +82,7 @@ class Observers:
         except (pluggy.PluginValidationError, ValueError) as error:
             if self._manager.is_registered(observer):
                 self._manager.unregister(observer)
-            raise PluginError(f"observer {name or observer!r}: {error}") from None
+            raise PluginError(f"observer {name or type(observer).__name__}: {_why(error)}") from None
 
     def _discover(self) -> None:
         from importlib.metadata import entry_points
@@ -90,7 +93,8 @@ class Observers:
             except Exception:
                 log.warning("observer %s (%s) cannot be imported and is left out", entry.name, entry.value, exc_info=True)
                 continue
-            self.add(plugin() if isinstance(plugin, type) else plugin, entry.name)
+            dist = f" (from {entry.dist.name} {entry.dist.version})" if entry.dist else ""
+            self.add(plugin() if isinstance(plugin, type) else plugin, f"{entry.name}{dist}")
 
     def emit(self, hook: str, **arguments: Any) -> list[Any]:
         """Call every observer's `hook`; returns what they gave back that is not None."""
@@ -102,3 +106,16 @@ class Observers:
                 log.exception("observer %s failed in %s and is dropped", impl.plugin_name, hook)
                 self._manager.unregister(impl.plugin)
         return [result for result in results if result is not None]
+
+
+def _why(error: Exception) -> str:
+    """What does not fit, with the nearest hook's name for a misspelt one."""
+    text = " ".join(str(error).split())
+    hooks = [name for name in vars(Hooks) if not name.startswith("_")]
+    if match := re.match(r"unknown hook '(\w+)'", text):
+        near = difflib.get_close_matches(match[1], hooks, n=1)
+        return f"there is no hook {match[1]!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(hooks)}.")
+    if match := re.search(r"for hook '(\w+)'.*Argument\(s\) {(.+?)}", text):
+        takes = [name for name in inspect.signature(getattr(Hooks, match[1])).parameters if name != "self"]
+        return f"hook {match[1]!r} has no argument {match[2]}; it has {', '.join(takes)}."
+    return f"{text.rstrip('.')}."

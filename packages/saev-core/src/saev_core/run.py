@@ -153,7 +153,7 @@ class Run:
         changes = []
         for key, old, new in differences(self.config.model_dump(mode="json"), config.model_dump(mode="json")):
             if key not in _FREE + _FREE_TRAIN and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
-                changes.append(f"{key} is {json.dumps(old)}, not {json.dumps(new)}")
+                changes.append(f"{key} is {_text(old)}, not {_text(new)}")
         return changes
 
 
@@ -165,6 +165,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield from differences(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}", a, b
+
+
+def _text(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -190,6 +194,28 @@ def plugin_versions(config: RunConfig) -> dict[str, str]:
     return versions
 
 
+def check_config(config: RunConfig) -> None:
+    """Everything that can be said of a configuration before any work: plugins, their options, the device.
+
+    Raises:
+        UnknownPluginError, PluginError, ConfigError, DeviceError: whatever is wrong first.
+    """
+    from saev_core.plugins import find, resolve
+
+    kinds = ("dataset", "sae", "model")
+    # Names first: metadata tells them, and a typing mistake should not have to wait for torch.
+    for kind in kinds:
+        find(kind, getattr(config, kind).name)
+    for kind in kinds:
+        resolve(kind, getattr(config, kind))
+    for name in config.trackers:
+        resolve("tracker", name)
+    if config.device not in ("auto", "cpu"):
+        from saev_core.model import pick_device
+
+        pick_device(config.device)
+
+
 def default_path(config: RunConfig, date: str) -> Path:
     """`runs/<date>-<model>-<dataset>`, the plugins' bare names made safe for a file system."""
 
@@ -199,4 +225,4 @@ def default_path(config: RunConfig, date: str) -> Path:
     return Path("runs") / f"{date}-{plain(config.model.name)}-{plain(config.dataset.name)}"
 
 
-__all__ = ["FORMAT", "STAGES", "Run", "default_path", "differences", "plugin_versions", "write_json"]
+__all__ = ["FORMAT", "STAGES", "Run", "check_config", "default_path", "differences", "plugin_versions", "write_json"]

@@ -72,6 +72,8 @@ class Flags:
     debug: bool = False
     batch: str = "train"
     """The section that --batch-size belongs to in this command."""
+    whole: bool = False
+    """The flags say everything: a run that is there already does not lend its configuration."""
 
     def config(self, base: RunConfig | None = None) -> RunConfig:
         """The configuration: `base` or the defaults, then --config, then flags, then --set.
@@ -146,7 +148,7 @@ def takes(*names: str, run: str = "", batch: str = "") -> Callable[[Callable[[Fl
         def command(**values: Any) -> None:
             given = {flag.name: values[name] for name, flag in typed.items() if values[name] not in (None, [])}
             place_ = given.get("--out") or values.get("run") or ""
-            body(Flags(given, place_, values["json"], values["debug"], batch))
+            body(Flags(given, place_, values["json"], values["debug"], batch, whole=not run))
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}

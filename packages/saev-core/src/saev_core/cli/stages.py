@@ -1,0 +1,78 @@
+"""`saev run`, `record`, `train`, `evaluate`, `index`: a run folder, and the pipeline's stages on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saev_core.cli.options import Flags
+from saev_core.cli.screen import Screen, duration
+from saev_core.run import STAGES, Run, check_config, default_path
+
+if TYPE_CHECKING:
+    from saev_core.config import RunConfig
+
+
+def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
+    """Do the stages on the run that the flags name or configure, and print what was found."""
+    screen = Screen(as_json=flags.json, debug=flags.debug)
+    path, config = run_and_config(flags, must_exist=stages[0] not in ("record", "train"))
+    check_config(config)
+    from saev_core.pipeline import Pipeline
+
+    run = Run.create(path, config)
+    screen.say(f"run: {run.path}")
+    summary = Pipeline(run, track=screen.track, say=screen.say).run_stages(stages)
+    screen.result(summary)
+    if stages == STAGES:
+        screen.say("")
+        screen.table(summary_rows(summary))
+        screen.say("")
+        _recovery(screen, summary)
+    if "report" in summary:
+        screen.say(f"report: {summary['report']}")
+
+
+def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
+    """The run folder and its configuration: that of the run if it is one already, with what the flags change."""
+    if flags.run and (must_exist or (Path(flags.run) / "config.json").exists()):
+        return Path(flags.run), flags.config(None if flags.whole else Run.open(flags.run).config)
+    config = flags.config()
+    return Path(flags.run) if flags.run else default_path(config, time.strftime("%Y-%m-%d")), config
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table at the end of `saev run`."""
+    rows = [("images", f"{summary['n_images']:,}" + (f" ({summary['n_missing']:,} missing)" if summary["n_missing"] else ""))]
+    for name, card in summary["sae"].items():
+        rows.append(("SAE", name))
+        for key in ("nmse", "explained_variance", "l0"):
+            if key in card:
+                rows.append((f"  {key}", f"{card[key]:.4g}"))
+        for key in ("dead", "almost_dead", "dense"):
+            if key in card:
+                rows.append((f"  {key}", _share(card[key])))
+        if recovered := summary.get("recovery", {}).get(name):
+            rows.append(("  recovered truth", f"mean F1 {recovered['mean']:.3f}"))
+    seconds = summary["seconds"]
+    rows.append(("time", ", ".join(f"{stage} {duration(s)}" for stage, s in seconds.items())))
+    return rows
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%} of features"
+
+
+def _recovery(screen: Screen, summary: dict[str, Any]) -> None:
+    """Of every factor of the truth, the best and worst value that a feature recovers."""
+    for name, found in summary.get("recovery", {}).items():
+        rows = []
+        for factor, mean in found["factors"].items():
+            values = sorted((row["f1"], row["value"]) for row in found["rows"] if row["factor"] == factor and row["n_positive"])
+            if values:
+                rows.append([factor, f"{mean:.3f}", f"{values[0][1]} {values[0][0]:.3f}", f"{values[-1][1]} {values[-1][0]:.3f}"])
+        screen.say(f"truth recovered by {name}, F1 over held-out patches of the best feature for each value:")
+        screen.table([*rows, ["mean", f"{found['mean']:.3f}", "", ""]], ["factor", "mean", "worst", "best"])
+        screen.say("")
