@@ -78,6 +78,24 @@ def test_index_agrees_with_a_dense_float64_reference(tmp_path: Path, ties: bool,
             np.testing.assert_allclose(index.percentiles[feature], want, rtol=1 / 64)
 
 
+def test_several_layers_are_so_many_examples_and_a_map_shows_their_largest_value(tmp_path: Path) -> None:
+    first, second = activations(0), activations(1)
+    found = FeatureAccumulator(D, T, K)
+    for start in range(0, N, 16):
+        codes = [Codes.from_dense(torch.from_numpy(z[start : start + 16]).flatten(0, 1)) for z in (first, second)]
+        found.add(np.arange(start, min(start + 16, N)), codes)
+    found.write(tmp_path / "a.zarr", {"grid": GRID})
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    assert (index.n_images, index.n_vectors) == (N, 2 * N * T)
+    np.testing.assert_allclose(index.frequency, ((first > 0).mean((0, 1)) + (second > 0).mean((0, 1))) / 2)
+    larger = np.maximum(first, second)
+    for feature in range(D):
+        top = index.top(feature)
+        assert [(t.index, t.token, t.value) for t in top] == reference_top(larger, np.arange(N), feature)
+        for t in top:
+            np.testing.assert_array_equal(t.map, larger[t.index, :, feature].astype(np.float16))
+
+
 def test_one_image_never_takes_two_places_however_many_of_its_patches_fire() -> None:
     z = np.zeros((20, T, D), np.float32)
     z[:, :, 0] = 1 + np.arange(20)[:, None] + np.linspace(0, 0.5, T)
@@ -114,10 +132,11 @@ def test_images_out_of_order_or_codes_of_another_shape_are_refused() -> None:
 
 
 def test_values_that_are_not_finite_are_named_by_image() -> None:
-    z = torch.ones(2 * T, D)
-    z[T, 0] = torch.inf
-    with pytest.raises(StoreError, match="image 9 gives"):
-        FeatureAccumulator(D, T, K).add(np.array([8, 9]), Codes.from_dense(z))
+    for wrong in (torch.inf, torch.nan):
+        z = torch.ones(2 * T, D)
+        z[T, 0] = wrong
+        with pytest.raises(StoreError, match="image 9 gives"):
+            FeatureAccumulator(D, T, K).add(np.array([8, 9]), Codes.from_dense(z))
 
 
 def test_percentiles_agree_with_numpy_to_a_bin_over_the_whole_range() -> None:

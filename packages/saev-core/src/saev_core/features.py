@@ -54,7 +54,7 @@ class FeatureAccumulator:
             folder: where arrays above 1 GiB are paged to; None: all in memory.
         """
         self.d_sae, self.n_patches, self.n_labels = d_sae, n_patches, n_labels
-        self.n_images = 0
+        self.n_images = self.n_vectors = 0
         self.histogram = LogHistogram(d_sae, wide=wide)
         self.top = TopImages(d_sae, top_k, n_patches, folder=folder)
         self.sum = np.zeros(d_sae)
@@ -64,23 +64,23 @@ class FeatureAccumulator:
         self.label_count = roomy((n_labels, d_sae), np.int32, folder)
         self.label_images = np.zeros(n_labels, np.int64)
 
-    def add(self, index: Int[np.ndarray, " b"], codes: Codes, labels: Int[np.ndarray, " b"] | None = None) -> None:
+    def add(self, index: Int[np.ndarray, " b"], codes: Codes | Sequence[Codes], labels: Int[np.ndarray, " b"] | None = None) -> None:
         """Images `index`, with the codes of all their patches in order: row `i * n_patches + token`.
 
         Args:
+            codes: of several layers one each, where the SAE reads them as so many examples; every vector then counts
+                for frequency and mean, and a heat map shows each patch's largest value over the layers.
             labels: their labels, -1 where unknown.
 
         Raises:
             ValueError: the images do not ascend, or the codes are not theirs.
         """
         b = len(index)
-        if len(codes) != b * self.n_patches or codes.d_sae != self.d_sae:
-            raise ValueError(f"{len(codes)} codes of {codes.d_sae} features are not those of {b} images of {self.n_patches} patches.")
-        value = codes.value.detach().float().cpu().numpy()
-        feature, row = codes.feature.cpu().numpy(), codes.rows.cpu().numpy()
-        if not (value > 0).all():
-            live = value > 0
-            value, feature, row = value[live], feature[live], row[live]
+        parts = [codes] if isinstance(codes, Codes) else codes
+        for part in parts:
+            if len(part) != b * self.n_patches or part.d_sae != self.d_sae:
+                raise ValueError(f"{len(part)} codes of {part.d_sae} features are not those of {b} images of {self.n_patches} patches.")
+        value, feature, row = _joined(parts)
         row, token = np.divmod(row, self.n_patches)
         if not np.isfinite(value).all():
             raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} gives feature values that are not finite; run saev store verify.")
@@ -89,6 +89,7 @@ class FeatureAccumulator:
         fired = peak > 0
 
         self.n_images += b
+        self.n_vectors += b * self.n_patches * len(parts)
         self.histogram.add(feature, value)
         self.sum += np.bincount(feature, weights=value, minlength=self.d_sae)
         np.add.at(self.position.reshape(-1), feature * self.n_patches + token, value)
@@ -100,10 +101,6 @@ class FeatureAccumulator:
                     self.label_images[label] += 1
                     self.label_count[label] += line
         self.top.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value)
-
-    @property
-    def n_vectors(self) -> int:
-        return self.n_images * self.n_patches
 
     def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
         """What is known of every feature, but for heat maps and label counts."""
@@ -193,6 +190,21 @@ class FeatureAccumulator:
         )
 
 
+def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, feature and row of every active code of all parts, rows ascending."""
+    value, feature, row = (
+        np.concatenate([part.cpu().numpy() for part in each])
+        for each in zip(*((c.value.detach().float(), c.feature, c.rows) for c in parts), strict=True)
+    )
+    if len(parts) > 1:
+        order = np.argsort(row, kind="stable")
+        value, feature, row = value[order], feature[order], row[order]
+    if not (value > 0).all():
+        live = ~(value <= 0)  # not `value > 0`: what is not a number must be seen and refused
+        value, feature, row = value[live], feature[live], row[live]
+    return value, feature, row
+
+
 def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, cfg: IndexConfig, *, track: Track = silent) -> FeatureIndex:
     """The feature index of a checkpoint over every recorded image of a store, in one pass.
 
@@ -200,28 +212,32 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
         CheckpointError: the checkpoint does not belong to the store.
         StoreError: the store holds no image, is damaged, or the index cannot be written.
     """
+    from saev_core.reading import Reading
     from saev_core.source import ordered
 
     checkpoint.check(store)
-    path, read, labels = Path(path), checkpoint.read, store.labels
-    n_patches = store.grid.n_patches if read.tokens == "patches" else 1
-    known = np.unique(labels[labels >= 0])
-    n_labels = int(known[-1]) + 1 if len(known) else 0
-    d_sae = checkpoint.sae.d_sae
+    path, read, reading = Path(path), checkpoint.read, Reading(store, checkpoint.read)
+    labels, d_sae, n_patches = store.labels, checkpoint.sae.d_sae, reading.n_tokens
+    images = np.flatnonzero(reading.usable.all(0))
+    if len(images) == 0:
+        raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
+    n_labels = int(labels.max()) + 1
     if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
         log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
         n_labels = 0
-    images = np.arange(store.n_images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    wide = len(images) * n_patches >= 1 << 31
+    wide = len(images) * n_patches * reading.n_series >= 1 << 31
     found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
+    device = checkpoint.sae.W_dec.device
+    layers: list[Codes] = []
     with track("index", len(images), "images") as meter:
         for index, x in ordered(store, read, images, cfg.batch_images):
-            found.add(index, checkpoint.codes(x.flatten(0, 1)), labels[index])
-            meter.update(len(index))
-    if found.n_images == 0:
-        raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
-    grid = store.grid if read.tokens == "patches" else Grid(1, 1, store.grid.height_px)
+            layers.append(checkpoint.codes(x.flatten(0, 1).to(device)))
+            if len(layers) == reading.n_series:  # the same images came once per layer
+                found.add(index, layers, labels[index])
+                layers = []
+                meter.update(len(index))
+    grid = store.grid if n_patches == store.grid.n_patches else Grid(1, 1, max(store.grid.height_px, store.grid.width_px))
     attributes = {
         "checkpoint": checkpoint.fingerprint,
         "store": store.meta.fingerprint,
@@ -380,6 +396,18 @@ class FeatureIndex:
         rows = (self._row(name, feature) for name in ("top_index", "top_token", "top_value", "top_map"))
         images = [TopImage(int(i), int(t), float(v), m) for i, t, v, m in zip(*rows, strict=True) if i >= 0]
         return images[:n]
+
+    def top_maps(self, features: Sequence[int], n: int) -> Float[np.ndarray, "n_features n n_patches"]:
+        """Heat maps of the `n` strongest images of many features, float16; zero where there are fewer images."""
+        array = self._group["top_map"]
+        assert isinstance(array, zarr.Array)
+        wanted = np.asarray(features, int)
+        out = np.zeros((len(wanted), min(n, array.shape[1]), array.shape[2]), np.float16)
+        step = (array.shards or array.chunks)[0]
+        for start in np.unique(wanted // step) * step:  # whole shards: reading them one by one costs far less than single features
+            here = np.flatnonzero((wanted >= start) & (wanted < start + step))
+            out[here] = np.asarray(array[int(start) : int(start) + step])[wanted[here] - start, :n]
+        return out
 
     @cached_property
     def _label_images(self) -> Int[np.ndarray, " n_labels"]:

@@ -166,7 +166,9 @@ class TopImages:
         owner, entry_token, entry_value = (np.concatenate(part) for part in (pool.entry_owner, pool.entry_token, pool.entry_value))
         at = place_of[owner]
         hit = at >= 0
-        maps[at[hit], entry_token[hit]] = np.minimum(entry_value[hit], np.finfo(np.float16).max)
+        # The largest, not the last: a patch comes once per layer where an SAE reads several.
+        cell = at[hit] * maps.shape[1] + entry_token[hit]
+        np.maximum.at(maps.reshape(-1), cell, np.minimum(entry_value[hit], np.finfo(np.float16).max).astype(np.float16))
 
     def maps(self, start: int, stop: int) -> Float[np.ndarray, "n k n_patches"]:
         """Heat maps of features `start` to `stop - 1`, in the order of `image`; float16."""

@@ -1,0 +1,184 @@
+"""Charts as inline SVG text, coloured by the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from jaxtyping import Float
+
+POINTS = 8
+"""Paths that the scatter's points are divided into: within one path points do not darken each other."""
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people: `0.0042`, `12.3`, `1,234`, `2.1e-07`."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    size = abs(value)
+    if size >= 10 ** (digits + 1) or (size >= 1000 and float(value).is_integer()):
+        return f"{value:,.0f}"
+    if size < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.{digits}g}"
+
+
+def percent(share: float) -> str:
+    """A share as per cent: `12 %`, `0.042 %`."""
+    return f"{number(100 * share, 2)} %"
+
+
+def bars(
+    counts: Sequence[float] | Float[np.ndarray, " n"], *, width: int = 120, height: int = 34, label: str, mark: float | None = None
+) -> str:
+    """A small histogram without axes.
+
+    Args:
+        mark: where to draw a line, as a share of the width.
+    """
+    top = max(float(np.max(counts)), 1e-30)
+    step = width / len(counts)
+    # Square roots: the few strongest values are what one looks for, and would vanish beside the many weak ones.
+    tall = [math.sqrt(float(c) / top) * (height - 1) for c in counts]
+    path = "".join(f"M{i * step:.1f} {height}v-{h:.1f}h{step * 0.86:.1f}v{h:.1f}z" for i, h in enumerate(tall) if h > 0)
+    line = f'<path class="mark" d="M{mark * width:.1f} 0v{height}"/>' if mark is not None else ""
+    return f'<svg class="bars" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"><path d="{path}"/>{line}</svg>'
+
+
+def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"], numbers: Sequence[int], shown: Sequence[int]) -> str:
+    """log10 frequency against log10 mean value of every living feature, with histograms of both along the edges.
+
+    Args:
+        numbers: the features' numbers, one per point.
+        shown: features of the gallery; they are links to `#f<number>`.
+    """
+    width, height, left, bottom, strip = 720, 470, 64, 52, 56
+    x0, x1 = left, width - strip - 16
+    y0, y1 = strip + 12, height - bottom
+    if len(numbers) == 0:
+        return '<p class="note">No feature fires at all: there is nothing to draw.</p>'
+    fx, fy = _frame(log_freq), _frame(log_value)
+
+    def px(v: Float[np.ndarray, " n"] | float) -> Float[np.ndarray, " n"]:
+        return np.asarray(x0 + (np.asarray(v) - fx[0]) / (fx[1] - fx[0]) * (x1 - x0))
+
+    def py(v: Float[np.ndarray, " n"] | float) -> Float[np.ndarray, " n"]:
+        return np.asarray(y1 - (np.asarray(v) - fy[0]) / (fy[1] - fy[0]) * (y1 - y0))
+
+    out = [
+        f'<svg class="chart scatter" id="scatter" viewBox="0 0 {width} {height}" role="group" '
+        'aria-label="Scatter of log10 frequency against log10 mean value of all features">'
+    ]
+    for tick in _ticks(*fx):
+        x = float(px(tick))
+        out.append(
+            f'<path class="grid" d="M{x:.1f} {y0}V{y1}"/><text class="tick" x="{x:.1f}" y="{y1 + 20}" text-anchor="middle">{_power(tick)}</text>'
+        )
+    for tick in _ticks(*fy):
+        y = float(py(tick))
+        out.append(
+            f'<path class="grid" d="M{x0} {y:.1f}H{x1}"/><text class="tick" x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(tick)}</text>'
+        )
+    middle = (y0 + y1) / 2
+    out.append(
+        f'<text class="axis" x="{(x0 + x1) / 2}" y="{height - 8}" text-anchor="middle">share of patches that fire the feature</text>'
+    )
+    out.append(
+        f'<text class="axis" x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">mean value where it fires</text>'
+    )
+    xs, ys = px(log_freq), py(log_value)
+    order = np.random.default_rng(0).permutation(len(numbers))
+    for part in np.array_split(order, POINTS):
+        d = "".join(f"M{xs[i]:.1f} {ys[i]:.1f}h0" for i in part)
+        out.append(f'<path class="points" d="{d}"/>')
+    out += [_edge(xs, x0, x1, strip, horizontal=True), _edge(ys, y0, y1, x1, horizontal=False, length=strip)]
+    at = {feature: i for i, feature in enumerate(numbers)}
+    for feature in shown:
+        if feature in at:
+            i = at[feature]
+            title = f"Feature {feature}: fires on {percent(10 ** log_freq[i])} of patches, mean {number(10 ** log_value[i])}"
+            out.append(
+                f'<a href="#f{feature}" aria-label="{title}"><circle class="shown" cx="{xs[i]:.1f}" cy="{ys[i]:.1f}" r="5"><title>{title}</title></circle></a>'
+            )
+    out.append('<circle id="near" r="7" cx="-20" cy="-20"/></svg>')
+    data = {"id": [int(n) for n in numbers], "x": [round(float(v)) for v in xs], "y": [round(float(v)) for v in ys]}
+    text = str(data).replace("'", '"').replace(" ", "")
+    return "".join(out) + f'<script type="application/json" id="scatter-data">{text}</script>'
+
+
+def _edge(at: Float[np.ndarray, " n"], start: float, stop: float, base: float, *, horizontal: bool, length: float = 0.0) -> str:
+    counts, edges = np.histogram(at, 48, (start, stop))
+    top = max(counts.max(), 1)
+    step = (stop - start) / 48
+    if horizontal:
+        d = "".join(
+            f"M{e:.1f} {base + 6:.1f}v-{c / top * (base - 8):.1f}h{step * 0.86:.1f}V{base + 6:.1f}z"
+            for c, e in zip(counts, edges, strict=False)
+            if c
+        )
+    else:
+        d = "".join(
+            f"M{base + 6:.1f} {e:.1f}h{c / top * length:.1f}v{step * 0.86:.1f}H{base + 6:.1f}z"
+            for c, e in zip(counts, edges, strict=False)
+            if c
+        )
+    return f'<path class="edge" d="{d}"/>'
+
+
+def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
+    """One metric over training steps, one line per SAE."""
+    width, height, left, bottom = 360, 210, 58, 32
+    points = np.array([point for curve in curves.values() for point in curve], float)
+    x_max = max(points[:, 0].max(), 1)
+    low, high = float(points[:, 1].min()), float(points[:, 1].max())
+    log = low > 0 and high / low > 30
+    values = np.log10(points[:, 1]) if log else points[:, 1]
+    lo, hi = _frame(values, 0.06)
+    if not log and low >= 0:
+        lo = max(lo, 0.0)
+    y1 = height - bottom
+
+    def place(step: float, value: float) -> str:
+        v = math.log10(value) if log else value
+        return f"{left + step / x_max * (width - left - 12):.1f} {y1 - (v - lo) / (hi - lo) * (y1 - 12):.1f}"
+
+    out = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)} over training steps">']
+    for tick in _ticks(lo, hi, 4):
+        y = y1 - (tick - lo) / (hi - lo) * (y1 - 12)
+        text = _power(tick) if log else number(tick)
+        out.append(
+            f'<path class="grid" d="M{left} {y:.1f}H{width - 12}"/><text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+        )
+    for tick in (0, x_max):
+        anchor = "start" if tick == 0 else "end"
+        x = left if tick == 0 else width - 12
+        out.append(f'<text class="tick" x="{x}" y="{height - 10}" text-anchor="{anchor}">{"step 0" if tick == 0 else number(tick)}</text>')
+    for i, (name, curve) in enumerate(curves.items()):
+        d = "M" + "L".join(place(*point) for point in curve)
+        out.append(f'<path class="line line{i % 4}" d="{d}"><title>{escape(name)}</title></path>')
+    return "".join(out) + "</svg>"
+
+
+def _frame(values: Float[np.ndarray, " n"], margin: float = 0.04) -> tuple[float, float]:
+    low, high = float(np.min(values)), float(np.max(values))
+    room = margin * (high - low) or max(abs(high) * 0.1, 0.5)
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between two ends."""
+    rough = (high - low) / most
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough)
+    first = math.ceil(low / step)
+    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _power(exponent: float) -> str:
+    """10 to the `exponent` as people write it."""
+    value = 10**exponent
+    if float(exponent).is_integer() and not -3 <= exponent <= 4:
+        return f'10<tspan class="sup" dy="-5">{int(exponent)}</tspan>'
+    return number(value, 2)

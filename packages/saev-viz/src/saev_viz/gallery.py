@@ -1,0 +1,212 @@
+"""Which features a report shows, and their pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from saev_core.config import ReportConfig
+from saev_core.dataset import ImageDataset
+from saev_core.errors import BadImageError, SaevError
+from saev_core.features import FeatureIndex, LabelShare
+from saev_core.store import ActivationStore
+from saev_core.types import Box
+from saev_viz.overlay import map_pixels
+
+RULE = (
+    "Of the features within the ranges of log10 frequency and log10 mean value, those score high whose top pictures fire "
+    "about equally strongly, in one compact and connected region, and not always at the same place of the picture. "
+    "They are divided into five bands of frequency; from each band in turn the best is taken that differs from those "
+    "already taken, in its decoder direction and in its top pictures."
+)
+"""How `choose` chooses, for the reader of a report."""
+
+N_CANDIDATES = 4000
+"""Features that are scored; of more, so many are drawn at random."""
+BANDS = 5
+
+
+def choose(index: FeatureIndex, W_dec: Float[np.ndarray, "d_sae d_in"], cfg: ReportConfig, seed: int = 0) -> list[int]:
+    """Features worth a stranger's look, the included ones first; see `RULE`."""
+    eligible = index.select(cfg.log_freq_range, cfg.log_value_range, n=N_CANDIDATES, seed=seed)
+    # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
+    n_pictures = (index.top_index >= 0).sum(1)
+    chosen = index.select((1, 0), include=cfg.include)  # an empty range: the included alone, checked
+    score = interest(index, eligible, cfg.n_images) * np.minimum(1, n_pictures[eligible] / cfg.n_images) ** 2
+    log_freq = np.log10(np.maximum(index.frequency[eligible], 1e-30))
+    band = np.searchsorted(np.quantile(log_freq, np.linspace(0, 1, BANDS + 1)[1:-1]), log_freq) if eligible else log_freq
+    unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
+    tops = {f: set(index.top_index[f, : cfg.n_images].tolist()) - {-1} for f in eligible}
+    likeness = np.zeros(len(eligible))
+
+    def take(feature: int) -> None:
+        cosine = unit[eligible] @ unit[feature] if eligible else likeness
+        mine = set(index.top_index[feature, : cfg.n_images].tolist()) - {-1}
+        shared = np.array([len(mine & tops[f]) / max(1, len(mine)) for f in eligible])
+        np.maximum(likeness, np.maximum(cosine, shared), out=likeness)
+
+    for feature in chosen:
+        take(feature)
+    free = ~np.isin(eligible, chosen)
+    turn = 0
+    while len(chosen) < max(cfg.n_features, len(cfg.include)) and free.any():
+        here = free & (band == turn % BANDS)
+        turn += 1
+        if not here.any():
+            continue
+        best = int(np.argmax(np.where(here, score * (1 - np.clip(likeness, 0, 1) ** 2), -1)))
+        free[best] = False
+        chosen.append(eligible[best])
+        take(eligible[best])
+    return chosen
+
+
+def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Float[np.ndarray, " n"]:
+    """Product of four shares between 0 and 1, see `RULE`: evenness, compactness, connectedness, freedom of place."""
+    if not features:
+        return np.zeros(0)
+    top = index.top_value[features, :n_images].astype(float)
+    evenness = np.sqrt(top[:, -1] / np.maximum(top[:, 0], 1e-30))
+    if index.grid.n_patches == 1:
+        return evenness
+    maps = index.top_maps(features, n_images).astype(np.float64)  # [n, k, n_patches]
+    energy = np.maximum((maps**2).sum(-1), 1e-30)
+    area = maps.sum(-1) ** 2 / energy / maps.shape[-1]  # effective share of patches
+    compact = np.clip((0.6 - area) / 0.4, 0.05, 1) * np.minimum(1, 0.4 + 0.2 * area * maps.shape[-1])
+    grid = index.grid.to_map(maps)  # [n, k, rows, cols]
+    beside = (grid[..., 1:] * grid[..., :-1]).sum((-1, -2)) + (grid[..., 1:, :] * grid[..., :-1, :]).sum((-1, -2))
+    connected = 0.2 + 0.8 * np.minimum(1, beside / (1.4 * energy))
+    place = index.position[features].astype(float)
+    spread = np.exp(-(place * np.log(np.maximum(place, 1e-30))).sum(1)) / place.shape[1]
+    free = np.clip(spread / 0.4, 0.1, 1)
+    score: np.ndarray = evenness * (compact * connected).mean(1) * free
+    return score
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One top image of a feature, ready for a page; `map_uri` covers `box`, given in per cent of the picture."""
+
+    index: int
+    uri: str
+    size: tuple[int, int]
+    map_uri: str
+    box: tuple[float, float, float, float]
+    """Left, top, width, height."""
+    value: float
+    row: int
+    col: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A feature of the gallery."""
+
+    feature: int
+    frequency: float
+    image_frequency: float
+    mean: float
+    max: float
+    upper: float
+    histogram: Float[np.ndarray, " n_bins"]
+    place_uri: str
+    labels: list[LabelShare]
+    pictures: list[Picture]
+
+
+@dataclass
+class Album:
+    """Thumbnails of the data set's images by number, each decoded once."""
+
+    dataset: ImageDataset | None
+    size_px: int = 200
+    quality: int = 80
+    unreadable: dict[int, str] = field(default_factory=dict)
+    _made: dict[int, tuple[str, tuple[int, int]]] = field(default_factory=dict)
+
+    def load(self, numbers: Iterable[int]) -> None:
+        """Read the images `numbers`, in ascending order; those that cannot be read are noted in `unreadable`."""
+        wanted = sorted(set(numbers) - set(self._made))
+        if self.dataset is None or not wanted:
+            return
+        if self.dataset.sequential:
+            keep = set(wanted)
+            for number, example in enumerate(self.dataset.examples(0, wanted[-1] + 1)):
+                if number in keep:
+                    self._keep(number, example.image if not isinstance(example, BadImageError) else example)
+            return
+        for number in wanted:
+            try:
+                self._keep(number, self.dataset[number].image)
+            except SaevError as error:
+                self._keep(number, error)
+
+    def _keep(self, number: int, image: Image.Image | SaevError) -> None:
+        if isinstance(image, SaevError):
+            self.unreadable[number] = str(image)
+            return
+        size = image.size
+        small = image.convert("RGB")
+        small.thumbnail((self.size_px * 3 // 2, self.size_px), Image.Resampling.LANCZOS)
+        # JPEG smears tiny pictures such as CIFAR's; they are small enough as they are.
+        self._made[number] = (_uri(small, None if max(size) <= 96 else self.quality), size)
+
+    def get(self, number: int) -> tuple[str, tuple[int, int]]:
+        """Data URI of the thumbnail and size of the original; an empty URI where it cannot be read."""
+        return self._made.get(number, ("", (0, 0)))
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(uri) for uri, _ in self._made.values())
+
+
+def _uri(image: Image.Image, quality: int | None = None) -> str:
+    buffer = io.BytesIO()
+    if quality is None:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+    kind = "png" if quality is None else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def relative(crop: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """A crop as left, top, width and height in per cent of the picture."""
+    width, height = size
+    left, top = crop.left / width * 100, crop.top / height * 100
+    return left, top, (crop.right - crop.left) / width * 100, (crop.bottom - crop.top) / height * 100
+
+
+def entry(index: FeatureIndex, store: ActivationStore, album: Album, feature: int, n_images: int) -> Entry:
+    """A feature with its top pictures; the heat maps' upper end is the index's percentile."""
+    level = float(index.attributes["percentile"])
+    upper = float(index.percentile(level)[feature]) or 1.0
+    pictures = []
+    for top in index.top(feature, n_images):
+        uri, size = album.get(top.index)
+        shape = size if uri else (index.grid.width_px, index.grid.height_px)
+        crop = store.crop(top.index) if uri else Box(0, 0, *shape)
+        values = index.grid.to_map(top.map.astype(float))
+        map_uri = _uri(Image.fromarray(map_pixels(values, upper=upper, opacity=0.85))) if index.grid.n_patches > 1 else ""
+        row, col = divmod(top.token, index.grid.cols)
+        pictures.append(Picture(top.index, uri, shape, map_uri, relative(crop, shape), top.value, row, col))
+    place = index.grid.to_map(index.position[feature].astype(float))
+    place_uri = _uri(Image.fromarray(map_pixels(place, upper=float(place.max()), opacity=1))) if index.grid.n_patches > 1 else ""
+    return Entry(
+        feature,
+        float(index.frequency[feature]),
+        float(index.image_frequency[feature]),
+        float(index.mean[feature]),
+        float(index.max[feature]),
+        upper,
+        index.histogram[feature].astype(float),
+        place_uri,
+        index.labels(feature, 3, by="count") if index.has_labels else [],
+        pictures,
+    )
