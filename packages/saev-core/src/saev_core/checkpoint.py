@@ -31,7 +31,7 @@ from saev_core.sae import SAE
 FORMAT = 1
 """Version of the layout; another one is refused."""
 
-WEIGHTS, META = "sae.safetensors", "checkpoint.json"
+WEIGHTS, META, ASIDE = "sae.safetensors", "checkpoint.json", ".incomplete"
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Checkpoint:
             UnknownPluginError: the SAE's plugin is not installed.
         """
         folder = Path(folder)
+        _recover(folder)
         try:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             weights = (folder / WEIGHTS).read_bytes()
@@ -221,24 +222,41 @@ def _short(value: Any) -> str:
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """The files as a new folder, moved into place when they are safely on disk."""
-    old = folder.with_name(f".{folder.name}.old")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     if folder.exists() and not (folder / META).exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} holds something else than a checkpoint; choose another folder.")
+    # Not beside the others: a search for sae/*/checkpoint.json must not find it.
+    aside = folder.parent / ASIDE
+    new, old = aside / f"{folder.name}.{os.getpid()}", aside / f"{folder.name}.old"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         for name, data in files.items():
             write_synced(new / name, data)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        new.rename(folder)
+        if _holds(folder, files[WEIGHTS]):
+            (new / META).replace(folder / META)
+        else:
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            new.rename(folder)
         sync(folder.parent)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        for left in (new, old) if folder.exists() else (new,):
+            shutil.rmtree(left, ignore_errors=True)
+        if not any(aside.iterdir()):
+            aside.rmdir()
+
+
+def _holds(folder: Path, weights: bytes) -> bool:
+    file = folder / WEIGHTS
+    return file.exists() and file.stat().st_size == len(weights) and file.read_bytes() == weights
+
+
+def _recover(folder: Path) -> None:
+    """Put back a checkpoint that was being replaced when the process died, between the two renames."""
+    old = folder.parent / ASIDE / f"{folder.name}.old"
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def write_synced(path: Path, data: bytes) -> None:

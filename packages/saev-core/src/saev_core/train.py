@@ -18,6 +18,7 @@ from saev_core.config import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
 from saev_core.kernels import Workspace
 from saev_core.norm import Norm
+from saev_core.optim import Adam
 from saev_core.progress import Track, silent
 from saev_core.resume import States, config_of
 from saev_core.sae import SAE, Progress, Step
@@ -112,9 +113,7 @@ class Job:
         self.stopped = ""
         self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
         """Vectors that had been seen when each feature last fired."""
-        # eps as in Gao et al. 2024: gradients of rare features are far below the usual 1e-8.
-        fused = device.type in ("cpu", "cuda")
-        self.adam = torch.optim.Adam(self.sae.parameters(), lr=self.lr, eps=6.25e-10, fused=fused)
+        self.adam = Adam(self.sae.named_parameters())
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after
@@ -128,8 +127,7 @@ class Job:
         self.sae.project_gradient()
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
-        self.adam.param_groups[0]["lr"] = self.lr * self.schedule.lr_factor(step)
-        self.adam.step()
+        self.adam.step(self.lr * self.schedule.lr_factor(step))
         self.sae.after_step()
         self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
         return done
@@ -137,16 +135,13 @@ class Job:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name."""
         state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
-            state |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
+        state |= {f"adam.{name}": tensor for name, tensor in self.adam.tensors().items()}
         return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
         self.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae.")})
-        for name, parameter in self.sae.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.adam.state[parameter] = {key: state[f"adam.{key}.{name}"].to(parameter.device) for key in keys}
+        self.adam.restore({name[5:]: tensor for name, tensor in state.items() if name.startswith("adam.")})
         self.fired_at.copy_(state["fired_at"])
         self.generator.set_state(state["generator"])
 
@@ -301,7 +296,7 @@ class Group:
                 "nmse": float((x - step.x_hat).square().sum(dtype=torch.float64)) / max(spread, 1e-30),
                 "l0": float(step.counts().sum()) / len(x),
                 "dead": float(job.dead(done * len(x)).double().mean()),
-                "lr": job.adam.param_groups[0]["lr"],
+                "lr": job.lr * self.schedule.lr_factor(done - 1),
                 "vectors_per_s": rate,
                 **step.metrics,
             }
