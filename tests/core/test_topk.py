@@ -57,6 +57,7 @@ def test_k_is_the_main_option() -> None:
     assert sae.cfg.k == 5
 
 
+@torch.no_grad()
 def test_auxk_is_the_published_formula() -> None:
     """Recomputed vector by vector in float64: ReLU'd dead pre-activations, no decoder bias, e detached, over e's spread."""
     sae = small().double()
