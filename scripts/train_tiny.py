@@ -29,7 +29,8 @@ from saev_core.types import Box
 
 WEIGHTS = Path(tiny_module.__file__).with_name("tiny.safetensors")
 TRAIN_SEED, TEST_SEED = 1_000_003, 2_000_003
-IGNORE = -100
+N_KEPT = 64
+"""Patches of each picture that the first three quarters of the training see."""
 
 
 def draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,16 +72,19 @@ def to_input(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of all heads, at the last block and at the one before it."""
+def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Cross-entropy of all heads, at the last block and at the one before it; only patches `kept [b, n]` are seen."""
+    x = model.embed(pixels)
+    if kept is not None:
+        tokens = F.pad(kept + 1, (1, 0))  # CLS stays
+        x = x.gather(1, tokens[..., None].expand(-1, -1, x.shape[2]))
+        targets = targets.gather(2, kept[:, None].expand(-1, targets.shape[1], -1))
     outputs: list[Tensor] = []
-    handle = model.blocks[-2].register_forward_hook(lambda m, a, out: outputs.append(out))
-    try:
-        outputs.append(model(pixels))
-    finally:
-        handle.remove()
+    for block in model.blocks:
+        x = block(x)
+        outputs.append(x)
     total = pixels.new_zeros(())
-    for tokens in outputs:
+    for tokens in outputs[-2:]:
         logits = model.heads(tokens)
         for i, factor in enumerate(FACTORS):
             wanted = targets[:, i].long()
@@ -92,15 +96,29 @@ def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor) -> Ten
     return total
 
 
+def keep(targets: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Numbers of `n` patches of each picture: those of objects and their edges first, then any of the ground."""
+    ground = targets[:, 0] == FACTORS["shape"]
+    return (ground + torch.rand(ground.shape, generator=generator)).topk(n, dim=1, largest=False).indices.sort(1).values
+
+
+def schedule(step: int, n_steps: int) -> float:
+    """Learning rate as a share of its peak: up over a twentieth, then down a straight line."""
+    return min((step + 1) / max(1, n_steps // 20), max(0.02, 1 - step / n_steps))
+
+
 def train(data: tuple[Tensor, Tensor, Tensor], *, n_steps: int, batch_size: int, lr: float, seed: int, log: bool = True) -> Tiny:
     """The model after `n_steps`; the same for the same arguments on one machine, and close to it on any."""
     pixels, targets, labels = data
     model = Tiny(TinyConfig(pretrained=False, seed=seed)).train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps, pct_start=0.1, final_div_factor=100)
+    # Muon for the blocks' matrices: on this task it needs about half of AdamW's steps.
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
+    outer = [p for name, p in model.named_parameters() if not (p.ndim == 2 and name.startswith("blocks"))]
+    optimisers = [
+        torch.optim.Muon(inner, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: schedule(step, n_steps)) for o in optimisers]
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     begin = time.monotonic()
@@ -109,12 +127,15 @@ def train(data: tuple[Tensor, Tensor, Tensor], *, n_steps: int, batch_size: int,
             order = torch.cat([order, torch.randperm(len(labels), generator=generator)])
         batch, order = order[:batch_size], order[batch_size:]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, to_input(pixels[batch]), targets[batch], labels[batch])
-        optimiser.zero_grad(set_to_none=True)
+            # Most patches are ground: leaving half of all out costs little and makes a step twice as fast. The end sees all.
+            kept = keep(targets[batch], N_KEPT, generator) if step < 0.75 * n_steps else None
+            loss = loss_of(model, to_input(pixels[batch]), targets[batch], labels[batch], kept)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        for optimiser, lr_schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            lr_schedule.step()
         if log and step % 50 == 0:
             print(
                 f"step {step} of {n_steps}  loss {loss.item():.3f}  {batch_size * (step + 1) / (time.monotonic() - begin):.0f} scenes/s",
@@ -146,7 +167,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saev_core.testing.sae_contract import ArraySource as ArraySource
     from saev_core.testing.sae_contract import SAEContract as SAEContract
     from saev_core.testing.shapes import Shapes as Shapes
+    from saev_core.testing.stores import store_of as store_of
     from saev_core.testing.tiny import Tiny as Tiny
 
 _HOME = {
@@ -27,6 +28,7 @@ _HOME = {
     "Shapes": "shapes",
     "Tiny": "tiny",
     "TrackerContract": "contracts",
+    "store_of": "stores",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -25,7 +25,7 @@ from saev_core.types import Grid
 FACTORS = {"shape": 10, "colour": 8, "texture": 4, "size": 2, "place": 9}
 """What the model was taught to tell of each patch, and the number of values of each (those of `shapes`)."""
 
-IMAGE_PX, PATCH_PX, D_MODEL, N_HEADS, N_BLOCKS = 96, 8, 128, 4, 5
+IMAGE_PX, PATCH_PX, D_MODEL, N_HEADS, N_BLOCKS = 96, 8, 128, 4, 4
 
 
 class TinyConfig(ModelConfig):
@@ -68,7 +68,7 @@ class Attention(nn.Module):
 
 
 class Tiny(VisionModel):
-    """A ViT of 96 px, 12 x 12 patches, CLS token, 5 pre-norm blocks of width 128, behind a convolutional stem.
+    """A ViT of 96 px, 12 x 12 patches, CLS token, 4 pre-norm blocks of width 128, behind a convolutional stem.
 
     `forward` gives the last block's tokens; `heads` reads the factors of `shapes` off them.
     """
@@ -99,11 +99,15 @@ class Tiny(VisionModel):
             self.reset(cfg.seed)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        patches = self.stem(images).flatten(2).transpose(1, 2)  # [b, 144, d]
-        x = torch.cat([self.cls.expand(len(patches), -1, -1), patches], 1) + self.position
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return x
+
+    def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """The tokens that enter the first block."""
+        patches = self.stem(images).flatten(2).transpose(1, 2)  # [b, 144, d]
+        return torch.cat([self.cls.expand(len(patches), -1, -1), patches], 1) + self.position
 
     def heads(self, tokens: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
         """Logits off the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` off the CLS token."""
