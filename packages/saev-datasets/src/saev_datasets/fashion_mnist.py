@@ -1,0 +1,88 @@
+"""Fashion-MNIST, from its idx files, compressed or not."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from saev_core.dataset import ImageDataset, digest
+from saev_core.errors import DatasetError
+from saev_core.types import Example
+from saev_datasets.files import FolderConfig, need_folder
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package dataset-fashion-mnist puts it."""
+_BELOW = ("", "raw", "FashionMNIST/raw", "fashion-mnist")
+
+
+class FashionMnistConfig(FolderConfig):
+    root: Path | None = None
+    """The folder with `train-images-idx3-ubyte.gz` and its three fellows; left out: that of Debian's dataset-fashion-mnist."""
+    split: Literal["train", "test"] = "train"
+    """60,000 training images, or 10,000 test images."""
+
+
+class FashionMnist(ImageDataset):
+    """28 x 28 pictures of clothes, 0 black; grey becomes RGB."""
+
+    Config = FashionMnistConfig
+    classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+    def __init__(self, cfg: FashionMnistConfig) -> None:
+        if cfg.root is None and not _DEBIAN.is_dir():
+            raise DatasetError("fashion-mnist needs a folder: --dataset fashion-mnist:FOLDER, or apt install dataset-fashion-mnist.")
+        root = need_folder(cfg.root or _DEBIAN, "fashion-mnist")
+        stem = "train" if cfg.split == "train" else "t10k"
+        self._file = _find(root, f"{stem}-images-idx3-ubyte")
+        self._images = read_idx(self._file)
+        self._labels = read_idx(_find(root, f"{stem}-labels-idx1-ubyte"))
+        if self._images.ndim != 3 or self._labels.shape != self._images.shape[:1] or (len(self._labels) and self._labels.max() > 9):
+            raise DatasetError(f"{self._file} {self._images.shape} and its labels {self._labels.shape} do not belong together.")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(index, Image.fromarray(self._images[index]).convert("RGB"), int(self._labels[index]))
+
+    def name(self, index: int) -> str:
+        return f"{self._file} image {index}"
+
+    def identity(self) -> str:
+        return digest(hashlib.sha256(self._images.tobytes()).hexdigest(), hashlib.sha256(self._labels.tobytes()).hexdigest())
+
+
+def read_idx(file: Path) -> np.ndarray:
+    """An idx file of bytes as an array; `.gz` is unpacked.
+
+    Raises:
+        DatasetError: it is unreadable, truncated, or not idx.
+    """
+    try:
+        data = file.read_bytes()
+        data = gzip.decompress(data) if file.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{file} cannot be read ({error}); download it again.") from error
+    # Two zeros, the type (8: unsigned byte), the number of axes, then each axis as a big-endian number.
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+        raise DatasetError(f"{file} is not an idx file of bytes; download it again.")
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if values.size != np.prod(shape, dtype=np.int64):
+        raise DatasetError(f"{file} says {' x '.join(map(str, shape))} but holds {values.size} bytes; download it again.")
+    return values.reshape(shape)
+
+
+def _find(root: Path, name: str) -> Path:
+    for folder in _BELOW:
+        for suffix in ("", ".gz"):
+            if (file := root / folder / f"{name}{suffix}").is_file():
+                return file
+    raise DatasetError(f"{root} holds no {name}.gz; fashion-mnist needs the four idx files.")
