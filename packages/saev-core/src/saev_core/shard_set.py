@@ -107,15 +107,15 @@ class ShardSetWriter:
             # All parts of a site have the same images per chunk, so they offer the same space.
             spaces = {part: writer.space(len(x) - start) for part, writer in writers.items()}
             n = len(spaces["patches"])
-            with np.errstate(over="ignore"):
-                for part, space in spaces.items():
-                    rows = x[start : start + n, self._n_prefix :] if part == "patches" else x[start : start + n, : self._n_prefix]
-                    torch.from_numpy(space).copy_(rows)
-                    space[gone[start : start + n]] = 0
+            for part, space in spaces.items():
+                rows = x[start : start + n, self._n_prefix :] if part == "patches" else x[start : start + n, : self._n_prefix]
+                torch.from_numpy(space).copy_(rows)
+                space[gone[start : start + n]] = 0
             prefix = spaces.get("prefix")
-            for i in np.flatnonzero(~gone[start : start + n]):
-                if not self._moments[site].add(spaces["patches"][i], None if prefix is None else prefix[i]):
-                    raise StoreError(self._not_finite(site, int(numbers[start + i]), x[start + i]))
+            with np.errstate(over="ignore", invalid="ignore"):  # infinities are found and told below
+                for i in np.flatnonzero(~gone[start : start + n]):
+                    if not self._moments[site].add(spaces["patches"][i], None if prefix is None else prefix[i]):
+                        raise StoreError(self._not_finite(site, int(numbers[start + i]), x[start + i]))
             for writer in writers.values():
                 writer.advance(n)
             start += n
