@@ -102,6 +102,7 @@ def test_a_moved_copy_is_the_same_data_set_and_another_is_not(tmp_path: Path, ki
         assert load(first).identity() != load(first, split="test").identity()
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_in_order_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path = write(tmp_path / "data", "parquet folder")
     data = load(path, streaming=True, n=N)
