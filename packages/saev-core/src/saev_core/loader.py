@@ -172,6 +172,7 @@ def _decoded(dataset: ImageDataset, example: Example) -> Example:
     try:
         example.image.load()
     except Exception as error:
+        example.image.close()
         raise _bad(dataset, example.index, error) from error
     if example.image.mode != "RGB":
         raise DatasetError(f"{dataset.name(example.index)}: the data set gave a picture of mode {example.image.mode}; convert it to RGB.")

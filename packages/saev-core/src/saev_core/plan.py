@@ -21,7 +21,7 @@ from PIL import Image
 from saev_core.arrays import local_path
 from saev_core.config import RecordConfig
 from saev_core.dataset import ImageDataset
-from saev_core.errors import DatasetError, ModelError, StoreError, UsageError
+from saev_core.errors import DatasetError, ModelError, StoreError
 from saev_core.loader import load
 from saev_core.model import VisionModel
 from saev_core.shards import ALIGN
@@ -55,7 +55,7 @@ def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: Record
 
     Raises:
         StoreError: the disk cannot hold it.
-        ModelError, DatasetError, UsageError: as `record`, which would fail.
+        ModelError, DatasetError: as `record`, which would fail.
     """
     sites = resolve_sites(model, cfg)
     meta = describe(model, dataset, cfg, sites)
@@ -77,11 +77,8 @@ def resolve_sites(model: VisionModel, cfg: RecordConfig) -> list[Site]:
     """The sites that `cfg` asks for: block numbers, in order, each once.
 
     Raises:
-        UsageError: no layer is asked for.
         ModelError: the model has no such block or stream.
     """
-    if not cfg.layers:
-        raise UsageError("no layer to record; name some, such as --layers -2.")
     return sorted({model.site(layer, cfg.stream) for layer in cfg.layers})
 
 
@@ -127,20 +124,14 @@ def _width(model: VisionModel, sites: list[Site]) -> int:
     """The width that all sites share, from a forward pass on a blank picture."""
     grid = model.grid
     pixels = torch.as_tensor(model.transform(Image.new("RGB", (grid.width_px, grid.height_px))))[None]
-    shapes = {site: tuple(x.shape[1:]) for site, x in model.record(pixels.to(model.device), sites).items()}
+    shapes = {site: (x.shape[1], x.shape[2]) for site, x in model.record(pixels.to(model.device), sites).items()}
     if len(set(shapes.values())) > 1:
         listed = "; ".join(f"{site} {n} tokens of width {d}" for site, (n, d) in sorted(shapes.items()))
         raise ModelError(
             f"these sites differ in shape ({listed}), and a store holds one shape: record each in a store of its own, "
             'or choose blocks that agree, such as --set model.blocks="layer3.*".'
         )
-    n_tokens, width = shapes[sites[0]]
-    if n_tokens != grid.n_tokens:
-        raise ModelError(
-            f"{sites[0]} gives {n_tokens} tokens, the model's grid has {grid.n_tokens} ({grid.n_prefix} before {grid.rows} x {grid.cols} "
-            "patches); choose its blocks with model.blocks, which measures the grid again, or mend the model's grid."
-        )
-    return int(width)
+    return shapes[sites[0]][1]
 
 
 def _text(transform: Any) -> str:
@@ -229,9 +220,10 @@ def bytes_free(url: str | Path) -> int | None:
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
-        return shutil.disk_usage(path).free
+        disk = shutil.disk_usage(path)
     except OSError:
         return None
+    return disk.free if disk.total else None  # a file system that is not on a disk says 0 of 0
 
 
 def check_disk(url: str | Path, need: int) -> None:

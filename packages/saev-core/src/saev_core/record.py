@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,6 @@ class Recorded:
 class _Batch:
     """Neighbouring images of one shard and what left the sites."""
 
-    shard: int
-    sites: list[Site]
     images: list[Loaded]
     tokens: dict[Site, Float[Tensor, "batch n_tokens d_model"]]
 
@@ -126,13 +124,16 @@ def record(
     try:
         made = _forward(model, dataset, meta, todo, cfg, n_threads=n_threads)
         with track("record", n_new, "images") as meter, closing(ahead(made, 1)) as batches:
-            for (shard, lacking), of_shard in groupby(batches, key=lambda batch: (batch.shard, batch.sites)):
+            for shard, lacking in todo:
+                images, bad = shard_images(meta, shard), list[Missing]()
                 with store.write_shard(lacking, shard) as out:
-                    bad: list[Missing] = []
-                    for batch in of_shard:
+                    left = len(images)
+                    while left:  # not until the next shard's first batch: what is whole is committed at once
+                        batch = next(batches)
                         bad += _append(out, batch)
+                        left -= len(batch.images)
                         meter.update(len(batch.images), missing=len(why) + len(bad))
-                    _refuse_if_all_bad(bad, shard_images(meta, shard), meta)
+                    _refuse_if_all_bad(bad, images, meta)
                 why.update({each[0]: each for each in bad})
     finally:
         torch.set_num_threads(n_threads)  # the loader's threads leave 1 behind for threads that start later
@@ -154,7 +155,7 @@ def _forward(
                 for item in loaded:
                     if item.bad is not None and cfg.on_bad_image == "stop":
                         raise item.bad
-                yield _Batch(shard, sites, loaded, _tokens(model, meta, sites, loaded))
+                yield _Batch(loaded, _tokens(model, meta, sites, loaded))
 
 
 def _tokens(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
