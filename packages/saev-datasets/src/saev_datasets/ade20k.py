@@ -42,6 +42,8 @@ class Ade20k(FileDataset):
             self.mask_classes = _mask_classes(root / "objectInfo150.txt")
 
     def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            raise IndexError(index)
         file = self.files[index]
         image = open_rgb(self.root / file)
         if self.mask_classes is None:

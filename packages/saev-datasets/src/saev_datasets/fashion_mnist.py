@@ -50,6 +50,8 @@ class FashionMnist(ImageDataset):
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return Example(index, Image.fromarray(self._images[index]).convert("RGB"), int(self._labels[index]))
 
     def name(self, index: int) -> str:

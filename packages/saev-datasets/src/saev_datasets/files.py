@@ -41,6 +41,8 @@ class FileDataset(ImageDataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            raise IndexError(index)
         return Example(index, open_rgb(self.root / self.files[index]), self.label(index))
 
     def label(self, index: int) -> int | None:

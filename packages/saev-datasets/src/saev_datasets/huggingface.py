@@ -6,7 +6,9 @@ import logging
 import sys
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +23,7 @@ from saev_core.types import Example
 
 logger = logging.getLogger(__name__)
 
+_DECODERS = 4  # threads that decode a stream ahead of its reader; rows themselves come one after another
 _PATIENCE_S = 10  # the hub's own client retries for 25 s before it says that there is no network
 
 
@@ -41,6 +44,8 @@ class HuggingFaceConfig(DatasetConfig):
     """Column of the labels; left out: the one of class labels, if any. `none`: no labels."""
     mask: str = ""
     """Column of the masks (images of class numbers), if any."""
+    n_mask_classes: int = Field(default=256, ge=1, le=65536)
+    """Number of mask values, 0 among them; read only where `mask` names a column."""
     streaming: bool = False
     """Read in order over the network; download nothing."""
     n: int = Field(default=0, ge=0)
@@ -72,6 +77,7 @@ class HuggingFace(ImageDataset):
                 raise DatasetError(f"{cfg.name} has no column {column!r}; it has {', '.join(features)}.")
             rows = rows.cast_column(column, _undecoded(cfg, column, features[column]))
         self._rows = rows.select_columns([column for column in (self._image, self._label, cfg.mask) if column])
+        self.mask_classes = [f"class {number}" for number in range(cfg.n_mask_classes)] if cfg.mask else None
         self._n = self._length(rows)
         self._lock = Lock()
         self._open: tuple[int, Iterator[dict[str, Any]]] | None = None
@@ -106,23 +112,36 @@ class HuggingFace(ImageDataset):
         with self._lock:
             kept, self._open = self._open, None
         rows = kept[1] if kept and kept[0] == start else iter(self._rows.skip(start))
-        for index in range(start, stop):
-            row = next(rows, None)
-            if row is None:
-                raise DatasetError(f"{self._cfg.name} ended after {index} images, not {self._n}; set dataset.options.n to that.")
-            if index == stop - 1:
-                # Kept for whoever goes on here: skipping to a place costs as much as reading up to it.
-                with self._lock:
-                    self._open = stop, rows
-            try:
-                yield self._example(index, row)
-            except BadImageError as error:
-                yield error
+        waiting: deque[Future[Example | BadImageError]] = deque()
+        with ThreadPoolExecutor(_DECODERS, "saev-decode") as pool:
+            for index in range(start, stop):
+                row = next(rows, None)
+                if row is None:
+                    yield from (one.result() for one in waiting)
+                    raise DatasetError(f"{self._cfg.name} ended after {index} images, not {self._n}; set dataset.options.n to that.")
+                waiting.append(pool.submit(self._try, index, row))
+                if len(waiting) > 2 * _DECODERS:
+                    yield waiting.popleft().result()
+            # Kept for whoever goes on here: skipping to a place costs as much as reading up to it.
+            with self._lock:
+                self._open = stop, rows
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _try(self, index: int, row: dict[str, Any]) -> Example | BadImageError:
+        try:
+            return self._example(index, row)
+        except BadImageError as error:
+            return error
 
     def _example(self, index: int, row: dict[str, Any]) -> Example:
         name = self.name(index)
         image = open_rgb(*_source(row[self._image], name))
         mask = open_mask(*_source(row[self._cfg.mask], name)) if self._cfg.mask else None
+        if mask is not None and mask.shape != (image.height, image.width):
+            raise BadImageError(name, f"a mask of {mask.shape[1]} x {mask.shape[0]} px for an image of {image.width} x {image.height}")
+        if mask is not None and mask.max() >= self._cfg.n_mask_classes:
+            raise BadImageError(name, f"a mask with the value {mask.max()}; raise dataset.options.n_mask_classes")
         value = row[self._label] if self._label else None
         if self._number is not None:
             value = self._number.get(value)

@@ -99,6 +99,8 @@ class Photos(ImageDataset):
         return len(self.tiles)
 
     def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            raise IndexError(index)
         tile = self.tiles[index]
         return Example(index, self._pictures[tile.picture].crop(tile.box), label=tile.picture)
 
