@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saev_core.errors import SaevError as SaevError
     from saev_core.features import FeatureIndex as FeatureIndex
     from saev_core.hooks import hookimpl as hookimpl
+    from saev_core.images import open_rgb as open_rgb
     from saev_core.model import VisionModel as VisionModel
     from saev_core.norm import Norm as Norm
     from saev_core.run import Run as Run
@@ -64,6 +65,7 @@ _HOME = {
     "StoreSource": "source",
     "VisionModel": "model",
     "hookimpl": "hooks",
+    "open_rgb": "images",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
