@@ -1,0 +1,187 @@
+"""`Checkpoint`: usable on raw activations, whole or not there, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.config import ReadConfig
+from saev_core.errors import CheckpointError, ShapeError
+from saev_core.norm import Norm
+from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.store import StoreMeta
+
+STORE = {"model": {"name": "tiny", "n_blocks": 4}, "dataset": {"name": "shapes"}, "transform": "resize"}
+SHAPE: dict[str, Any] = {"rows": 2, "cols": 2, "patch_px": 8, "d_model": 8, "n_images": 4}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def meta(**changed: Any) -> StoreMeta:
+    return StoreMeta.model_validate({**STORE, **SHAPE, **changed})
+
+
+def checkpoint(**changed: Any) -> Checkpoint:
+    sae = TopK(TopKConfig(d_in=8, d_sae=20, k=3), torch.Generator().manual_seed(0))
+    norm = Norm(torch.arange(8.0), 0.37)
+    store = {"fingerprint": meta().fingerprint, **meta().model_dump(mode="json", exclude={"versions"})}
+    made = Checkpoint(sae, norm, ref_of(sae), "resid.2", ReadConfig(layer=2, heldout=0.25), store, {"lr": 1e-3})
+    return replace(made, **changed)
+
+
+def test_it_takes_and_gives_raw_activations() -> None:
+    made, x = checkpoint(), torch.randn(30, 8) * 5 + 3
+    codes = made.codes(x)
+    assert torch.equal(codes.dense(), made.sae.codes((x - torch.arange(8.0)) * 0.37).dense())
+    torch.testing.assert_close(made.decode(codes), made.sae.decode(codes) / 0.37 + torch.arange(8.0))
+    with pytest.raises(ShapeError):
+        made.codes(torch.zeros(3, 9))
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    made = checkpoint().with_card({"nmse": 0.25})
+    made.save(tmp_path / "a")
+    loaded = Checkpoint.load(tmp_path / "a")
+    for name in ("ref", "site", "read", "store", "train", "card"):
+        assert getattr(loaded, name) == getattr(made, name)
+    assert isinstance(loaded.sae, TopK)
+    assert loaded.sae.cfg == made.sae.cfg
+    assert loaded.norm.scale == made.norm.scale
+    assert torch.equal(loaded.norm.mean, made.norm.mean)
+    x = torch.randn(30, 8)
+    assert torch.equal(loaded.codes(x).dense(), made.codes(x).dense())
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["checkpoint.json", "sae.safetensors"]
+
+
+def test_other_programs_read_it_without_us(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "sae.safetensors")
+    assert {"W_enc", "W_dec", "b_enc", "b_dec", "norm.mean"} == tensors.keys()
+    np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), 1, rtol=1e-5)
+
+
+def test_the_card_is_not_part_of_the_fingerprint_and_the_weights_are() -> None:
+    made = checkpoint()
+    assert made.with_card({"nmse": 1.0}).fingerprint == made.fingerprint
+    before = made.fingerprint
+    with torch.no_grad():
+        made.sae.b_dec += 1e-3
+    assert made.fingerprint != before
+    assert checkpoint(norm=Norm(torch.zeros(8), 0.37)).fingerprint != before
+    assert checkpoint(site="resid.1").fingerprint != before
+
+
+def test_a_new_card_leaves_the_weights_file_alone(tmp_path: Path) -> None:
+    made = checkpoint()
+    made.save(tmp_path / "a")
+    before = (tmp_path / "a" / "sae.safetensors").stat()
+    made.with_card({"nmse": 0.5}).save(tmp_path / "a")
+    after = (tmp_path / "a" / "sae.safetensors").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert Checkpoint.load(tmp_path / "a").card == {"nmse": 0.5}
+
+
+def test_saving_over_another_replaces_it(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "a")
+    other = checkpoint(norm=Norm(torch.ones(8), 2.0))
+    other.save(tmp_path / "a")
+    assert Checkpoint.load(tmp_path / "a").norm.scale == 2.0
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_replacement_cut_off_between_its_renames_is_put_back(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "a")
+    (tmp_path / ".incomplete").mkdir()
+    (tmp_path / "a").rename(tmp_path / ".incomplete" / "a.old")
+    assert not list(tmp_path.glob("*/checkpoint.json"))
+    assert Checkpoint.load(tmp_path / "a").norm.scale == 0.37
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("")
+    with pytest.raises(CheckpointError, match="holds something else"):
+        checkpoint().save(tmp_path / "a")
+    assert names(tmp_path / "a") == ["thesis.tex"]
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not JSON"):
+        checkpoint().with_card({"nmse": float("nan")}).save(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        checkpoint().save(tmp_path / "file" / "a")
+    assert names(tmp_path) == ["file"]
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        saved = json.loads((folder / "checkpoint.json").read_text())
+        change(saved)
+        (folder / "checkpoint.json").write_text(json.dumps(saved))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "sae.safetensors").unlink(), "is not a checkpoint"),
+        (lambda folder: (folder / "checkpoint.json").unlink(), "is not a checkpoint"),
+        (lambda folder: (folder / "checkpoint.json").write_text('{"a": '), "is damaged"),
+        (lambda folder: (folder / "checkpoint.json").write_text("[]"), "is of checkpoint format None"),
+        (lambda folder: os.truncate(folder / "sae.safetensors", 100), "checksum differs"),
+        (edit(lambda saved: saved.update(saev_checkpoint=99)), "format 99, this saev reads 1"),
+        (edit(lambda saved: saved["ref"].update(name="topkk", dist="")), "cannot be built: no sae plugin is called 'topkk'"),
+        (edit(lambda saved: saved["sae"].update(k="many")), "sae.options.k"),
+        (edit(lambda saved: saved["sae"].update(d_sae=21)), "does not fit its SAE"),
+        (edit(lambda saved: saved.pop("norm_scale")), "does not fit its SAE"),
+    ],
+)
+def test_a_damaged_or_foreign_one_is_refused_in_one_line(tmp_path: Path, damage: Callable[[Path], object], said: str) -> None:
+    checkpoint().save(tmp_path / "a")
+    damage(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Checkpoint.load(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def store(**changed: Any) -> SimpleNamespace:
+    return SimpleNamespace(meta=meta(**changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model": {"name": "clip"}}, "trained on model tiny.*holds clip"),
+        ({"model": {"name": "tiny", "n_blocks": 6}}, "trained on model"),
+        ({"transform": "crop"}, "trained on transform"),
+        ({"dataset": {"name": "photos"}}, "trained on dataset shapes.*holds photos"),
+        ({"d_model": 9}, "8 wide, the store's are 9"),
+        ({"n_images": 5}, "another store"),
+    ],
+)
+def test_a_store_it_was_not_trained_on_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint().check(store(**changed))
+
+
+def test_its_own_store_and_other_images_of_the_same_model_are_let_in() -> None:
+    checkpoint().check(store())
+    checkpoint().check(store(dataset={"name": "photos"}, n_images=9), same_data=False)
+    with pytest.raises(CheckpointError, match="trained on model"):
+        checkpoint().check(store(model={"name": "clip"}), same_data=False)
