@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from saev_core.errors import SaevError
 
+INTERRUPTED = "interrupted; run the same command again to resume."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
@@ -23,13 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # typer's usage errors; its copy of click has no public name.
     wrong_usage: type[Exception] = typer.BadParameter.__mro__[2]
     try:
-        return app(args, prog_name="saev", standalone_mode=False) or 0
+        # Newer typer turns an interrupt into the exit code 130, older ones into Abort.
+        code: int = app(args, prog_name="saev", standalone_mode=False) or 0
+        return _fail(INTERRUPTED, code, args) if code == 130 else code
     except SaevError as error:
         return _fail(str(error), error.exit_code, args)
     except wrong_usage as error:
         return _fail(_usage(error), 2, args)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; run the same command again to resume.", 130, args)
+        return _fail(INTERRUPTED, 130, args)
     except BrokenPipeError:
         # Whoever read our output has gone (`saev plugins | head`); say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
