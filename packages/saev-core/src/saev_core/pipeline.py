@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from saev_core.checkpoint import Checkpoint
-from saev_core.config import Config, DatasetConfig, PluginRef, RunConfig
+from saev_core.config import Config, DatasetConfig, PluginRef
 from saev_core.dataset import ImageDataset, digest, load_dataset
 from saev_core.errors import RunError, SaevError
 from saev_core.evaluate import evaluate
@@ -148,9 +148,10 @@ class Pipeline:
         url = self.run.store_url
         if "://" not in url and not Path(url).exists():
             return False
-        config = self.run.config.record
+        config, n_blocks = self.run.config.record, self.store.meta.model["n_blocks"]
         done = {site for site in self.store.sites if self.store.complete(site)}
-        return {self.store.resolve(layer, config.stream) for layer in config.layers} <= done
+        # A layer that the model does not have is for the recording to refuse.
+        return all(-n_blocks <= layer < n_blocks and Site(layer % n_blocks, config.stream) in done for layer in config.layers)
 
     def _store_text(self) -> str:
         sites = ", ".join(map(str, self.store.sites))
@@ -335,8 +336,3 @@ def content_digest(path: Path) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """An evaluation card in one line."""
     return "  ".join(f"{key} {card[key]:.4g}" for key in ("nmse", "l0", "dead", "dense") if isinstance(card.get(key), int | float))
-
-
-def sites_of(store: ActivationStore, config: RunConfig) -> list[Site]:
-    """The sites a configuration records."""
-    return [store.resolve(layer, config.record.stream) for layer in config.record.layers]
