@@ -28,7 +28,7 @@ _PATIENCE_S = 10  # the hub's own client retries for 25 s before it says that th
 
 
 class HuggingFaceConfig(DatasetConfig):
-    locations = ("name",)
+    locations = ("name", "streaming")
 
     name: str = ""
     """A data set's name on the hub, or a local folder or file (parquet, arrow, `save_to_disk`, image folder)."""
