@@ -54,8 +54,8 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
         numbers: the features' numbers, one per point.
         shown: features of the gallery; they are links to `#f<number>`.
     """
-    width, height, left, bottom, strip = 720, 470, 64, 52, 56
-    x0, x1 = left, width - strip - 16
+    width, height, left, bottom, strip = 720, 480, 64, 52, 78
+    x0, x1 = left, width - 72
     y0, y1 = strip + 12, height - bottom
     if len(numbers) == 0:
         return '<p class="note">No feature fires at all: there is nothing to draw.</p>'
@@ -71,36 +71,36 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
         f'<svg class="chart scatter" id="scatter" viewBox="0 0 {width} {height}" role="group" '
         'aria-label="Scatter of log10 frequency against log10 mean value of all features">'
     ]
-    for tick in _ticks(*fx):
+    for tick in _log_ticks(*fx):
         x = float(px(tick))
         out.append(
-            f'<path class="grid" d="M{x:.1f} {y0}V{y1}"/><text class="tick" x="{x:.1f}" y="{y1 + 20}" text-anchor="middle">{_power(tick)}</text>'
+            f'<path class="grid" d="M{x:.1f} {y0}V{y1}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{y1 + 20}" text-anchor="middle">{_power(tick)}</text>'
         )
-    for tick in _ticks(*fy):
+    for tick in _log_ticks(*fy):
         y = float(py(tick))
         out.append(
-            f'<path class="grid" d="M{x0} {y:.1f}H{x1}"/><text class="tick" x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(tick)}</text>'
+            f'<path class="grid" d="M{x0} {y:.1f}H{x1}"/>'
+            f'<text class="tick" x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(tick)}</text>'
         )
-    middle = (y0 + y1) / 2
     out.append(
         f'<text class="axis" x="{(x0 + x1) / 2}" y="{height - 8}" text-anchor="middle">share of patches that fire the feature</text>'
     )
-    out.append(
-        f'<text class="axis" x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">mean value where it fires</text>'
-    )
+    out.append('<text class="axis" x="4" y="16">mean value where it fires</text>')
     xs, ys = px(log_freq), py(log_value)
     order = np.random.default_rng(0).permutation(len(numbers))
     for part in np.array_split(order, POINTS):
         d = "".join(f"M{xs[i]:.1f} {ys[i]:.1f}h0" for i in part)
         out.append(f'<path class="points" d="{d}"/>')
-    out += [_edge(xs, x0, x1, strip, horizontal=True), _edge(ys, y0, y1, x1, horizontal=False, length=strip)]
+    out += [_edge(xs, x0, x1, strip, length=48, horizontal=True), _edge(ys, y0, y1, x1, length=56, horizontal=False)]
     at = {feature: i for i, feature in enumerate(numbers)}
     for feature in shown:
         if feature in at:
             i = at[feature]
             title = f"Feature {feature}: fires on {percent(10 ** log_freq[i])} of patches, mean {number(10 ** log_value[i])}"
             out.append(
-                f'<a href="#f{feature}" aria-label="{title}"><circle class="shown" cx="{xs[i]:.1f}" cy="{ys[i]:.1f}" r="5"><title>{title}</title></circle></a>'
+                f'<a href="#f{feature}" aria-label="{title}">'
+                f'<circle class="shown" cx="{xs[i]:.1f}" cy="{ys[i]:.1f}" r="5"><title>{title}</title></circle></a>'
             )
     out.append('<circle id="near" r="7" cx="-20" cy="-20"/></svg>')
     data = {"id": [int(n) for n in numbers], "x": [round(float(v)) for v in xs], "y": [round(float(v)) for v in ys]}
@@ -108,23 +108,18 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
     return "".join(out) + f'<script type="application/json" id="scatter-data">{text}</script>'
 
 
-def _edge(at: Float[np.ndarray, " n"], start: float, stop: float, base: float, *, horizontal: bool, length: float = 0.0) -> str:
-    counts, edges = np.histogram(at, 48, (start, stop))
-    top = max(counts.max(), 1)
-    step = (stop - start) / 48
-    if horizontal:
-        d = "".join(
-            f"M{e:.1f} {base + 6:.1f}v-{c / top * (base - 8):.1f}h{step * 0.86:.1f}V{base + 6:.1f}z"
-            for c, e in zip(counts, edges, strict=False)
-            if c
-        )
-    else:
-        d = "".join(
-            f"M{base + 6:.1f} {e:.1f}h{c / top * length:.1f}v{step * 0.86:.1f}H{base + 6:.1f}z"
-            for c, e in zip(counts, edges, strict=False)
-            if c
-        )
-    return f'<path class="edge" d="{d}"/>'
+def _edge(at: Float[np.ndarray, " n"], start: float, stop: float, base: float, *, length: float, horizontal: bool) -> str:
+    """A histogram along one edge of the scatter, its longest bar `length`."""
+    n_bins = 48
+    counts, edges = np.histogram(at, n_bins, (start, stop))
+    wide = (stop - start) / n_bins * 0.86
+    path = ""
+    for count, edge in zip(counts / max(counts.max(), 1) * length, edges, strict=False):
+        if count > 0 and horizontal:
+            path += f"M{edge:.1f} {base + 6:.1f}v-{count:.1f}h{wide:.1f}V{base + 6:.1f}z"
+        elif count > 0:
+            path += f"M{base + 6:.1f} {edge:.1f}h{count:.1f}v{wide:.1f}H{base + 6:.1f}z"
+    return f'<path class="edge" d="{path}"/>'
 
 
 def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
@@ -149,7 +144,8 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
         y = y1 - (tick - lo) / (hi - lo) * (y1 - 12)
         text = _power(tick) if log else number(tick)
         out.append(
-            f'<path class="grid" d="M{left} {y:.1f}H{width - 12}"/><text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+            f'<path class="grid" d="M{left} {y:.1f}H{width - 12}"/>'
+            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
     for tick in (0, x_max):
         anchor = "start" if tick == 0 else "end"
@@ -174,6 +170,14 @@ def _ticks(low: float, high: float, most: int = 7) -> list[float]:
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough)
     first = math.ceil(low / step)
     return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Exponents of round numbers: whole powers of ten, and 2 and 5 between them where there is room."""
+    digits = (1,) if high - low > 2.5 else (1, 2, 5)
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    found = [e + math.log10(d) for e in exponents for d in digits if low <= e + math.log10(d) <= high]
+    return found if len(found) > 1 else _ticks(low, high, 5)
 
 
 def _power(exponent: float) -> str:

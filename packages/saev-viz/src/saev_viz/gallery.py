@@ -30,14 +30,18 @@ RULE = (
 N_CANDIDATES = 4000
 """Features that are scored; of more, so many are drawn at random."""
 BANDS = 5
+MIN_LIFT = 1.5
+"""Labels that go less with a feature than this many times chance say nothing of it and are left out."""
 
 
-def choose(index: FeatureIndex, W_dec: Float[np.ndarray, "d_sae d_in"], cfg: ReportConfig, seed: int = 0) -> list[int]:
-    """Features worth a stranger's look, the included ones first; see `RULE`."""
+def choose(
+    index: FeatureIndex, W_dec: Float[np.ndarray, "d_sae d_in"], cfg: ReportConfig, first: Sequence[int] = (), seed: int = 0
+) -> list[int]:
+    """Features worth a stranger's look, see `RULE`: the included ones, then those of `first`, then the chosen."""
     eligible = index.select(cfg.log_freq_range, cfg.log_value_range, n=N_CANDIDATES, seed=seed)
     # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
     n_pictures = (index.top_index >= 0).sum(1)
-    chosen = index.select((1, 0), include=cfg.include)  # an empty range: the included alone, checked
+    chosen = index.select((1, 0), include=[*cfg.include, *first])  # an empty range: the included alone, checked
     score = interest(index, eligible, cfg.n_images) * np.minimum(1, n_pictures[eligible] / cfg.n_images) ** 2
     log_freq = np.log10(np.maximum(index.frequency[eligible], 1e-30))
     band = np.searchsorted(np.quantile(log_freq, np.linspace(0, 1, BANDS + 1)[1:-1]), log_freq) if eligible else log_freq
@@ -55,7 +59,7 @@ def choose(index: FeatureIndex, W_dec: Float[np.ndarray, "d_sae d_in"], cfg: Rep
         take(feature)
     free = ~np.isin(eligible, chosen)
     turn = 0
-    while len(chosen) < max(cfg.n_features, len(cfg.include)) and free.any():
+    while len(chosen) < cfg.n_features and free.any():
         here = free & (band == turn % BANDS)
         turn += 1
         if not here.any():
@@ -74,7 +78,7 @@ def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Flo
     top = index.top_value[features, :n_images].astype(float)
     evenness = np.sqrt(top[:, -1] / np.maximum(top[:, 0], 1e-30))
     if index.grid.n_patches == 1:
-        return evenness
+        return np.asarray(evenness)
     maps = index.top_maps(features, n_images).astype(np.float64)  # [n, k, n_patches]
     energy = np.maximum((maps**2).sum(-1), 1e-30)
     area = maps.sum(-1) ** 2 / energy / maps.shape[-1]  # effective share of patches
@@ -193,7 +197,7 @@ def entry(index: FeatureIndex, store: ActivationStore, album: Album, feature: in
         shape = size if uri else (index.grid.width_px, index.grid.height_px)
         crop = store.crop(top.index) if uri else Box(0, 0, *shape)
         values = index.grid.to_map(top.map.astype(float))
-        map_uri = _uri(Image.fromarray(map_pixels(values, upper=upper, opacity=0.85))) if index.grid.n_patches > 1 else ""
+        map_uri = _uri(Image.fromarray(map_pixels(values, upper=upper, opacity=0.75))) if index.grid.n_patches > 1 else ""
         row, col = divmod(top.token, index.grid.cols)
         pictures.append(Picture(top.index, uri, shape, map_uri, relative(crop, shape), top.value, row, col))
     place = index.grid.to_map(index.position[feature].astype(float))
@@ -207,6 +211,6 @@ def entry(index: FeatureIndex, store: ActivationStore, album: Album, feature: in
         upper,
         index.histogram[feature].astype(float),
         place_uri,
-        index.labels(feature, 3, by="count") if index.has_labels else [],
+        [share for share in index.labels(feature, 3) if share.lift >= MIN_LIFT],
         pictures,
     )

@@ -36,7 +36,7 @@ def colours(name: str) -> UInt8[np.ndarray, "256 3"]:
 
 
 def map_pixels(
-    values: Float[np.ndarray, "rows cols"], *, upper: float, opacity: float = 0.8, colour_map: str = "inferno"
+    values: Float[np.ndarray, "rows cols"], *, upper: float, opacity: float = 0.75, colour_map: str = "inferno"
 ) -> UInt8[np.ndarray, "rows cols 4"]:
     """One RGBA pixel per patch: the colour says how strong, and so does the alpha, so that a quiet patch hides nothing.
 
@@ -48,7 +48,7 @@ def map_pixels(
     share = np.clip(np.nan_to_num(np.asarray(values, float) / max(upper, 1e-30)), 0, 1)
     # The darkest fifth of the map is left out: over a picture it reads as shadow, not as a weak value.
     rgb = colours(colour_map)[np.round((0.25 + 0.75 * share) * 255).astype(int)]
-    alpha = np.where(share > 0, opacity * (0.15 + 0.85 * share**0.75), 0)
+    alpha = np.where(share > 0, opacity * (0.08 + 0.92 * share), 0)
     return np.concatenate([rgb, np.round(alpha * 255).astype(np.uint8)[..., None]], -1)
 
 
@@ -58,7 +58,7 @@ def heat_map(
     crop: Box,
     *,
     upper: float,
-    opacity: float = 0.8,
+    opacity: float = 0.75,
     colour_map: str = "inferno",
     smooth: bool = False,
     size_px: int | None = None,
