@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 PROJECTS := $(sort $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml))
 ROOMS := $(patsubst %/pyproject.toml,%,$(PROJECTS))
-SOURCES := $(wildcard packages/*/src plugins/*/src)
+SOURCES := $(wildcard packages/*/src plugins/*/src plugins/*/saev_*.py)
 CODE := packages plugins tests benchmarks $(wildcard scripts)
 
 .PHONY: help setup test lint fix types docs bench demo clean
