@@ -18,7 +18,7 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     size = abs(value)
-    if size >= 10 ** (digits + 1) or (size >= 1000 and float(value).is_integer()):
+    if size >= 10**digits - 0.5:  # where `g` would round up to an exponent
         return f"{value:,.0f}"
     if size < 1e-4:
         return f"{value:.1e}"

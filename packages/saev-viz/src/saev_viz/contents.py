@@ -78,7 +78,8 @@ class Contents:
     def entries(self) -> tuple[list[Entry], Album]:
         """The gallery, its thumbnails as large as `MAX_PICTURE_BYTES` allows."""
         cfg = self.run.config.report
-        features = choose(self.index, self.checkpoint.sae.W_dec.detach().cpu().numpy(), cfg, first=self._telling())
+        W_dec = self.checkpoint.sae.W_dec.detach().cpu().numpy()
+        features = choose(self.index, W_dec, cfg, first=self._telling(), labels=self.store.labels)
         numbers = [int(i) for i in self.index.top_index[features, : cfg.n_images].ravel() if i >= 0]
         album = Album(self.dataset)
         for size_px, quality in THUMBNAILS:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from saev_core.config import ReportConfig
@@ -20,10 +20,11 @@ from saev_core.types import Box
 from saev_viz.overlay import map_pixels
 
 RULE = (
-    "Of the features within the ranges of log10 frequency and log10 mean value, those score high whose top pictures fire "
-    "about equally strongly, in one compact and connected region, and not always at the same place of the picture. "
-    "They are divided into five bands of frequency; from each band in turn the best is taken that differs from those "
-    "already taken, in its decoder direction and in its top pictures."
+    "Of the features within the ranges of log10 frequency and log10 mean value, those score high that fire on their top pictures "
+    "far more strongly than they usually do, about equally on each, in one compact and connected region, and not always at the "
+    "same place of the picture. They are divided into five bands of frequency; from each band in turn the best is taken that "
+    "differs from those already taken, in its decoder direction, its top pictures and their labels. "
+    "Those with the highest score come first."
 )
 """How `choose` chooses, for the reader of a report."""
 
@@ -35,25 +36,42 @@ MIN_LIFT = 1.5
 
 
 def choose(
-    index: FeatureIndex, W_dec: Float[np.ndarray, "d_sae d_in"], cfg: ReportConfig, first: Sequence[int] = (), seed: int = 0
+    index: FeatureIndex,
+    W_dec: Float[np.ndarray, "d_sae d_in"],
+    cfg: ReportConfig,
+    *,
+    first: Sequence[int] = (),
+    labels: Int[np.ndarray, " n_images"] | None = None,
+    seed: int = 0,
 ) -> list[int]:
-    """Features worth a stranger's look, see `RULE`: the included ones, then those of `first`, then the chosen."""
+    """Features worth a stranger's look, see `RULE`: the included ones, then those of `first`, then the chosen.
+
+    Args:
+        labels: the images' labels, -1 where unknown: features whose top pictures share them count as alike.
+    """
     eligible = index.select(cfg.log_freq_range, cfg.log_value_range, n=N_CANDIDATES, seed=seed)
-    # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
-    n_pictures = (index.top_index >= 0).sum(1)
     chosen = index.select((1, 0), include=[*cfg.include, *first])  # an empty range: the included alone, checked
-    score = interest(index, eligible, cfg.n_images) * np.minimum(1, n_pictures[eligible] / cfg.n_images) ** 2
-    log_freq = np.log10(np.maximum(index.frequency[eligible], 1e-30))
-    band = np.searchsorted(np.quantile(log_freq, np.linspace(0, 1, BANDS + 1)[1:-1]), log_freq) if eligible else log_freq
+    n_first = len(chosen)
+    if not eligible:
+        return chosen
+    top = index.top_index[:, : cfg.n_images]
+    # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
+    score = interest(index, eligible, cfg.n_images) * np.minimum(1, (top[eligible] >= 0).sum(1) / cfg.n_images) ** 2
+    log_freq = np.log10(index.frequency[eligible])
+    band = np.searchsorted(np.quantile(log_freq, np.linspace(0, 1, BANDS + 1)[1:-1]), log_freq)
     unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
-    tops = {f: set(index.top_index[f, : cfg.n_images].tolist()) - {-1} for f in eligible}
     likeness = np.zeros(len(eligible))
 
     def take(feature: int) -> None:
-        cosine = unit[eligible] @ unit[feature] if eligible else likeness
-        mine = set(index.top_index[feature, : cfg.n_images].tolist()) - {-1}
-        shared = np.array([len(mine & tops[f]) / max(1, len(mine)) for f in eligible])
-        np.maximum(likeness, np.maximum(cosine, shared), out=likeness)
+        mine = top[feature][top[feature] >= 0]
+        shared = np.isin(top[eligible], mine).mean(1)
+        kinds = np.zeros(len(eligible))
+        if labels is not None and len(mine):
+            # The share of its top pictures whose label is the commonest among mine, times how common it is there.
+            known, count = np.unique(labels[mine], return_counts=True)
+            if known[count.argmax()] >= 0:
+                kinds = (labels[top[eligible]] == known[count.argmax()]).mean(1) * count.max() / len(mine)
+        np.maximum(likeness, np.maximum.reduce([unit[eligible] @ unit[feature], shared, 0.7 * kinds]), out=likeness)
 
     for feature in chosen:
         take(feature)
@@ -68,17 +86,20 @@ def choose(
         free[best] = False
         chosen.append(eligible[best])
         take(eligible[best])
-    return chosen
+    rank = dict(zip(eligible, score, strict=True))
+    return chosen[:n_first] + sorted(chosen[n_first:], key=lambda feature: -rank[feature])
 
 
 def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Float[np.ndarray, " n"]:
-    """Product of four shares between 0 and 1, see `RULE`: evenness, compactness, connectedness, freedom of place."""
+    """Product of five shares between 0 and 1, see `RULE`: contrast, evenness, compactness, connectedness, freedom of place."""
     if not features:
         return np.zeros(0)
     top = index.top_value[features, :n_images].astype(float)
     evenness = np.sqrt(top[:, -1] / np.maximum(top[:, 0], 1e-30))
+    # Features whose best pictures are hardly stronger than their average ones look like noise on the page.
+    contrast = np.clip((top.mean(1) / np.maximum(index.mean[features], 1e-30) - 1) / 3, 0.05, 1)
     if index.grid.n_patches == 1:
-        return np.asarray(evenness)
+        return np.asarray(evenness * contrast)
     maps = index.top_maps(features, n_images).astype(np.float64)  # [n, k, n_patches]
     energy = np.maximum((maps**2).sum(-1), 1e-30)
     area = maps.sum(-1) ** 2 / energy / maps.shape[-1]  # effective share of patches
@@ -88,8 +109,8 @@ def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Flo
     connected = 0.2 + 0.8 * np.minimum(1, beside / (1.4 * energy))
     place = index.position[features].astype(float)
     spread = np.exp(-(place * np.log(np.maximum(place, 1e-30))).sum(1)) / place.shape[1]
-    free = np.clip(spread / 0.4, 0.1, 1)
-    score: np.ndarray = evenness * (compact * connected).mean(1) * free
+    free = np.clip((spread - 0.2) / 0.5, 0.05, 1)
+    score: np.ndarray = contrast * evenness * (compact * connected).mean(1) * free
     return score
 
 

@@ -62,7 +62,8 @@ def gallery(have: Contents, entries: Sequence[Entry], album: Album) -> str:
         ranges = f"log10 frequency {cfg.log_freq_range}, log10 mean value {cfg.log_value_range}"
         return f'<p class="warn">No feature lies within {ranges}; widen report.log_freq_range or report.log_value_range.</p>'
     lost = list(album.unreadable.values())
-    warn = f'<p class="warn">{len(lost)} pictures could not be read, the first: {escape(lost[0])}</p>' if lost else ""
+    pictures = "1 picture" if len(lost) == 1 else f"{len(lost)} pictures"
+    warn = f'<p class="warn">{pictures} could not be read: {escape(lost[0])}</p>' if lost else ""
     hint = "Point at a picture, or press it, to see it without its heat map. " if have.dataset is not None else ""
     first = " Features that tell a known truth of these pictures come first." if have.tells else ""
     return (
