@@ -11,10 +11,17 @@ import pytest
 import torch
 
 from saev_core import top_images
+from saev_core.checkpoint import Checkpoint, ref_of
 from saev_core.codes import Codes
-from saev_core.errors import RunError, StoreError
-from saev_core.features import PERCENTILES, FeatureAccumulator, FeatureIndex
+from saev_core.config import IndexConfig, PluginRef, ReadConfig, validate
+from saev_core.errors import CheckpointError, RunError, StoreError
+from saev_core.features import PERCENTILES, FeatureAccumulator, FeatureIndex, index_features
 from saev_core.histogram import LogHistogram, edges
+from saev_core.norm import Norm
+from saev_core.sae import make_sae
+from saev_core.store import ActivationStore
+from saev_core.testing.stores import store_of
+from saev_core.types import Site
 
 N, T, D, K = 150, 12, 40, 6
 GRID = {"rows": 3, "cols": 4, "patch_px": 8}
@@ -261,3 +268,75 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
     early = feed(0, 2048)
     late = feed(2048, 8192)
     assert late - early < 40_000  # KiB; keeping the peaks of 6,144 images would take 100 MB
+
+
+def stored(folder: Path, layers: tuple[int, ...] = (1,), name: str = "memory") -> tuple[ActivationStore, torch.Tensor]:
+    """21 images of 6 patches and a CLS token at some layers, image 4 missing; the tokens `[layer, image, token, d]`."""
+    tokens = torch.randn(len(layers), 21, 7, 8, generator=torch.Generator().manual_seed(1))
+    sites = {Site(layer): x for layer, x in zip(layers, tokens, strict=True)}
+    missing = np.arange(21) == 4
+    labels = np.arange(21) % 3
+    store = store_of(folder, sites, n_prefix=1, label=labels, missing=missing, dtype="float32", model={"name": name, "n_blocks": 12})
+    return store, tokens
+
+
+def checkpoint_of(store: ActivationStore, **read: object) -> Checkpoint:
+    config = validate(ReadConfig, {"layer": 1, **read})
+    sae = make_sae(PluginRef(name="topk", options={"d_sae": 16, "k": 3}), 8, seed=2)
+    meta = store.meta.model_dump(mode="json")
+    described = {"fingerprint": store.meta.fingerprint, "model": meta["model"], "dataset": meta["dataset"]}
+    return Checkpoint(sae, Norm.identity(8), ref_of(sae), "resid.1", config, described)
+
+
+@pytest.mark.parametrize(
+    ("layers", "read", "n_patches"),
+    [
+        ((1,), {}, 6),
+        ((1, 3), {"layer": "all"}, 6),
+        ((1, 3), {"layer": "mean"}, 6),
+        ((1,), {"tokens": "mean"}, 1),
+        ((1,), {"tokens": "cls"}, 1),
+    ],
+)
+def test_a_store_is_indexed_by_every_reading_policy(tmp_path: Path, layers: tuple[int, ...], read: dict, n_patches: int) -> None:
+    store, tokens = stored(tmp_path / "store", layers)
+    checkpoint = checkpoint_of(store, **read)
+    index = index_features(checkpoint, store, tmp_path / "features" / "a.zarr", IndexConfig(top_k=5, batch_images=4, percentile=97))
+    x = tokens[:, :, 1:] if n_patches == 6 else tokens[:, :, 1:].mean(2, keepdim=True) if read["tokens"] == "mean" else tokens[:, :, :1]
+    x = x.mean(0, keepdim=True) if read.get("layer") == "mean" else x
+    z = checkpoint.codes(x.reshape(-1, 8)).dense().reshape(-1, 21, n_patches, 16).numpy()
+    there = np.arange(21) != 4
+    assert index.n_images == 20
+    assert index.grid.n_patches == n_patches
+    np.testing.assert_allclose(index.frequency, (z[:, there] > 0).mean((0, 1, 2)))
+    peak = z.max((0, 2))  # [image, feature]
+    for feature in range(16):
+        order = [i for i in np.argsort(-peak[:, feature], kind="stable") if i != 4 and peak[i, feature] > 0][:5]
+        assert [t.index for t in index.top(feature)] == order
+        for top in index.top(feature):
+            np.testing.assert_allclose(top.map, z[:, top.index, :, feature].max(0), rtol=1e-3)
+    assert 97 in index.percentile_levels
+    assert index.has_labels
+
+
+def test_an_index_is_refused_to_another_checkpoint_and_a_checkpoint_to_another_store(tmp_path: Path) -> None:
+    store, _ = stored(tmp_path / "store")
+    mine = checkpoint_of(store)
+    index_features(mine, store, tmp_path / "a.zarr", IndexConfig())
+    FeatureIndex.open(tmp_path / "a.zarr", mine)
+    with torch.no_grad():
+        other = checkpoint_of(store)
+        other.sae.W_enc.add_(0.1)
+    with pytest.raises(RunError, match="index of another checkpoint; make it again"):
+        FeatureIndex.open(tmp_path / "a.zarr", other)
+    foreign, _ = stored(tmp_path / "foreign", name="else")
+    with pytest.raises(CheckpointError, match="trained on model memory"):
+        index_features(mine, foreign, tmp_path / "b.zarr", IndexConfig())
+    assert not (tmp_path / "b.zarr").exists()
+
+
+def test_an_index_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    store, _ = stored(tmp_path / "store")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        index_features(checkpoint_of(store), store, tmp_path / "file" / "a.zarr", IndexConfig())

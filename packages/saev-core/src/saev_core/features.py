@@ -225,9 +225,12 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
     if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
         log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
         n_labels = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
     wide = len(images) * n_patches * reading.n_series >= 1 << 31
-    found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
+    except OSError as error:
+        raise StoreError(f"{path}: the feature index cannot be written ({error.strerror or error}); choose another --out.") from None
     device = checkpoint.sae.W_dec.device
     layers: list[Codes] = []
     with track("index", len(images), "images") as meter:
