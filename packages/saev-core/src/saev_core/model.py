@@ -37,6 +37,8 @@ class VisionModel(nn.Module):
     d_model: int
     blocks: Sequence[nn.Module] | nn.ModuleList | nn.Sequential
     """The modules whose outputs are recorded, in the order in which they run."""
+    channels_last: bool | None = None
+    """Whether feature maps are `[b, h, w, c]`; None: told from a shape whose middle axes are equal."""
 
     @property
     def device(self) -> torch.device:
@@ -85,8 +87,10 @@ class VisionModel(nn.Module):
             raise ModelError(f"a block gave {shape}; tokens [b, n, d] or maps [b, c, h, w] can be recorded: check model.blocks.")
         if output.ndim == 3:
             return output
-        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
-        return output.flatten(1, 2) if channels_last else output.flatten(2).transpose(1, 2)  # [b, h * w, c]
+        return output.flatten(1, 2) if self._channels_last(output) else output.flatten(2).transpose(1, 2)  # [b, h * w, c]
+
+    def _channels_last(self, output: Tensor) -> bool:
+        return output.shape[1] == output.shape[2] != output.shape[3] if self.channels_last is None else self.channels_last
 
     @torch.no_grad()
     def record(self, images: Float[Tensor, "batch 3 h w"], sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch n_tokens d_model"]]:
@@ -117,6 +121,12 @@ class VisionModel(nn.Module):
                 handle.remove()
         if missing := [str(site) for site in wanted if site not in seen]:
             raise ModelError(f"{', '.join(missing)} did not run in the forward pass of {type(self).__name__}; check model.blocks.")
+        for site, tokens in seen.items():
+            if tokens.shape[1] != self.grid.n_tokens or (site.stream == "resid" and tokens.shape[2] != self.d_model):
+                raise ModelError(
+                    f"{site} gives {tokens.shape[1]} tokens of width {tokens.shape[2]}, the model's grid has {self.grid.n_tokens} of width "
+                    f"{self.d_model}; choose modules of one size with model.blocks (its last match decides)."
+                )
         return seen
 
     def crop(self, width: int, height: int) -> Box:
@@ -140,16 +150,19 @@ class VisionModel(nn.Module):
         # Beside `blocks`, not in its place: the model's own forward may run through them.
         self.__dict__["_hooked"] = [modules[name] for name in names]
         pixels = self.transform(Image.new("RGB", (self.grid.width_px, self.grid.height_px)))[None].to(self.device)
-        shapes: list[tuple[int, ...]] = []
-        handle = self.hooked[-1].register_forward_hook(lambda m, a, out: shapes.append(tuple(_first(out).shape)))
+        outputs: list[Tensor] = []
+        handle = self.hooked[-1].register_forward_hook(lambda m, a, out: outputs.append(_first(out)))
         try:
             with torch.no_grad():
-                tokens = self.record(pixels, [self.site(-1)])[self.site(-1)]
+                self(pixels)
         finally:
             handle.remove()
+        if not outputs:
+            raise ModelError(f"{names[-1]} did not run in the forward pass of {type(self).__name__}; check model.blocks.")
+        tokens = self.tokens(outputs[-1])
         self.d_model = tokens.shape[2]
-        if len(shapes[0]) == 4:
-            _, rows, cols = shapes[0][:3] if shapes[0][3] == self.d_model and shapes[0][1] == shapes[0][2] else (0, *shapes[0][2:])
+        if outputs[-1].ndim == 4:
+            rows, cols = outputs[-1].shape[1:3] if self._channels_last(outputs[-1]) else outputs[-1].shape[2:4]
             self.grid = Grid(rows, cols, pixels.shape[2] // rows)
         elif tokens.shape[1] != self.grid.n_tokens:
             raise ModelError(f"{pattern}: {names[-1]} gives {tokens.shape[1]} tokens, the model's grid has {self.grid.n_tokens}.")

@@ -98,13 +98,13 @@ class Repo:
                     f"{self.name} is not on {self._endpoint}, or is private: check the name, or run `hf auth login` or set HF_TOKEN."
                 ) from None
             except hub.LocalEntryNotFoundError as error:  # before EntryNotFoundError, whose subclass it is
-                absent = self._unreachable or _first_line(error.__cause__ or error)
+                absent = self._unreachable or first_line(error.__cause__ or error)
             except hub.EntryNotFoundError:
                 continue
             except hub.HFValidationError:
                 raise ModelError(f"{self.name!r} is neither a local path nor a name like owner/model on the hub.") from None
             except (hub.HfHubHTTPError, OSError) as error:
-                raise ModelError(f"{self} cannot be downloaded ({_first_line(error)}); {OFFLINE}") from None
+                raise ModelError(f"{self} cannot be downloaded ({first_line(error)}); {OFFLINE}") from None
         if absent:
             raise ModelError(f"{self} is not in the local cache and {absent}; {OFFLINE}")
         return None
@@ -113,7 +113,7 @@ class Repo:
 OFFLINE = "download it elsewhere and give its path as model.checkpoint."
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable as JSON ({_first_line(error)}).") from None
+        raise ModelError(f"{path} is not readable as JSON ({first_line(error)}).") from None
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not a JSON object.")
     return data
