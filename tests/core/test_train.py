@@ -110,7 +110,7 @@ def test_metrics_are_told_every_few_steps(tmp_path: Path) -> None:
 
 
 def test_the_sparsity_coefficient_decides_l0() -> None:
-    few, many = train(source(), [relu("few", sparsity_coeff=30.0), relu("many", sparsity_coeff=0.1)], changed(n_tokens=64 * 300))
+    few, many = train(source(), [relu("few", sparsity_coeff=7.0), relu("many", sparsity_coeff=0.02)], changed(n_tokens=64 * 300))
     x = source().x
     assert int(few.codes(x).counts().sum()) < int(many.codes(x).counts().sum()) / 3
 

@@ -62,7 +62,7 @@ def top_k(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Te
     if members < 4 or groups <= 2 * k or h.is_cuda:
         value, index = h.topk(k, dim=-1, sorted=False)
         return value, index
-    grouped = h[:, : members * groups].unflatten(1, (members, groups))  # [n, members, groups]
+    grouped = h[:, : members * groups].view(n, members, groups)  # [n, members, groups]
     best = grouped.amax(1).topk(k, dim=-1, sorted=False).indices  # [n, k]
     step = torch.arange(0, members * groups, groups, device=h.device)
     index = (best.unsqueeze(1) + step[:, None]).view(n, -1)  # [n, members * k]
@@ -130,7 +130,7 @@ def backward_codes(
     rows, value = codes.rows, codes.value
     x_hat = codes.decode(sae.W_dec.detach(), sae.b_dec.detach())
     residual = torch.sub(x_hat, x, out=sae.work.get("residual", tuple(x.shape), x))
-    error = residual.square().sum(dtype=torch.float64) / n
+    error = residual.square().sum() / n
     residual.mul_(2 / n)
     d_value = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         residual, sae.W_dec.detach(), codes.feature, codes.offsets[:-1], rows, 0
@@ -146,7 +146,7 @@ def backward_codes(
     grad(sae.W_enc).copy_(d_enc.T)
     grad(sae.b_enc).zero_().index_add_(0, codes.feature, d_value)
     torch.sum(residual, 0, out=grad(sae.b_dec))
-    return error.to(x.dtype), x_hat
+    return error, x_hat
 
 
 def backward_relu(
@@ -161,21 +161,23 @@ def backward_relu(
     W_enc, W_dec, b_enc, b_dec = (p.detach() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec))
     x_hat = torch.empty_like(x)
     error, total = x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
-    active = torch.zeros(m, dtype=torch.long, device=x.device)
+    active = x.new_zeros(m)
     grads = [grad(p).zero_() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec)]
     bias = x.new_full((1,), slope)
     for a in range(0, n, ROWS):
         rows = x[a : a + ROWS]
         f = torch.addmm(b_enc, rows, W_enc, out=sae.work.get("pre", (len(rows), m), x)).clamp_min_(0)
         residual = torch.addmm(b_dec, f, W_dec, out=x_hat[a : a + ROWS]) - rows
-        error += residual.square().sum(dtype=torch.float64)
-        total += f.sum(dtype=torch.float64)
-        active += f.count_nonzero(0)
+        error += residual.square().sum()
+        total += f.sum()
         residual.mul_(2 / n)
-        d_f = torch.addmm(bias, residual, W_dec.T, out=sae.work.get("slope", (len(rows), m), x))
+        d_f = sae.work.get("slope", (len(rows), m), x)
+        # Signs, not booleans: counting those goes through an int64 copy of the whole chunk.
+        active += torch.sign(f, out=d_f).sum(0)
+        torch.addmm(bias, residual, W_dec.T, out=d_f)
         torch.ops.aten.threshold_backward.grad_input(d_f, f, 0, grad_input=d_f)
         grads[0].addmm_(rows.T, d_f)
         grads[1].addmm_(f.T, residual)
         grads[2].add_(d_f.sum(0))
         grads[3].add_(residual.sum(0))
-    return (error / n).to(x.dtype), total.to(x.dtype), x_hat, active
+    return (error / n).to(x.dtype), total.to(x.dtype), x_hat, active.long()

@@ -48,13 +48,13 @@ def auxk_backward(
     if len(pick) > k:
         value, index = top_k(f, k)
         f.zero_().scatter_(1, index, value)
-    spread = (error - error.mean(0)).square().sum(dtype=torch.float64)
+    spread = (error - error.mean(0)).square().sum()
     residual = (f @ W_dec).sub_(error)
     scale = weight * min(len(pick) / k, 1.0) / float(spread)
-    loss = residual.square().sum(dtype=torch.float64) * scale
+    loss = residual.square().sum() * scale
     residual.mul_(2 * scale)
     d_f = (residual @ W_dec.T).mul_(f > 0)
     grad(sae.W_enc).index_add_(1, pick, x.T @ d_f)
     grad(sae.b_enc).index_add_(0, pick, d_f.sum(0))
     grad(sae.W_dec).index_add_(0, pick, f.T @ residual)
-    return loss.to(x.dtype)
+    return loss

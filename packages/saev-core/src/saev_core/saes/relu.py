@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -20,14 +21,16 @@ class ReLUConfig(SAEConfig):
 
     main = "sparsity_coeff"
 
-    sparsity_coeff: float = Field(default=4.0, ge=0)
-    """Weight of the mean L1 norm of the features against the mean squared distance."""
+    sparsity_coeff: float = Field(default=0.2, ge=0)
+    """Weight c of sparsity: c sqrt(d_in) times the mean L1 norm of the features, against the mean squared distance."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
     """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
 
 
 class ReLU(SAE):
-    """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c mean |f|_1.
+    """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c sqrt(d_in) mean |f|_1.
+
+    Normalised vectors are sqrt(d_in) long, and features with them: so weighed, one c means the same at every width.
 
     Where decoder rows are not kept at length 1, each value is weighted by its row's length, or the penalty could be
     escaped by long rows.
@@ -50,9 +53,9 @@ class ReLU(SAE):
         return codes
 
     def weight(self, progress: Progress) -> float:
-        """The sparsity coefficient after its warm-up."""
+        """What the L1 norm is multiplied by, after the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
-        return self.cfg.sparsity_coeff * progress.warmup(n)
+        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n)
 
     def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
         weight = self.weight(progress)
