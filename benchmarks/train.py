@@ -55,7 +55,7 @@ def topk(*, autograd: bool = False, dead: bool = False) -> Job:
 def relu(shift: float, *, autograd: bool = False) -> Job:
     made = job(ReLU(ReLUConfig(d_in=D, d_sae=WIDTH, sparsity_coeff=1e-3), seeded()), autograd=autograd)
     with torch.no_grad():
-        made.sae.b_enc += shift
+        made.sae.b_enc.add_(shift)
     return made
 
 
