@@ -53,6 +53,13 @@ def n_threads(n_workers: int = -1) -> int:
     return min(16, cores)
 
 
+def torch_threads(n: int) -> None:
+    """Let torch use `n` threads for what this thread asks of it; other threads that have begun keep theirs."""
+    torch.set_num_threads(n)
+    # Torch settles a thread's number at its first use, with what ANY thread set last; this settles it now.
+    torch.get_num_threads()
+
+
 def load(
     dataset: ImageDataset, model: VisionModel, spans: Iterable[tuple[int, int]], *, n_workers: int = -1, lookahead: int = 64
 ) -> Generator[Loaded]:
@@ -70,8 +77,9 @@ def load(
         for item in _source(dataset, spans):
             yield _prepare(dataset, model, item)
         return
-    with ThreadPoolExecutor(n_workers, "saev-load", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        # One torch thread in each: a decoding thread that opened a team of its own would stall the forward pass's team.
+    n_torch = torch.get_num_threads()
+    # One torch thread in each: a decoding thread that opened a team of its own would stall the forward pass's team.
+    with ThreadPoolExecutor(n_workers, "saev-load", initializer=torch_threads, initargs=(1,)) as pool:
 
         def submitted() -> Iterator[Future[Loaded]]:
             for item in _source(dataset, spans):
@@ -83,6 +91,7 @@ def load(
                     yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                torch_threads(n_torch)
 
 
 def _source(dataset: ImageDataset, spans: Iterable[tuple[int, int]]) -> Iterator[int | Example | Loaded]:

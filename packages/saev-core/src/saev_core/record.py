@@ -26,7 +26,7 @@ from torch import Tensor
 from saev_core.config import RecordConfig
 from saev_core.dataset import ImageDataset
 from saev_core.errors import DatasetError, ModelError
-from saev_core.loader import Loaded, ahead, load
+from saev_core.loader import Loaded, ahead, load, torch_threads
 from saev_core.model import VisionModel
 from saev_core.plan import (
     Plan,
@@ -122,6 +122,7 @@ def record(
     why: dict[int, Missing] = {}
     n_threads = torch.get_num_threads()
     try:
+        torch_threads(1)  # this thread only writes; a team of its own would stall the forward pass's on few cores
         made = _forward(model, dataset, meta, todo, cfg, n_threads=n_threads)
         with track("record", n_new, "images") as meter, closing(ahead(made, 1)) as batches:
             for shard, lacking in todo:
@@ -136,7 +137,7 @@ def record(
                     _refuse_if_all_bad(bad, images, meta)
                 why.update({each[0]: each for each in bad})
     finally:
-        torch.set_num_threads(n_threads)  # the loader's threads leave 1 behind for threads that start later
+        torch_threads(n_threads)
     return Recorded(store, sites, n_images, _missing(store, dataset, sites, cfg, why), time.monotonic() - began, n_new)
 
 
@@ -144,7 +145,7 @@ def _forward(
     model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: Todo, cfg: RecordConfig, *, n_threads: int
 ) -> Generator[_Batch]:
     """Batch after batch of the shards to do, through the model."""
-    torch.set_num_threads(n_threads)
+    torch_threads(n_threads)
     images = load(dataset, model, spans(meta, todo), n_workers=cfg.n_workers, lookahead=cfg.batch_size)
     with closing(images):
         for shard, sites in todo:
