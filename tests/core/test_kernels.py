@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,6 +111,15 @@ def test_a_workspace_gives_the_same_memory_again() -> None:
     assert work.get("a", (2, 3), like).data_ptr() == first.data_ptr()
     assert work.get("b", (2, 3), like).data_ptr() != first.data_ptr()
     assert work.get("a", (2, 3), like.double()).dtype == torch.float64
+
+
+def test_threads_may_ask_one_sae_at_once() -> None:
+    sae = TopK(TopKConfig(d_in=64, d_sae=3000, k=16), torch.Generator().manual_seed(0))
+    inputs = [torch.randn(900, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    alone = [sae.codes(x).dense() for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = [codes.dense() for codes in pool.map(sae.codes, inputs)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_empty_codes_decode_to_the_bias() -> None:

@@ -61,7 +61,7 @@ class Checkpoint:
             ShapeError: they are not `d_in` wide.
         """
         self.sae.check_width(x)
-        return self.sae.frozen().codes(self.norm(x.float()))
+        return self.sae.frozen().codes(self.norm(x.to(self.sae.W_dec.device, torch.float32)))
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Codes) -> Float[Tensor, "n d_in"]:

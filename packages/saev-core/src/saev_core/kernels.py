@@ -9,6 +9,7 @@ of an `index_add` over [n, k, d]. Exact: agrees with float64 autograd. Summation
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,17 +30,21 @@ SPARSE_BELOW = 0.1
 
 
 class Workspace:
-    """Buffers that outlive a step: a fresh 100 MB tensor costs 30-40 ms of page faults. One may serve many SAEs in turn."""
+    """Buffers that outlive a step: a fresh 100 MB tensor costs 30-40 ms of page faults. One may serve many SAEs in turn.
+
+    Each thread has its own, so that a viewer may ask one SAE from several.
+    """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._local = threading.local()
 
     def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """An uninitialised tensor of `shape`, with the dtype and device of `like`; the same memory at every call."""
         size = math.prod(shape)
-        buffer = self._buffers.get(name)
+        buffers: dict[str, Tensor] = self._local.__dict__
+        buffer = buffers.get(name)
         if buffer is None or buffer.numel() < size or buffer.dtype != like.dtype or buffer.device != like.device:
-            buffer = self._buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+            buffer = buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
         return buffer[:size].view(shape)
 
     def __deepcopy__(self, memo: object) -> Workspace:
