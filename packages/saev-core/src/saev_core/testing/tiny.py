@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from saev_core.config import ModelConfig
 from saev_core.errors import ModelError
 from saev_core.model import VisionModel
+from saev_core.transform import HALF, ResizeCrop
 from saev_core.types import Grid
 
 FACTORS = {"shape": 10, "colour": 8, "texture": 4, "size": 2, "place": 9}
@@ -92,7 +90,7 @@ class Tiny(VisionModel):
         # One more value than the factor has: the last one says that the patch shows no object.
         self.read = nn.ModuleDict({factor: nn.Linear(D_MODEL, n + 1) for factor, n in FACTORS.items()})
         self.read_label = nn.Linear(D_MODEL, FACTORS["shape"])
-        self.transform: Callable[[Image.Image], Tensor] = to_pixels
+        self.transform = ResizeCrop(IMAGE_PX, (IMAGE_PX, IMAGE_PX), HALF, HALF)
         if cfg.pretrained:
             self._load(cfg.checkpoint)
         else:
@@ -109,9 +107,15 @@ class Tiny(VisionModel):
         patches = self.stem(images).flatten(2).transpose(1, 2)  # [b, 144, d]
         return torch.cat([self.cls.expand(len(patches), -1, -1), patches], 1) + self.position
 
-    def heads(self, tokens: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
-        """Logits off the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` off the CLS token."""
+    def heads(self, tokens: Float[Tensor, "b n d"], noise: float = 0.0) -> dict[str, Tensor]:
+        """Logits off the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` off the CLS token.
+
+        Args:
+            noise: standard deviation of noise on the normalised tokens, in training.
+        """
         x = self.norm(tokens)
+        if noise:
+            x = x + noise * torch.randn_like(x)
         logits = {factor: read(x[:, 1:]) for factor, read in self.read.items()}
         return {**logits, "label": self.read_label(x[:, 0])}
 
@@ -136,12 +140,3 @@ class Tiny(VisionModel):
         except (OSError, SafetensorError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise ModelError(f"{source} does not hold weights of tiny ({why}); leave model.options.checkpoint out for ours.") from None
-
-
-def to_pixels(image: Image.Image) -> Float[Tensor, "3 96 96"]:
-    """The largest square in the picture's middle at 96 px, in -1 to 1."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    small = image.convert("RGB").resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC, box=box)
-    return torch.from_numpy(np.asarray(small).astype(np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
