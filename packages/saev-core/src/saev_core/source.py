@@ -100,6 +100,7 @@ class StoreSource(ActivationSource):
 
     def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
         self.store, self.read = store, read
+        self.buffer_bytes = read.buffer_mb * 2**20
         self.heldout = split(store.n_images, read.heldout, read.split_seed)
         self._reading = Reading(store, read)
         self._training: np.ndarray = self._reading.usable & ~self.heldout
@@ -115,11 +116,11 @@ class StoreSource(ActivationSource):
                 f"{self.store.url} has {self.n_vectors} training vectors, fewer than one batch of {batch_size}; "
                 "record more images or lower train.batch_size."
             )
-        return WindowStream(self._reading, Schedule.of(self._reading, self._training, seed), batch_size, state)
+        return WindowStream(self._reading, Schedule.of(self._reading, self._training, seed, self.buffer_bytes), batch_size, state)
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         reading, size = self._reading, self._reading.chunk_images
-        schedule = Schedule.of(reading, self._training, seed)
+        schedule = Schedule.of(reading, self._training, seed, self.buffer_bytes)
         generator = schedule.generator(0, -2)
         # Chunks until four times as many vectors as asked for, at least 64 of them: many images without reading the whole store.
         units, rows, have = [], [], 0

@@ -33,14 +33,15 @@ class Schedule:
     digest: str
 
     @classmethod
-    def of(cls, reading: Reading, training: Bool[np.ndarray, "n_series n_images"], seed: int) -> Schedule:
+    def of(cls, reading: Reading, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> Schedule:
+        """The schedule of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one chunk."""
         size = reading.chunk_images
         n_chunks = -(-training.shape[1] // size)
         padded = np.zeros((training.shape[0], n_chunks * size), bool)
         padded[:, : training.shape[1]] = training
         series, chunk = np.nonzero(padded.reshape(training.shape[0], n_chunks, size).any(2))
         unit_bytes = size * reading.n_tokens * reading.d_model * reading.dtype.itemsize
-        budget = reading.read.buffer_mb * 2**20 // unit_bytes
+        budget = buffer_bytes // unit_bytes
         n_windows = 1 if len(chunk) <= budget else -(-len(chunk) // max(1, budget // 2))
         # Equal windows: a last one of few chunks would give batches from few images.
         per_window = -(-len(chunk) // n_windows)
@@ -109,12 +110,16 @@ class WindowStream:
         self._staged = self._out if reading.dtype == torch.float32 else torch.empty(batch_size, reading.d_model, dtype=reading.dtype)
         self._slots = np.zeros(batch_size, np.int64)
         self._pool = ThreadPoolExecutor(reading.read.n_threads, thread_name_prefix="saev-read")
-        self._current = self._begin(self._epoch, self._window, self._buffers[0])
-        self._order = self._current.ready()
         self._ahead: Window | None = None
-        if not schedule.resident:
-            self._ahead = self._begin(*self._after(self._epoch, self._window), self._buffers[1])
         self._closed = False
+        try:
+            self._current = self._begin(self._epoch, self._window, self._buffers[0])
+            self._order = self._current.ready()
+            if not schedule.resident:
+                self._ahead = self._begin(*self._after(self._epoch, self._window), self._buffers[1])
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> WindowStream:
         return self
