@@ -51,6 +51,9 @@ _OURS = {
 }
 """What to pip install for a name of ours that is missing."""
 
+OUR_DISTS = ("saev-core", *_OURS)
+"""Distributions of this repository whose plugins everybody is told of."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -201,4 +204,4 @@ def _canonical(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-__all__ = ["GROUPS", "ConfigError", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]
+__all__ = ["GROUPS", "OUR_DISTS", "ConfigError", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]

@@ -47,7 +47,7 @@ def record(flags: Flags) -> None:
 
 
 @app.command()
-@takes(*_TRAIN, "--tracker", *_WHERE, run=_RUN, batch="train")
+@takes("--model", "--dataset", *_TRAIN, "--tracker", *_WHERE, run=_RUN, batch="train")
 def train(flags: Flags) -> None:
     """Activation store to SAE checkpoint. Resumes where it stopped."""
     from saev_core.cli.stages import run_stages

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saev_core.cli.options import Flags
 from saev_core.cli.screen import Screen, duration
+from saev_core.errors import StoreError
 from saev_core.run import STAGES, Run, check_config, default_path
 
 if TYPE_CHECKING:
@@ -39,8 +40,21 @@ def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
     """The run folder and its configuration: that of the run if it is one already, with what the flags change."""
     if flags.run and (must_exist or (Path(flags.run) / "config.json").exists()):
         return Path(flags.run), flags.config(None if flags.whole else Run.open(flags.run).config)
-    config = flags.config()
+    config = flags.config(_of_store(flags.given["--store"]) if "--store" in flags.given and "--model" not in flags.given else None)
     return Path(flags.run) if flags.run else default_path(config, time.strftime("%Y-%m-%d")), config
+
+
+def _of_store(url: str) -> RunConfig | None:
+    """Defaults with the model and data set that a store was recorded from; None where there is no store yet."""
+    from saev_core.config import RunConfig, validate
+    from saev_core.store import ActivationStore
+
+    try:
+        meta = ActivationStore.open(url).meta
+    except StoreError:
+        return None
+    refs = {"model": meta.model, "dataset": meta.dataset}
+    return validate(RunConfig, {kind: {"name": ref["name"], "options": ref["options"]} for kind, ref in refs.items()})
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

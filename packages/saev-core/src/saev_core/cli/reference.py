@@ -1,0 +1,155 @@
+"""Pages of the documentation that are written from the code: commands, configuration, hooks.
+
+`python -m saev_core.cli.reference docs` writes them; a test fails when one is stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+_STAMP = "<!-- Written by `make fix` from the code; edit that. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> text of every generated page."""
+    reference = {"config": config_page, "hooks": hooks_page, "names": names_page}
+    return {"cli.md": commands_page(), **{f"reference/{name}.md": page() for name, page in reference.items()}}
+
+
+def commands_page() -> str:
+    """Every command with its arguments and flags."""
+    from saev_core.cli.app import app
+
+    lines = [
+        f"{_STAMP}# Commands\n\n`saev --help`, and `--help` after any command, draw these pages on a terminal.",
+        "\nExit codes: 0 done, 1 it failed and says why, 2 wrong usage, 130 interrupted (the same command resumes). Every",
+        "error is one line; `--debug` gives the traceback. A plugin takes its main option after a colon, as in `--sae topk:32`.\n",
+    ]
+    for path, callback, text in _walk("saev", app, str(app.info.help)):
+        lines.append(f"\n## `{path}`\n\n{inspect.cleandoc(text)}\n")
+        if rows := [_parameter(p) for p in inspect.signature(callback, eval_str=True).parameters.values()] if callback else []:
+            lines += ["| | | |", "| --- | --- | --- |", *filter(None, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _walk(path: str, app: Any, text: str) -> Iterator[tuple[str, Callable[..., object] | None, str]]:
+    """Every command as it was declared: its words, its function, its help."""
+    group = app.registered_callback
+    yield path, group.callback if group else None, text
+    for command in app.registered_commands:
+        yield f"{path} {command.name or command.callback.__name__}", command.callback, command.callback.__doc__
+    for inner in app.registered_groups:
+        yield from _walk(f"{path} {inner.name}", inner.typer_instance, inner.typer_instance.info.help)
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """One row of a command's table; empty for what is not typed on a command line."""
+    if get_origin(parameter.annotation) is not Annotated:
+        return ""
+    annotation, info = get_args(parameter.annotation)
+    plain = str(annotation)
+    kind = "" if annotation is bool else "text" if "str" in plain else "number"
+    name = getattr(info, "metavar", None) or info.default if info.default is not ... else info.metavar
+    text = info.help.replace("<", "&lt;").replace("|", "\\|")
+    return f"| `{name}` | {kind}{', several' if 'list' in plain else ''} | {text} |"
+
+
+def config_page() -> str:
+    """Every configuration key, and the options of the plugins of this repository."""
+    from saev_core.config import Config, RunConfig
+    from saev_core.plugins import OUR_DISTS, config_class, installed
+
+    lines = [
+        f"{_STAMP}# Configuration\n\nDefaults, then `--config run.toml`, then flags, then `--set KEY=VALUE`: the later wins. A run keeps",
+        "what came of it in `config.json`.\n\n## `run.toml`\n\n| key | default | meaning |\n| --- | --- | --- |",
+    ]
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config) and not field.description:
+            lines += _rows(field.annotation, f"{name}.")
+        else:
+            lines.append(_row(name, field))
+    for kind in ("model", "dataset", "sae"):
+        for plugin in installed(kind):
+            if plugin.dist in OUR_DISTS:
+                config = config_class(plugin)
+                lines.append(
+                    f"\n## `--{kind} {plugin.name}`\n\nFrom `{plugin.dist}`. `{plugin.name}:VALUE` sets `{config.main_option()}`.\n"
+                )
+                lines += ["| key | default | meaning |", "| --- | --- | --- |", *_rows(config, f"{kind}.")]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(kind: Any, prefix: str) -> list[str]:
+    return [_row(f"{prefix}{name}", field) for name, field in kind.model_fields.items()]
+
+
+def _row(name: str, field: Any) -> str:
+    default = field.get_default(call_default_factory=True)
+    if hasattr(default, "name"):
+        default = default.name
+    shown = "required" if field.is_required() else f"`{list(default) if isinstance(default, tuple) else default!r}`"
+    text = " ".join((field.description or "").split()).replace("|", "\\|")
+    return f"| `{name}` | {shown} | {text} |"
+
+
+def hooks_page() -> str:
+    """Every hook of an observer."""
+    from saev_core.hooks import Hooks
+
+    lines = [
+        f"{_STAMP}# Hooks\n\nAn observer is any class with methods marked `@hookimpl`, registered in the entry-point group `saev.hooks` or",
+        "chosen as a tracker (`--tracker NAME`, group `saev.trackers`). It takes the arguments it names and leaves out the rest. It",
+        "watches; it never changes what is computed. One that raises is logged and dropped, and the run goes on; a misspelt hook or",
+        "argument is an error at once.\n",
+    ]
+    for name, hook in vars(Hooks).items():
+        if not name.startswith("_"):
+            arguments = ", ".join(argument for argument in inspect.signature(hook).parameters if argument != "self")
+            lines.append(f"\n## `{name}({arguments})`\n\n{inspect.cleandoc(hook.__doc__ or '')}\n")
+    return "\n".join(lines) + "\n"
+
+
+_VERBS = ("record.record", "train.train", "evaluate.evaluate", "features.index_features", "recovery.recover", "pipeline.Pipeline")
+_LOADERS = ("model.load_model", "dataset.load_dataset", "sae.make_sae", "source.split", "source.ordered")
+
+
+def names_page() -> str:
+    """Every public name of `saev_core`, and the verbs with the rooms they are imported from."""
+    import saev_core
+
+    lines = [
+        f"{_STAMP}# Names\n\nImported from `saev_core`; each is resolved on first use, so `import saev_core` imports no torch.\n",
+        "| | |\n| --- | --- |",
+    ]
+    lines += [f"| `{name}` | {_first_line(getattr(saev_core, name))} |" for name in saev_core.__all__]
+    for title, names in (("Verbs", _VERBS), ("Builders", _LOADERS)):
+        lines.append(f"\n## {title}\n")
+        for name in names:
+            room, _, what = name.partition(".")
+            found = getattr(import_module(f"saev_core.{room}"), what)
+            arguments = ", ".join(inspect.signature(found).parameters)
+            text = inspect.cleandoc(found.__doc__ or "").replace("\n    ", "\n- ")
+            lines.append(f"### `saev_core.{room}.{what}({arguments})`\n\n{text}\n")
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(thing: object) -> str:
+    text = inspect.cleandoc(getattr(thing, "__doc__", None) or "").partition("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main(folder: str) -> None:
+    """Write every page under `folder`."""
+    for name, text in pages().items():
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
