@@ -117,8 +117,8 @@ class TopImages:
             pool.n += len(rows)
             pool.n_entries += len(entries)
         pool.n_images += len(images)
-        # 4M entries are 64 MB; at the start, when every image is among the best so far, they fill sooner than a block.
-        if pool.n_images >= self._block or pool.n_entries + pool.n >= 4_000_000:
+        # 2M entries are some 50 MB; at the start, when every image is among the best so far, they fill sooner than a block.
+        if pool.n_images >= self._block or pool.n_entries + pool.n >= 2_000_000:
             self.merge()
 
     def merge(self) -> None:

@@ -1,0 +1,148 @@
+"""What indexing costs over the bare encode pass, what merging top images costs against torch.topk, and what memory it takes.
+
+Rounds of the compared loops alternate, since other work on the machine comes and goes; the best round of each counts.
+
+    python benchmarks/features.py [--images 256] [--rounds 3] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.codes import Codes
+from saev_core.config import IndexConfig, PluginRef, ReadConfig
+from saev_core.features import FeatureAccumulator, index_features
+from saev_core.norm import Norm
+from saev_core.sae import make_sae
+from saev_core.source import ordered
+from saev_core.store import ActivationStore
+from saev_core.testing.stores import store_of
+from saev_core.top_images import TopImages
+from saev_core.types import Site
+
+D, WIDTH, PATCHES, K = 384, 6144, 196, 32
+
+
+def pictures(n: int, seed: int = 0) -> Tensor:
+    """Tokens that go together as those of one picture do: a few things each, a direction shared by its patches."""
+    generator = torch.Generator().manual_seed(seed)
+    things = torch.randn(400, D, generator=generator)
+    mine = torch.randint(0, 400, (n, 6), generator=generator)
+    which = torch.randint(0, 6, (n, PATCHES), generator=generator)
+    return things[mine.gather(1, which)] + 0.7 * torch.randn(n, PATCHES, D, generator=generator)
+
+
+def best(rounds: int, *loops: Callable[[], object]) -> list[float]:
+    """Seconds of each loop's best round; rounds alternate."""
+    times: list[list[float]] = [[] for _ in loops]
+    for _ in range(rounds):
+        for loop, mine in zip(loops, times, strict=True):
+            began = time.perf_counter()
+            loop()
+            mine.append(time.perf_counter() - began)
+    return [min(mine) for mine in times]
+
+
+def indexing(folder: Path, n_images: int, rounds: int) -> None:
+    """The whole of `index_features`, writing included, over reading and encoding alone."""
+    fields = {"rows": 14, "cols": 14, "chunk_images": 16, "shard_images": 512, "dtype": "float16"}
+    store: ActivationStore = store_of(folder / "store", {Site(1): pictures(n_images)}, batch=64, label=np.arange(n_images) % 100, **fields)
+    sae = make_sae(PluginRef(name="topk", options={"d_sae": WIDTH, "k": K}), D)
+    checkpoint = Checkpoint(sae, Norm.identity(D), ref_of(sae), "resid.1", ReadConfig(layer=1), {"fingerprint": store.meta.fingerprint})
+
+    def bare() -> None:
+        for _, x in ordered(store, checkpoint.read, np.arange(n_images), IndexConfig().batch_images):
+            checkpoint.codes(x.flatten(0, 1))
+
+    def index() -> None:
+        index_features(checkpoint, store, folder / "features.zarr", IndexConfig())
+
+    encode, whole = best(rounds, bare, index)
+    print(f"indexing {n_images} images x {PATCHES} patches, d {D}, {WIDTH} features, k {K}, top {IndexConfig().top_k}")
+    print(f"  read and encode  {encode / n_images * 1e6:8.0f} us an image")
+    print(f"  index            {whole / n_images * 1e6:8.0f} us an image   ratio {whole / encode:.2f}")
+
+
+def merging(rounds: int, n_images: int = 8192, d_sae: int = 16384, k: int = 20, batch: int = 32) -> None:
+    """`TopImages` against concatenating and `torch.topk`, on the same sparse maxima; values must agree."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(n_images // batch):
+        peak = np.zeros((batch, d_sae), np.float32)
+        row, feature = (rng.random((batch, d_sae)) < 0.03).nonzero()
+        peak[row, feature] = rng.lognormal(0, 1, len(row))
+        batches.append((peak, row, feature, peak[row, feature]))
+    kept: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        top = TopImages(d_sae, k, 1)
+        for i, (peak, row, feature, value) in enumerate(batches):
+            images = np.arange(i * batch, (i + 1) * batch)
+            top.add(images, peak, row=row, token=np.zeros_like(row), feature=feature, value=value)
+        top.merge()
+        kept["ours"] = top.value
+
+    def plain() -> None:
+        top, images = torch.zeros(d_sae, k), torch.full((d_sae, k), -1)
+        for i, (peak, *_) in enumerate(batches):
+            number = torch.arange(i * batch, (i + 1) * batch).expand(d_sae, -1)
+            top, at = torch.cat([top, torch.from_numpy(peak).T], 1).topk(k)
+            images = torch.cat([images, number], 1).gather(1, at)
+        kept["plain"] = top.numpy()
+
+    fast, slow = best(rounds, ours, plain)
+    assert np.array_equal(kept["ours"], kept["plain"])
+    print(f"top {k} of {n_images} images for {d_sae} features, 3 % of which fire on an image")
+    print(f"  cat + torch.topk {slow / n_images * 1e6:8.0f} us an image")
+    print(f"  ours, with maps  {fast / n_images * 1e6:8.0f} us an image   {slow / fast:.1f} times faster")
+
+
+def memory(n_images: int) -> None:
+    """Peak memory of 16,384 features x 128 top images x 196 patches; run in a process of its own."""
+    found = FeatureAccumulator(16384, PATCHES, 128)
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, n_images, 32):
+        near = torch.randint(0, 16384, (32, 1, 600), generator=generator).expand(-1, PATCHES, -1)
+        feature = near.gather(2, torch.rand(32, PATCHES, 600, generator=generator).argsort(2)[:, :, :K]).reshape(-1, K)
+        value = torch.rand(feature.shape, generator=generator) + 0.01
+        found.add(np.arange(start, start + 32), Codes.from_topk(feature, value, 16384))
+    with tempfile.TemporaryDirectory() as folder:
+        found.write(Path(folder) / "a.zarr", {"grid": {"rows": 14, "cols": 14, "patch_px": 16}})
+    print(f"  {n_images:6} images  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        memory(args.memory)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        indexing(Path(folder), args.images, args.rounds)
+    merging(args.rounds)
+    print(f"peak memory of an index of 16,384 features x 128 top images, {PATCHES} patches")
+    for n_images in (2048, 6144):
+        print(
+            subprocess.run([sys.executable, __file__, "--memory", str(n_images)], check=True, capture_output=True, text=True).stdout, end=""
+        )
+
+
+if __name__ == "__main__":
+    main()
