@@ -1,0 +1,98 @@
+"""SigLIP's vision tower, which has no CLS token: through `transformers`, or through open_clip by its names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.config import ModelConfig
+from saev_core.errors import ModelError
+from saev_core.model import VisionModel
+from saev_core.transform import HALF, ResizeCrop
+from saev_core.types import Grid
+from saev_models.hub import need, open_files, read_json, weight_files
+from saev_models.pretrained import load, pixels_of, read_transform
+from saev_models.trim import Trim, pad
+
+
+class SiglipConfig(ModelConfig):
+    """Options of `siglip`."""
+
+    checkpoint: str = "google/siglip-base-patch16-224"
+    """A transformers name (`google/siglip2-base-patch16-256`) or folder; or open_clip's `ViT-B-16-SigLIP/webli`, `hf-hub:owner/model`."""
+    weights: str = ""
+    """A local weight file, where `checkpoint` is an open_clip architecture."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty: the newest."""
+
+
+class Siglip(VisionModel):
+    """SigLIP and SigLIP 2 of fixed size: patches alone, no prefix token."""
+
+    Config = SiglipConfig
+
+    def __init__(self, cfg: SiglipConfig) -> None:
+        super().__init__()
+        if _is_open_clip(cfg):
+            self._build_open_clip(cfg)
+        else:
+            self._build_transformers(cfg)
+
+    def _build_open_clip(self, cfg: SiglipConfig) -> None:
+        try:
+            from saev_models.clip import Clip, ClipConfig
+        except ImportError as error:
+            raise ModelError(f'{cfg.checkpoint} is open_clip\'s name: pip install "saev-models[clip]" ({error}).') from None
+        tower = Clip(ClipConfig.model_validate({key: value for key, value in cfg.model_dump().items() if value != ""}))
+        if tower.grid.n_prefix:
+            raise ModelError(f"{cfg.checkpoint} has a CLS token, SigLIP has none; use --model clip:{cfg.checkpoint}.")
+        self.tower: Any = tower
+        self.grid, self.d_model, self.blocks, self.transform = tower.grid, tower.d_model, tower.blocks, tower.transform
+        self._size = (self.grid.height_px, self.grid.width_px)
+
+    def _build_transformers(self, cfg: SiglipConfig) -> None:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        files = open_files(cfg.checkpoint, cfg.revision)
+        settings = read_json(need(files, "config.json"))
+        kind = settings.get("model_type", "")
+        if kind not in ("siglip", "siglip_vision_model"):
+            raise ModelError(f"{files} holds a model of type {kind!r}, not siglip; SigLIP of variable size (naflex) is not supported.")
+        config = SiglipVisionConfig.from_dict(settings["vision_config"] if kind == "siglip" else settings)
+        folder = weight_files(files)[0].parent if cfg.pretrained else Path()
+        self.tower = load(SiglipVisionModel, folder, config, str(files)) if cfg.pretrained else SiglipVisionModel(config)
+
+        size, patch_px = _side(config.image_size), _side(config.patch_size)
+        transform = read_transform(files, ResizeCrop((size, size), None, HALF, HALF))
+        if pixels_of(transform, str(files)) != (size, size):
+            raise ModelError(
+                f"{files}: its preprocessor gives {pixels_of(transform, str(files))} pixels, its positions are for {size} x {size}."
+            )
+        self._size = (size, size)
+        self.grid = Grid(size // patch_px, size // patch_px, patch_px, n_prefix=0)
+        exact = self.grid.height_px == size
+        self.transform = transform if exact else Trim(transform, self.grid.height_px, self.grid.width_px)
+        # transformers 4 keeps the tower one level down.
+        self.d_model, self.blocks = int(config.hidden_size), getattr(self.tower, "vision_model", self.tower).encoder.layers
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        """Tokens after the final layer norm (transformers), or the image's embedding (open_clip)."""
+        output = self.tower(pad(images, *self._size))
+        tokens: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
+        return tokens
+
+
+def _side(size: Any) -> int:
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _is_open_clip(cfg: SiglipConfig) -> bool:
+    """Whether the checkpoint is written as open_clip writes it; asks the library only where the name could be one of its own."""
+    name = cfg.checkpoint
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return (folder / "open_clip_config.json").is_file()
+    return bool(cfg.weights) or name.startswith(("hf-hub:", "local-dir:", "ViT-"))
