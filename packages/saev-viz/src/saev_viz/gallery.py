@@ -31,7 +31,7 @@ RULE = (
 N_CANDIDATES = 4000
 """Features that are scored; of more, so many are drawn at random."""
 BANDS = 5
-MIN_LIFT = 1.5
+MIN_LIFT = 2.0
 """Labels that go less with a feature than this many times chance say nothing of it and are left out."""
 
 
