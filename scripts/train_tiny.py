@@ -151,7 +151,10 @@ def train(
         for optimiser, lr_schedule in zip(optimisers, schedules, strict=True):
             optimiser.step()
             lr_schedule.step()
-        if each is not None and step % 25 == 0:
+        if each is None:
+            continue
+        each(step + 1, model)
+        if step % 25 == 0:
             print(
                 f"step {step} of {n_steps}  loss {loss.item():.3f}  {batch_size * (step + 1) / (time.monotonic() - begin):.0f} scenes/s",
                 flush=True,
