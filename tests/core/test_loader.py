@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from saev_core.errors import BadImageError, DatasetError, ModelError
-from saev_core.loader import NO_CLASS, ahead, load, n_threads
+from saev_core.loader import NO_CLASS, load, n_threads
 from saev_core.types import Example
 
 spec = importlib.util.spec_from_file_location("recorder", Path(__file__).with_name("recorder.py"))
@@ -221,32 +221,6 @@ def test_the_callers_torch_threads_stay() -> None:
     thread.join()
     torch.set_num_threads(before)
     assert found == [2] * 9
-
-
-def test_ahead_gives_the_same_items_and_then_the_error() -> None:
-    def items() -> Iterator[int]:
-        yield from range(5)
-        raise RuntimeError("the sixth")
-
-    some = ahead(items(), 2)
-    assert [next(some) for _ in range(5)] == list(range(5))
-    with pytest.raises(RuntimeError, match="the sixth"):
-        next(some)
-    assert list(ahead(iter(range(3)), 1)) == [0, 1, 2]
-
-
-def test_ahead_stays_within_its_depth() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    with closing(ahead(items(), 3)) as some:
-        assert next(some) == 0
-        time.sleep(0.05)
-        assert len(made) <= 1 + 3 + 1
 
 
 def test_one_thread_per_core_at_most_sixteen() -> None:

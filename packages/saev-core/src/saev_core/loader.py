@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from saev_core.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, ModelError, SaevError
 from saev_core.geometry import patch_labels
 from saev_core.model import VisionModel
+from saev_core.overlap import ahead, torch_threads
 from saev_core.types import Box, Example
 
 T = TypeVar("T")
@@ -51,13 +50,6 @@ def n_threads(n_workers: int = -1) -> int:
         return n_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, cores)
-
-
-def torch_threads(n: int) -> None:
-    """Let torch use `n` threads for what this thread asks of it; other threads that have begun keep theirs."""
-    torch.set_num_threads(n)
-    # Torch settles a thread's number at its first use, with what ANY thread set last; this settles it now.
-    torch.get_num_threads()
 
 
 def load(
@@ -203,48 +195,3 @@ def _bad(dataset: ImageDataset, index: int, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in _OURS:
         return DatasetError(f"{dataset.name(index)}: {error.strerror}; use fewer threads (record.n_workers) or raise the limit.")
     return BadImageError(dataset.name(index), f"{type(error).__name__}: {error}".splitlines()[0])
-
-
-def ahead(items: Iterator[T], depth: int) -> Generator[T]:
-    """The same items, made by a thread of its own, which stays at most `depth` of them ahead.
-
-    An error of `items` is raised where it would have come. Closing this closes `items`, in its thread, and waits for it.
-    """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def run() -> None:
-        last: tuple[bool, Any] = (False, None)
-        try:
-            for item in items:
-                if stop.is_set():
-                    break
-                ready.put((True, item))
-        except BaseException as error:  # noqa: BLE001 - raised again by the one who consumes
-            last = (False, error)
-        finally:
-            try:
-                if close := getattr(items, "close", None):
-                    close()
-            finally:
-                ready.put(last)
-
-    thread = threading.Thread(target=run, name="saev-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, value = ready.get()
-            if more:
-                yield value
-            elif value is None:
-                return
-            else:
-                raise value
-    finally:
-        stop.set()
-        while thread.is_alive():
-            try:
-                ready.get(timeout=0.02)
-            except queue.Empty:
-                continue
-        thread.join()

@@ -1,7 +1,7 @@
 """`record`: images through a model into an activation store. Decoding, forward pass and writing overlap.
 
-    loader threads  ->  forward thread  ->  this thread: chunks, checksums, moments, commits
-            one batch ahead      one batch ahead
+    loader threads  ->  this thread: forward pass  ->  writer thread: chunks, checksums, moments, commits
+            one batch ahead                    one batch behind
 
 Only whole shards count. Batches are cut at shard borders, so that what a shard holds depends neither on where an
 earlier recording stopped nor on who recorded its neighbours.
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from torch import Tensor
 from saev_core.config import RecordConfig
 from saev_core.dataset import ImageDataset
 from saev_core.errors import DatasetError, ModelError
-from saev_core.loader import Loaded, ahead, load, torch_threads
+from saev_core.loader import Loaded, load
 from saev_core.model import VisionModel
+from saev_core.overlap import behind
 from saev_core.plan import (
     Plan,
     Todo,
@@ -120,34 +122,22 @@ def record(
     if n_new < n_images:
         log.info("%d of %d images are recorded already", n_images - n_new, n_images)
     why: dict[int, Missing] = {}
-    n_threads = torch.get_num_threads()
-    try:
-        torch_threads(1)  # this thread only writes; a team of its own would stall the forward pass's on few cores
-        made = _forward(model, dataset, meta, todo, cfg, n_threads=n_threads)
-        with track("record", n_new, "images") as meter, closing(ahead(made, 1)) as batches:
-            for shard, lacking in todo:
-                images, bad = shard_images(meta, shard), list[Missing]()
-                with store.write_shard(lacking, shard) as out:
-                    left = len(images)
-                    while left:  # not until the next shard's first batch: what is whole is committed at once
-                        batch = next(batches)
-                        bad += _append(out, batch)
-                        left -= len(batch.images)
-                        meter.update(len(batch.images), missing=len(why) + len(bad))
-                    _refuse_if_all_bad(bad, images, meta)
-                why.update({each[0]: each for each in bad})
-    finally:
-        torch_threads(n_threads)
+    with (
+        track("record", n_new, "images") as meter,
+        # The forward pass stays in the caller's thread: a second team of torch threads would make both slow on few cores.
+        closing(_forward(model, dataset, meta, todo, cfg)) as batches,
+        behind(partial(_write, store, todo), 1) as hand_over,
+    ):
+        for batch in batches:
+            why.update({image.index: (image.index, image.bad.path, image.bad.why) for image in batch.images if image.bad})
+            hand_over(batch)
+            meter.update(len(batch.images), missing=len(why))
     return Recorded(store, sites, n_images, _missing(store, dataset, sites, cfg, why), time.monotonic() - began, n_new)
 
 
-def _forward(
-    model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: Todo, cfg: RecordConfig, *, n_threads: int
-) -> Generator[_Batch]:
+def _forward(model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: Todo, cfg: RecordConfig) -> Generator[_Batch]:
     """Batch after batch of the shards to do, through the model."""
-    torch_threads(n_threads)
-    images = load(dataset, model, spans(meta, todo), n_workers=cfg.n_workers, lookahead=cfg.batch_size)
-    with closing(images):
+    with closing(load(dataset, model, spans(meta, todo), n_workers=cfg.n_workers, lookahead=cfg.batch_size)) as images:
         for shard, sites in todo:
             left = len(shard_images(meta, shard))
             while left:
@@ -157,6 +147,21 @@ def _forward(
                     if item.bad is not None and cfg.on_bad_image == "stop":
                         raise item.bad
                 yield _Batch(loaded, _tokens(model, meta, sites, loaded))
+
+
+def _write(store: ActivationStore, todo: Todo, batches: Iterator[_Batch]) -> None:
+    """The batches into the shards to do, each committed as soon as it is whole."""
+    for shard, sites in todo:
+        images = shard_images(store.meta, shard)
+        bad: list[Loaded] = []
+        with store.write_shard(sites, shard) as out:
+            left = len(images)
+            while left:
+                batch = next(batches)
+                _append(out, batch)
+                bad += [image for image in batch.images if image.bad is not None]
+                left -= len(batch.images)
+            _refuse_if_all_bad(bad, images, store.meta)
 
 
 def _tokens(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
@@ -196,10 +201,8 @@ def _to_cpu(tokens: dict[Site, Tensor]) -> dict[Site, Tensor]:
     return copies
 
 
-def _append(out: ShardSetWriter, batch: _Batch) -> list[Missing]:
-    """Hand one batch to the store; returns its unreadable images."""
+def _append(out: ShardSetWriter, batch: _Batch) -> None:
     images = batch.images
-    gone = np.array([image.bad is not None for image in images])
     some = next((image.mask for image in images if image.mask is not None), None)
     mask = None if some is None else np.stack([np.zeros_like(some) if image.mask is None else image.mask for image in images])
     out.append(
@@ -209,22 +212,20 @@ def _append(out: ShardSetWriter, batch: _Batch) -> list[Missing]:
         size=np.array([image.size for image in images], np.int32),
         crop=np.array([image.crop for image in images], np.float32),
         mask=mask,
-        missing=gone,
+        missing=np.array([image.bad is not None for image in images]),
     )
-    return [(image.index, image.bad.path, image.bad.why) for image in images if image.bad is not None]
 
 
-def _refuse_if_all_bad(bad: list[Missing], images: range, meta: StoreMeta) -> None:
+def _refuse_if_all_bad(bad: list[Loaded], images: range, meta: StoreMeta) -> None:
     """A disk that was unplugged makes every image unreadable; recording them as missing would be final.
 
     Raises:
         DatasetError: all of a whole shard, or of the data set, is unreadable.
     """
     whole = len(images) == meta.shard_images >= _MANY or len(images) == meta.n_images
-    if len(bad) == len(images) and whole:
-        _, path, why = bad[0]
+    if len(bad) == len(images) and whole and (error := bad[0].bad) is not None:
         raise DatasetError(
-            f"none of images {images.start} to {images.stop - 1} can be read, the first being {path} ({why}); "
+            f"none of images {images.start} to {images.stop - 1} can be read, the first being {error.path} ({error.why}); "
             "check that the data set is still there."
         )
 
