@@ -94,23 +94,32 @@ class Repo:
             except hub.RevisionNotFoundError:
                 raise ModelError(f"{self.name} has no revision {self.revision!r}; check model.revision.") from None
             except hub.RepositoryNotFoundError:
-                raise ModelError(
-                    f"{self.name} is not on {self._endpoint}, or is private: check the name, or run `hf auth login` or set HF_TOKEN."
-                ) from None
+                raise ModelError(self._absent()) from None
             except hub.LocalEntryNotFoundError as error:  # before EntryNotFoundError, whose subclass it is
-                absent = self._unreachable or first_line(error.__cause__ or error)
+                absent = self._unreachable or _why(error.__cause__ or error)
             except hub.EntryNotFoundError:
                 continue
             except hub.HFValidationError:
                 raise ModelError(f"{self.name!r} is neither a local path nor a name like owner/model on the hub.") from None
             except (hub.HfHubHTTPError, OSError) as error:
-                raise ModelError(f"{self} cannot be downloaded ({first_line(error)}); {OFFLINE}") from None
+                if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+                    raise ModelError(self._absent()) from None
+                raise ModelError(f"{self} cannot be downloaded ({_why(error)}); {OFFLINE}") from None
         if absent:
             raise ModelError(f"{self} is not in the local cache and {absent}; {OFFLINE}")
         return None
 
+    def _absent(self) -> str:
+        # The hub does not tell a stranger whether a repository is private or does not exist.
+        return f"{self.name} is not on {self._endpoint}, or is private: check the name, or run `hf auth login` or set HF_TOKEN."
+
 
 OFFLINE = "download it elsewhere and give its path as model.checkpoint."
+
+
+def _why(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"the hub answered {status}" if status else first_line(error)
 
 
 def first_line(error: BaseException) -> str:
