@@ -20,17 +20,19 @@ from saev_core.types import Box
 from saev_viz.overlay import map_pixels
 
 RULE = (
-    "Of the features within the ranges of log10 frequency and log10 mean value, those score high that fire on their top pictures "
-    "far more strongly than they usually do, about equally on each, in one compact and connected region, and not always at the "
-    "same place of the picture. They are divided into five bands of frequency; from each band in turn the best is taken that "
-    "differs from those already taken, in its decoder direction, its top pictures and their labels. "
-    "Those with the highest score come first."
+    "Of the features within the ranges of log10 frequency and log10 mean value, those score high that fire on few pictures, on their "
+    "top pictures far more strongly than they usually do, about equally on each, in one compact and connected region, and not always "
+    "at the same place of the picture; more so where the top pictures share a label. They are divided into five bands of frequency; "
+    "from each band in turn the best is taken that differs from those already taken, in its decoder direction, its top pictures and "
+    "their labels. They stand in the order in which they were taken."
 )
 """How `choose` chooses, for the reader of a report."""
 
 N_CANDIDATES = 4000
 """Features that are scored; of more, so many are drawn at random."""
 BANDS = 5
+ANOTHER_OF_A_LABEL = 0.6
+"""What a feature's score is worth after each feature already taken whose top pictures mostly have the same label."""
 MIN_LIFT = 2.0
 """Labels that go less with a feature than this many times chance say nothing of it and are left out."""
 
@@ -51,27 +53,25 @@ def choose(
     """
     eligible = index.select(cfg.log_freq_range, cfg.log_value_range, n=N_CANDIDATES, seed=seed)
     chosen = index.select((1, 0), include=[*cfg.include, *first])  # an empty range: the included alone, checked
-    n_first = len(chosen)
     if not eligible:
         return chosen
     top = index.top_index[:, : cfg.n_images]
     # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
     score = interest(index, eligible, cfg.n_images) * np.minimum(1, (top[eligible] >= 0).sum(1) / cfg.n_images) ** 2
+    if labels is not None:
+        score *= 0.3 + 0.7 * purity(top[eligible], labels)
     log_freq = np.log10(index.frequency[eligible])
     band = np.searchsorted(np.quantile(log_freq, np.linspace(0, 1, BANDS + 1)[1:-1]), log_freq)
     unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
     likeness = np.zeros(len(eligible))
+    kind = np.full(len(eligible), -1) if labels is None else common_label(top[eligible], labels)
 
     def take(feature: int) -> None:
         mine = top[feature][top[feature] >= 0]
         shared = np.isin(top[eligible], mine).mean(1)
-        kinds = np.zeros(len(eligible))
-        if labels is not None and len(mine):
-            # The share of its top pictures whose label is the commonest among mine, times how common it is there.
-            known, count = np.unique(labels[mine], return_counts=True)
-            if known[count.argmax()] >= 0:
-                kinds = (labels[top[eligible]] == known[count.argmax()]).mean(1) * count.max() / len(mine)
-        np.maximum(likeness, np.maximum.reduce([unit[eligible] @ unit[feature], shared, 0.7 * kinds]), out=likeness)
+        np.maximum(likeness, np.maximum(unit[eligible] @ unit[feature], shared), out=likeness)
+        if labels is not None and (mine_kind := common_label(top[[feature]], labels)[0]) >= 0:
+            score[kind == mine_kind] *= ANOTHER_OF_A_LABEL
 
     for feature in chosen:
         take(feature)
@@ -86,12 +86,11 @@ def choose(
         free[best] = False
         chosen.append(eligible[best])
         take(eligible[best])
-    rank = dict(zip(eligible, score, strict=True))
-    return chosen[:n_first] + sorted(chosen[n_first:], key=lambda feature: -rank[feature])
+    return chosen
 
 
 def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Float[np.ndarray, " n"]:
-    """Product of five shares between 0 and 1, see `RULE`: contrast, evenness, compactness, connectedness, freedom of place."""
+    """Product of six shares between 0 and 1, see `RULE`: contrast, evenness, compactness, connectedness, freedom of place, rarity."""
     if not features:
         return np.zeros(0)
     top = index.top_value[features, :n_images].astype(float)
@@ -110,8 +109,28 @@ def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Flo
     place = index.position[features].astype(float)
     spread = np.exp(-(place * np.log(np.maximum(place, 1e-30))).sum(1)) / place.shape[1]
     free = np.clip((spread - 0.2) / 0.5, 0.05, 1)
-    score: np.ndarray = contrast * evenness * (compact * connected).mean(1) * free
+    # What fires in nearly every picture tells a stranger little about any of them.
+    rare = 1 - index.image_frequency[features].astype(float)
+    score: np.ndarray = contrast * evenness * (compact * connected).mean(1) * free * rare
     return score
+
+
+def common_label(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images"]) -> Int[np.ndarray, " n"]:
+    """The label that at least half of each row's pictures carry; -1 where there is none."""
+    of = np.where(top >= 0, labels[top], -1)
+    middle = np.sort(of, axis=1)[:, [top.shape[1] // 2, (top.shape[1] - 1) // 2]]  # a majority includes a middle element
+    best: np.ndarray = np.full(len(top), -1)
+    for candidate in middle.T:
+        best = np.where((of == candidate[:, None]).mean(1) >= 0.5, candidate, best)
+    return best
+
+
+def purity(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images"]) -> Float[np.ndarray, " n"]:
+    """Share of each row's pictures that carry its commonest known label; places without a picture (-1) count against it."""
+    of = np.where(top >= 0, labels[top], -1)  # [n, k]
+    same = (of[:, :, None] == of[:, None, :]) & (of >= 0)[:, :, None]
+    share: np.ndarray = same.sum(2).max(1) / top.shape[1]
+    return share
 
 
 @dataclass(frozen=True)
