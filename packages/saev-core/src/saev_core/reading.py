@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from saev_core.config import ReadConfig
 from saev_core.errors import StoreError
@@ -99,3 +100,12 @@ class Reading:
                 into.add_(x)
         if len(readers) > 1:
             into.div_(len(readers))
+
+
+def copy_alone(into: Tensor, x: Tensor) -> None:
+    """Copy and convert `x [n, t, d]` without waking torch's other threads, which are needed elsewhere and slow to come when busy."""
+    # Torch shares out work from 32,768 numbers on.
+    step = max(1, 32_000 // x.shape[2])
+    for i in range(len(x)):
+        for start in range(0, x.shape[1], step):
+            into[i, start : start + step].copy_(x[i, start : start + step])

@@ -17,7 +17,7 @@ from torch import Tensor
 from saev_core.config import ReadConfig
 from saev_core.errors import StoreError
 from saev_core.norm import Norm
-from saev_core.reading import Reading
+from saev_core.reading import Reading, copy_alone
 from saev_core.store import ActivationStore
 from saev_core.windows import Schedule, WindowStream
 
@@ -224,7 +224,8 @@ def ordered(
                 first, last = int(places[0]), int(places[-1])
                 # Neighbours are copied straight; gathering would make a copy of its own first.
                 straight = last - first + 1 == len(run) and bool((np.diff(places) == 1).all())
-                x[at : at + len(run)] = block.result()[first : last + 1] if straight else block.result()[torch.from_numpy(places)]
+                rows = block.result()[first : last + 1] if straight else block.result()[torch.from_numpy(places)]
+                copy_alone(x[at : at + len(run)], rows)
                 at += len(run)
             yield index, (x if read.clamp is None else x.clamp_(-read.clamp, read.clamp))
     finally:

@@ -1,0 +1,35 @@
+"""Timing several things in turns, so that other work on the machine falls on all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleave(work: Mapping[str, Callable[[], float]], rounds: int, before: Callable[[], None] = lambda: None) -> dict[str, list[float]]:
+    """Rates, units per second, of each piece of work in each round; all pieces take turns within a round.
+
+    Args:
+        work: by name, a function that does some work and returns how many units it was.
+        before: called, untimed, before each piece (to drop a cache, say).
+    """
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, piece in work.items():
+            before()
+            gc.collect()
+            start = time.perf_counter()
+            units = piece()
+            rates[name].append(units / (time.perf_counter() - start))
+    return rates
+
+
+def table(title: str, unit: str, rates: Mapping[str, list[float]], floor: str, scale: float = 1.0) -> None:
+    """Print best and median rate of each, and the best as a ratio to the best of `floor`."""
+    print(f"\n{title}\n{'':44}{'best':>12}{'median':>12}   x {floor}")
+    base = max(rates[floor])
+    for name, each in rates.items():
+        best, median = max(each) / scale, statistics.median(each) / scale
+        print(f"{name:44}{best:>12,.0f}{median:>12,.0f}{max(each) / base:>10.3f}   {unit}")
