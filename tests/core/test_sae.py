@@ -92,6 +92,7 @@ def test_an_unknown_variant_names_its_neighbours() -> None:
 
 def test_projected_gradients_are_at_right_angles_to_the_rows() -> None:
     sae = topk().double()
+    sae.after_step()  # length one in float64 too
     sae.backward(torch.randn(100, 32, dtype=torch.float64), Progress(0, 1))
     sae.project_gradient()
     assert sae.W_dec.grad is not None
@@ -119,7 +120,7 @@ def test_data_rows_have_length_one_and_the_encoder_is_their_scaled_transpose() -
     sae = topk()
     initialise_from_data(sae, x, torch.Generator().manual_seed(0))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(128), rtol=1e-5, atol=1e-5)
-    factor = float((sae.W_enc * sae.W_dec.T).sum() / sae.W_dec.square().sum())
+    factor = float((sae.W_enc * sae.W_dec.T).sum().detach() / sae.W_dec.square().sum().detach())
     torch.testing.assert_close(sae.W_enc, factor * sae.W_dec.T, rtol=1e-4, atol=1e-5)
     assert 0.01 < factor < 1.5
 

@@ -253,6 +253,11 @@ def test_killed_with_signal_9_it_ends_with_the_same_bits(tmp_path: Path) -> None
         assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_bare_run_of_any_length_has_a_sensible_learning_rate() -> None:
+    narrow, wide = (TopK(TopKConfig(d_in=16, d_sae=width, k=4)).default_lr() for width in (256, 65_536))
+    assert 1e-4 < wide < narrow < 1e-2
+
+
 # Bad input.
 
 

@@ -50,6 +50,7 @@ class Tally:
         self._count = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self._value = torch.zeros(d_sae, dtype=torch.float64, device=device)
 
+    @torch.no_grad()
     def add(self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"], codes: Codes) -> None:
         """Vectors, their reconstructions, their codes."""
         x64 = x.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -198,8 +199,12 @@ class SAE(nn.Module):
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
 
     def default_lr(self) -> float:
-        """Peak learning rate of Adam where the configuration names none."""
-        return 1e-3
+        """Peak learning rate of Adam where the configuration names none: 1e-3 / sqrt(d_sae / 2^14), at most 2e-3.
+
+        The law is that of the TopK ports after Gao et al. 2024 with five times their factor: on DINOv2 patches, d_sae
+        3072, k 32, theirs (4.6e-4) reached a held-out NMSE of .124 in 1,000 steps, 1e-3 .113 and 2e-3 .110.
+        """
+        return min(2e-3, 1e-3 * math.sqrt(2**14 / self.d_sae))
 
     def frozen(self) -> SAE:
         """The form used for inference, with equal outputs on one vector at a time; itself, unless a variant needs another."""
