@@ -47,7 +47,7 @@ docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## measure, as ratios against floors taken in the same run
-	for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f; done
+	for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f; done
 
 demo: setup ## two runs, each ending with its report: shapes with known truth, and real photographs
 	$(BIN)/saev run

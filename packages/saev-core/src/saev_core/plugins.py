@@ -77,8 +77,14 @@ class Plugin:
         except Exception as error:
             raise PluginError(
                 f"{self.kind} plugin {self.name!r} ({self.target}, from {self.dist} {self.version}) cannot be imported: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._extra(error)}"
             ) from error
+
+    def _extra(self, error: Exception) -> str:
+        """What to install, where a library is missing and the distribution has an extra of the plugin's name."""
+        extras = (self.entry.dist.metadata.get_all("Provides-Extra") if self.entry.dist else None) or []
+        fits = isinstance(error, ModuleNotFoundError) and self.name in extras
+        return f'; pip install "{self.dist}[{self.name}]"' if fits else ""
 
 
 def installed(kind: str) -> list[Plugin]:
