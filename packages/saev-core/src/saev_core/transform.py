@@ -56,4 +56,7 @@ class ResizeCrop:
         return x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
 
     def _half(self, margin: int) -> int:
-        return margin // 2 if self.floor else round(margin / 2)
+        if self.floor:
+            return margin // 2
+        # torchvision rounds where it cuts and truncates where it pads.
+        return round(margin / 2) if margin >= 0 else -(-margin // 2)

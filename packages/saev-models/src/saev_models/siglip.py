@@ -54,7 +54,10 @@ class Siglip(VisionModel):
         self._size = (self.grid.height_px, self.grid.width_px)
 
     def _build_transformers(self, cfg: SiglipConfig) -> None:
-        from transformers import SiglipVisionConfig, SiglipVisionModel
+        try:
+            from transformers import SiglipVisionConfig, SiglipVisionModel
+        except ImportError as error:
+            raise ModelError(f'siglip reads {cfg.checkpoint} through transformers: pip install "saev-models[siglip]" ({error}).') from None
 
         files = open_files(cfg.checkpoint, cfg.revision)
         settings = read_json(need(files, "config.json"))
