@@ -56,6 +56,7 @@ def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return "cannot be reached"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", ["unknown host", "refused", "told"], indirect=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_offline_every_family_says_so_at_once_and_what_to_do(family: str, offline: str, capfd: pytest.CaptureFixture[str]):

@@ -42,6 +42,7 @@ def hand_hooked(trunk: torch.nn.Module, pixels: torch.Tensor) -> list[torch.Tens
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "px", "grid"),
     [
@@ -59,6 +60,7 @@ def test_every_block_gives_what_a_hand_placed_hook_sees(tmp_path: Path, name: st
         torch.testing.assert_close(model.record(pixels, [model.site(layer)])[model.site(layer)], want, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_dinov3_has_a_cls_token_and_registers():
     model = load("vit_small_patch16_dinov3", pretrained=False, image_px=64)
     assert model.grid == Grid(4, 4, 16, n_prefix=5)
@@ -94,6 +96,7 @@ def test_a_folder_as_timm_writes_it(tmp_path: Path):
     assert torch.equal(model.record(pixels, [model.site(1)])[model.site(1)], hand_hooked(reference, pixels)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pattern", "rows"),
     [("test_convnext", "stages.*", 5), ("test_resnet", "layer?", 5), ("swin_tiny_patch4_window7_224", "layers.*", 2)],
