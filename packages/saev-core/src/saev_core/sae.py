@@ -71,6 +71,16 @@ class SAE(nn.Module):
     """True where an active value IS its pre-activation (ReLU, TopK, BatchTopK) and `penalty` takes `Codes`: training
     then runs on `codes`, several times faster than on the dense form."""
 
+    tied: ClassVar[bool] = False
+    """True where the dictionary alone encodes: `W_enc` and `b_enc` are then not made."""
+
+    W_dec: Tensor
+    """A parameter, or a buffer where a variant computes its rows from others."""
+    b_dec: Tensor
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    """Adam's decay rates of the gradient's mean and of its square; beta1 = 0 is Adam without momentum."""
+
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if cfg.d_in < 1 or cfg.d_sae < 1:
@@ -79,9 +89,10 @@ class SAE(nn.Module):
         self.work = Workspace()
         W_dec = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W_dec)
-        # clone: a transposed view would share memory with W_dec, and loading would then write both.
-        self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
+        if not self.tied:
+            # clone: a transposed view would share memory with W_dec, and loading would then write both.
+            self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
+            self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
 
     @property
@@ -181,7 +192,7 @@ class SAE(nn.Module):
 
         if self.cfg.data_init:
             initialise_from_data(self, x, generator)
-        else:
+        elif not self.tied:
             calibrate(self, x)
 
     @torch.no_grad()

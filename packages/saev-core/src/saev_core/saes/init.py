@@ -17,7 +17,7 @@ CALIBRATE_ON = 4096
 
 @torch.no_grad()
 def initialise_from_data(sae: SAE, x: Float[Tensor, "n d_in"], generator: torch.Generator, mix: float = 0.8) -> None:
-    """Decoder rows `mix` (x_i - mean) + (1 - mix) Kaiming noise, of length 1; encoder their transpose, calibrated.
+    """Decoder rows `mix` (x_i - mean) + (1 - mix) Kaiming noise, of length 1; encoder, if any, their transpose, calibrated.
 
     `b_dec` becomes the mean and `b_enc` what makes the encoder see x - b_dec. The encoder is tied AFTER the rows are
     normalised: tied before, it would be about sqrt(d_in) times too large.
@@ -34,6 +34,8 @@ def initialise_from_data(sae: SAE, x: Float[Tensor, "n d_in"], generator: torch.
     noise.normal_(0, math.sqrt(2 / sae.d_in), generator=generator)
     sae.W_dec.copy_(F.normalize(mix * rows + (1 - mix) * noise.to(x.device), dim=1))
     sae.b_dec.copy_(centre)
+    if sae.tied:
+        return
     tie(sae)
     calibrate(sae, x[order[:CALIBRATE_ON].to(x.device)])
 
