@@ -21,7 +21,7 @@ class ReLUConfig(SAEConfig):
 
     main = "sparsity_coeff"
 
-    sparsity_coeff: float = Field(default=0.2, ge=0)
+    sparsity_coeff: float = Field(default=0.1, ge=0)
     """Weight c of sparsity: c sqrt(d_in) times the mean L1 norm of the features, against the mean squared distance."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
     """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
@@ -31,6 +31,8 @@ class ReLU(SAE):
     """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c sqrt(d_in) mean |f|_1.
 
     Normalised vectors are sqrt(d_in) long, and features with them: so weighed, one c means the same at every width.
+    The default was chosen by a sweep of .05, .1, .2: 40, 26 and 17 features a vector on 128-wide activations of drawn scenes
+    after 1,500 steps; on 384-wide DINOv2 patches .1 and .2 stood at 287 and 190 after only 250, and falling.
 
     Where decoder rows are not kept at length 1, each value is weighted by its row's length, or the penalty could be
     escaped by long rows.
