@@ -1,0 +1,137 @@
+"""`mp`: features are picked one after the other, each for what those before it left over."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from saev_core.codes import Codes
+from saev_core.config import SAEConfig
+from saev_core.errors import ConfigError
+from saev_core.kernels import ROWS, grad
+from saev_core.sae import SAE, Progress, Step
+
+GRAM_WIDTH = 8192
+"""Widest dictionary whose inner products [d_sae, d_sae] are held (256 MB in float32)."""
+
+
+class MatchingPursuitConfig(SAEConfig):
+    """Options of `mp`."""
+
+    main = "k"
+
+    k: int = Field(default=32, ge=1)
+    """Steps of the pursuit: at most so many features are active per vector."""
+
+
+class MatchingPursuit(SAE):
+    """k steps of matching pursuit on r_0 = x - b_dec with unit rows d_j of W_dec:
+
+        j_t = argmax_j <d_j, r_{t-1}>,  v_t = relu(<d_{j_t}, r_{t-1}>),  f_{j_t} += v_t,  r_t = r_{t-1} - v_t d_{j_t}
+
+    and loss = mean |r_k|^2, where r_k = x - x_hat. There are no encoder weights. Every r_t is at right angles to the row
+    taken last, so |r_t| never grows. The gradient runs through all steps (not through the choice of j_t), by hand:
+    with g_k = 2 r_k / n, from the last step to the first, s_t = <d_{j_t}, g_t>,
+
+        dL/dd_{j_t} -= v_t g_t + s_t r_{t-1},  g_{t-1} = g_t - s_t d_{j_t},  and dL/db_dec = - sum g_0.
+
+    Where a vector has no positive inner product left, its pursuit ends early.
+
+    Source: Costa et al. 2025, From Flat to Hierarchical: Extracting Sparse Representations with Matching Pursuit,
+    section 4. https://arxiv.org/abs/2506.03093
+    """
+
+    Config: ClassVar[type[SAEConfig]] = MatchingPursuitConfig
+    tied = True
+    cfg: MatchingPursuitConfig
+
+    def __init__(self, cfg: MatchingPursuitConfig, generator: torch.Generator | None = None) -> None:
+        """Raises ConfigError where k exceeds d_sae, or rows are not kept at length 1."""
+        super().__init__(cfg, generator)
+        if cfg.k > cfg.d_sae:
+            raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
+        if not cfg.normalize_w_dec:
+            raise ConfigError("matching pursuit needs decoder rows of length 1; leave sae.normalize_w_dec out.")
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Feature activations of k steps, differentiable; a feature picked twice has the sum."""
+        self.check_width(x)
+        r = x - self.b_dec
+        z = x.new_zeros(*x.shape[:-1], self.d_sae)
+        for _ in range(self.cfg.k):
+            value, feature = (r @ self.W_dec.T).max(-1, keepdim=True)
+            value = value.relu()
+            z = z.scatter_add(-1, feature, value)
+            r = r - value * self.W_dec[feature.squeeze(-1)]
+        return z
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        self.check_width(x)
+        feature, value = self.pursue(x)
+        return self._merge(feature, value)
+
+    def pursue(self, x: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """Features in the order they were picked, and what each step added; 0 after the pursuit's end.
+
+        With the rows' inner products at hand a step costs one row of them per vector, not a matmul with W_dec: at d_in
+        384, d_sae 6144, k 32 a batch of 4096 takes 6 to 9 times one encode matmul instead of 32 times.
+        """
+        n, k, m = len(x), self.cfg.k, self.d_sae
+        D = self.W_dec.detach()
+        feature = torch.empty(n, k, dtype=torch.long, device=x.device)
+        value = x.new_empty(n, k)
+        gram = D @ D.T if m <= GRAM_WIDTH and m <= n * (k - 1) // 2 else None
+        for a in range(0, n, ROWS):
+            r = x[a : a + ROWS] - self.b_dec.detach()
+            shape = (len(r), m)
+            h = torch.mm(r, D.T, out=self.work.get("pre", shape, x))
+            for t in range(k):
+                v, j = h.max(1)
+                v.clamp_min_(0)
+                feature[a : a + ROWS, t], value[a : a + ROWS, t] = j, v
+                if t + 1 == k:
+                    break
+                if gram is None:
+                    r -= v[:, None] * D[j]
+                    torch.mm(r, D.T, out=h)
+                else:
+                    rows = torch.index_select(gram, 0, j, out=self.work.get("slope", shape, x))
+                    h.addcmul_(rows, v[:, None], value=-1)
+        return feature, value
+
+    def _merge(self, feature: Int[Tensor, "n k"], value: Float[Tensor, "n k"]) -> Codes:
+        """Codes in which every feature stands once."""
+        feature, order = feature.sort(dim=1, stable=True)
+        new = feature[:, 1:] != feature[:, :-1]
+        place = torch.cat([new.new_zeros(len(feature), 1), new], 1).cumsum(1)  # [n, k]: which distinct feature of the row
+        total = torch.zeros_like(value).scatter_add_(1, place, value.gather(1, order))
+        return Codes.from_topk(torch.zeros_like(feature).scatter_(1, place, feature), total, self.d_sae)
+
+    def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        return self.backward_autograd(x, progress) if x.is_cuda else self._backward(x)
+
+    @torch.no_grad()
+    def _backward(self, x: Float[Tensor, "n d_in"]) -> Step:
+        n, D = len(x), self.W_dec.detach()
+        self.check_width(x)
+        feature, value = self.pursue(x)
+        codes = self._merge(feature, value)
+        x_hat = codes.decode(D, self.b_dec.detach())
+        r = x - x_hat  # r_k, and going back r_{k-1}, ..., r_0
+        error = r.square().sum() / n
+        g = r * (2 / n)
+        dD = grad(self.W_dec).zero_()
+        for t in reversed(range(self.cfg.k)):
+            j, v = feature[:, t], value[:, t : t + 1]
+            rows = D[j]  # [n, d_in]
+            s = torch.linalg.vecdot(rows, g)[:, None] * (v > 0)
+            r.addcmul_(rows, v)
+            dD.index_add_(0, j, (v * g).addcmul_(r, s), alpha=-1)
+            g.addcmul_(rows, s, value=-1)
+        torch.sum(g, 0, out=grad(self.b_dec)).neg_()
+        return Step(error, x_hat, codes, {"mse": float(error)})
