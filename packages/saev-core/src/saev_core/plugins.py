@@ -47,6 +47,20 @@ _OURS = {
             "photos",
         ]
     },
+    "saev-saes": {
+        "sae": [
+            "batchtopk",
+            "jumprelu",
+            "gated",
+            "matryoshka",
+            "p-anneal",
+            "archetypal",
+            "mp",
+            "kmeans",
+            "pca",
+            "nmf",
+        ]
+    },
     "saev-viz": {"viewer": ["report"]},
 }
 """What to pip install for a name of ours that is missing."""

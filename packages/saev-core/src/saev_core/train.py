@@ -113,7 +113,7 @@ class Job:
         self.stopped = ""
         self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
         """Vectors that had been seen when each feature last fired."""
-        self.adam = Adam(self.sae.named_parameters())
+        self.adam = Adam(self.sae.named_parameters(), betas=self.sae.betas)
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after

@@ -1,0 +1,87 @@
+"""`batchtopk`: k features per vector on average, the batch's largest; one threshold for all at inference."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.codes import Codes
+from saev_core.config import SAEConfig
+from saev_core.sae import SAE, Progress, Step
+from saev_core.saes.topk import TopK, TopKConfig
+from saev_saes.jumprelu import as_jumprelu
+from saev_saes.thresholds import encode_batch_top_k, largest
+
+SETTLED = 1000
+"""Step from which the threshold is averaged, at most half of the run; before that it is the last batch's."""
+
+
+class BatchTopKConfig(TopKConfig):
+    """Options of `batchtopk`; `k` is the mean number of active features per vector."""
+
+
+class BatchTopK(TopK):
+    """f = the n k largest of relu(x W_enc + b_enc) over a batch of n vectors; loss = mean |x - x_hat|^2 + auxk d_in AuxK.
+
+    At inference a vector must not depend on its neighbours: f = h H(h - t), h = x W_enc + b_enc, where t is the running
+    mean over training batches of the smallest value that was kept, over the last 1,000 batches or so (decay 0.999; a tenth of the run
+    where that is shorter). `encode` and `codes` give the training form, `frozen` the other, a `JumpReLU`.
+
+    Source: Bussmann et al. 2024, BatchTopK Sparse Autoencoders. https://arxiv.org/abs/2412.06410
+    AuxK: as `topk`.
+    """
+
+    Config: ClassVar[type[SAEConfig]] = BatchTopKConfig
+    cfg: BatchTopKConfig
+    threshold: Tensor
+
+    def __init__(self, cfg: BatchTopKConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(cfg, generator)
+        self.register_buffer("threshold", torch.zeros(()))
+        self._guess = 0.0
+        """Where the next batch's filter is set; the codes do not depend on it."""
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Feature activations; all but the n k largest positive pre-activations of the n vectors are zero."""
+        f = self.pre(x).relu()
+        n = f.numel() // self.d_sae
+        return f * largest(f.detach().reshape(-1), n * self.cfg.k).view_as(f)
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        self.check_width(x)
+        codes = encode_batch_top_k(self, x, self.cfg.k, self._guess)
+        self._guess = float(codes.value.min()) if len(codes.value) else 0.0
+        return codes
+
+    def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        step = super().loss(x, progress)
+        assert isinstance(step.z, Tensor)
+        self.follow(step.z.detach(), progress)
+        return step
+
+    @torch.no_grad()
+    def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        step = super().backward_lean(x, progress)
+        assert isinstance(step.z, Codes)
+        self.follow(step.z.value, progress)
+        return step
+
+    @torch.no_grad()
+    def follow(self, value: Tensor, progress: Progress) -> None:
+        """Move the threshold towards the smallest positive value of this batch."""
+        value = value[value > 0]
+        if len(value) == 0:
+            return
+        smallest = value.min()
+        if progress.step <= min(SETTLED, progress.n_steps // 2):
+            self.threshold.copy_(smallest)
+        else:
+            # A run shorter than 10,000 steps must not end with the threshold of its middle.
+            self.threshold.lerp_(smallest, max(1e-3, 10 / progress.n_steps))
+
+    def frozen(self) -> SAE:
+        return as_jumprelu(self, self.threshold)
