@@ -148,7 +148,7 @@ def train(
             kept = keep(targets[batch], N_KEPT, generator) if step < 0.75 * n_steps else None
             loss = loss_of(model, to_input(pixels[batch]), targets[batch], labels[batch], kept)
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser, lr_schedule in zip(optimisers, schedules, strict=True):
             optimiser.step()
@@ -168,7 +168,7 @@ def train(
 def accuracy(model: Tiny, data: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
     """Share of object patches told rightly, per factor; of all counted patches told object from background; of labels."""
     right: dict[str, list[Tensor]] = {}
-    for pixels, targets, labels in zip(*(part.split(100) for part in data), strict=True):
+    for pixels, targets, labels in zip(*(torch.split(part, 100) for part in data), strict=True):
         logits = model.heads(model(to_input(pixels)))
         for i, (factor, n) in enumerate(FACTORS.items()):
             wanted = targets[:, i].long()

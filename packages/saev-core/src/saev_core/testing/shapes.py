@@ -73,7 +73,8 @@ def _crescent() -> Array:
     radius = math.hypot(tip[0] - centre, tip[1])
     angle = np.linspace(math.atan2(-tip[1], tip[0] - centre), math.atan2(tip[1], tip[0] - centre) - 2 * math.pi, len(inner))
     b = np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return np.concatenate([a, b]) + np.array([0.1, 0])
+    points: Array = np.concatenate([a, b]) + np.array([0.1, 0])
+    return points
 
 
 _CROSS = np.array([[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]) / math.sqrt(
