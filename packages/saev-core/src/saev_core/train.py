@@ -125,8 +125,9 @@ class Job:
         progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
         done = self.sae.backward(x, progress)
         self.sae.project_gradient()
-        if self.clip:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
+        # A baseline fitted by its own rule has no parameters, of which torch would warn.
+        if self.clip and (parameters := list(self.sae.parameters())):
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
         self.adam.step(self.lr * self.schedule.lr_factor(step))
         self.sae.after_step()
         self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
