@@ -22,6 +22,19 @@ def torch_threads(n: int) -> None:
     torch.get_num_threads()
 
 
+def wait_politely() -> None:
+    """For as long as the calling thread lives, torch's threads that wait for one another sleep instead of spinning.
+
+    GNU OpenMP's threads spin at the end of every operation for about a millisecond, unless more of them are alive than
+    there are cores. Where other threads decode or write, those cores are taken, and spinning costs more than it saves:
+    recording on two busy cores took 1.6 times the processor time of a bare loop. A team of two of this thread's own makes
+    one thread too many; afterwards this thread does what it has to do alone.
+    """
+    torch_threads(2)
+    torch.zeros(1 << 17).add_(1)  # large enough for torch to use both; from here on the team exists
+    torch_threads(1)
+
+
 def ahead(items: Iterator[T], depth: int) -> Generator[T]:
     """The same items, made by a thread of its own, which stays at most `depth` of them ahead.
 
@@ -92,7 +105,7 @@ def behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable
                 raise _Abandoned
 
     def run() -> None:
-        torch_threads(1)
+        wait_politely()
         handed = items()
         try:
             try:
