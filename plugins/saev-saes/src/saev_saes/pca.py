@@ -1,0 +1,99 @@
+"""`pca`: the directions of largest variance, each as two features, one per sign. A baseline."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from saev_core.config import SAEConfig
+from saev_core.errors import ConfigError
+from saev_core.sae import Progress
+from saev_saes.fitted import Fitted
+
+REFIT = 100
+"""Steps between eigendecompositions; they cost far more than taking in a batch."""
+
+
+class PCAConfig(SAEConfig):
+    """Options of `pca`."""
+
+    main = "k"
+
+    k: int = Field(default=32, ge=1)
+    """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector."""
+
+    def sized(self, d_in: int) -> Self:
+        """As `SAEConfig.sized`; `d_sae` is 2 k.
+
+        Raises:
+            ConfigError: k exceeds `d_in`, or `d_sae` is another number.
+        """
+        if self.k > d_in:
+            raise ConfigError(f"sae.k is {self.k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
+        if self.d_sae not in (0, 2 * self.k):
+            raise ConfigError(f"pca has 2 sae.k = {2 * self.k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
+        return super().sized(d_in).model_copy(update={"d_sae": 2 * self.k})
+
+
+class PCA(Fitted):
+    """f = relu(+-V (x - b_dec)), x_hat = b_dec + f W_dec; rows of W_dec are v_1 ... v_k, then -v_1 ... -v_k.
+
+    b_dec is the mean and v_i are the eigenvectors of the covariance with the largest eigenvalues, of all vectors seen: sums of
+    x and x x^T are kept in float64, the vectors of the first sample counted as one more part of the stream. Codes are
+    non-negative as everywhere: of the two features of a component one is active, and x_hat is that of signed codes.
+
+    Source: Pearson 1901, On lines and planes of closest fit. https://doi.org/10.1080/14786440109462720
+    """
+
+    Config: ClassVar[type[SAEConfig]] = PCAConfig
+    cfg: PCAConfig
+    count: Tensor
+    total: Tensor
+    outer: Tensor
+
+    def __init__(self, cfg: PCAConfig, generator: torch.Generator | None = None) -> None:
+        """Raises ConfigError where `d_sae` is not 2 k."""
+        cfg = cfg.sized(cfg.d_in)
+        super().__init__(cfg, generator)
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(cfg.d_in, dtype=torch.float64))
+        self.register_buffer("outer", torch.zeros(cfg.d_in, cfg.d_in, dtype=torch.float64))
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        self.check_width(x)
+        half = (x - self.b_dec) @ self.W_dec[: self.cfg.k].T
+        return torch.cat([half.relu(), (-half).relu()], -1)
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
+        """The components of the sample, whatever `cfg.data_init` says."""
+        for sums in (self.count, self.total, self.outer):
+            sums.zero_()
+        self._add(x)
+        self._refit()
+
+    def learn(self, x: Float[Tensor, "n d_in"], progress: Progress) -> None:
+        self._add(x)
+        done = progress.step + 1
+        if done % REFIT == 0 or done == progress.n_steps:
+            self._refit()
+
+    def _add(self, x: Float[Tensor, "n d_in"]) -> None:
+        x = x.double()
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.outer.addmm_(x.T, x)
+
+    def _refit(self) -> None:
+        mean = self.total / self.count
+        _, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))  # ascending
+        rows = vectors.T.flip(0)[: self.cfg.k]
+        # An eigenvector's sign is arbitrary: the coordinate furthest from 0 is positive.
+        sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+        rows = rows * sign
+        self.W_dec.copy_(torch.cat([rows, -rows]))
+        self.b_dec.copy_(mean)
