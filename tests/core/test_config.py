@@ -147,3 +147,10 @@ def test_every_typed_flag_sets_a_key_that_exists() -> None:
             changed = [key for key, _, _ in differences(RunConfig().model_dump(), config.model_dump())]
             if flag.name not in ("--model", "--dataset", "--tracker"):
                 assert any(key.startswith(flag.key) for key in changed), flag.name
+
+
+def test_few_training_vectors_bound_only_a_width_that_nobody_named() -> None:
+    assert SAEConfig().sized(384, n_vectors=126_000).d_sae == 960
+    assert SAEConfig().sized(384, n_vectors=10**9).d_sae == 16 * 384
+    assert SAEConfig(d_sae=6144).sized(384, n_vectors=126_000).d_sae == 6144
+    assert SAEConfig().sized(384, n_vectors=100).d_sae == 64

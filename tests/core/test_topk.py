@@ -102,3 +102,8 @@ def test_without_dead_features_auxk_is_silent() -> None:
     sae, x = small(), torch.randn(40, 6)
     none = torch.zeros(20, dtype=torch.bool)
     assert float(sae.backward(x, Progress(5, 10, none)).loss) == float(sae.backward(x, Progress(5, 10)).loss)
+
+
+def test_k_follows_the_width_unless_it_is_named() -> None:
+    assert [TopKConfig(d_sae=d).sized(16).k for d in (4, 512, 960, 2048, 65_536)] == [4, 8, 15, 32, 32]
+    assert TopKConfig(d_sae=2048, k=5).sized(16).k == 5

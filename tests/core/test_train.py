@@ -147,8 +147,8 @@ def test_windows_shrink_with_a_short_run() -> None:
     assert (long.n_warmup, long.dead_after) == (500, 10_000_000)
 
 
-def test_the_default_length_is_thirty_passes_up_to_a_cap() -> None:
-    assert Schedule.of(TrainConfig(batch_size=10), 5000).n_steps == 15_000
+def test_the_default_length_is_twenty_passes_up_to_a_cap() -> None:
+    assert Schedule.of(TrainConfig(batch_size=10), 5000).n_steps == 10_000
     assert Schedule.of(TrainConfig(batch_size=1000), 50_000_000).n_steps == 100_000
 
 

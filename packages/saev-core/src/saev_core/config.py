@@ -64,13 +64,20 @@ class DatasetConfig(PluginConfig):
     """Options that say where the data lie, not what they are: kept out of the store's identity."""
 
 
+VECTORS_PER_FEATURE = 128
+"""Training vectors of one pass that each feature gets at least, where the width is chosen automatically. At 80 (1,536
+features on 549 photographs) a third of the features fired on more than 1 % of patches, at 130 the kinds came apart."""
+WIDTH_STEP = 64
+"""Automatic widths are multiples of this."""
+
+
 class SAEConfig(PluginConfig):
     """Options every SAE has; `d_in` comes from the store."""
 
     d_in: int = Field(default=0, ge=0)
     """Width of the activations; filled in from the store."""
     d_sae: int = Field(default=0, ge=0)
-    """Number of features; 0: `expansion * d_in`."""
+    """Number of features; 0: `expansion * d_in`, but at most one for each 128 training vectors of a pass."""
     expansion: int = Field(default=16, ge=1)
     """Features per input dimension, used where `d_sae` is 0."""
     data_init: bool = True
@@ -80,15 +87,23 @@ class SAEConfig(PluginConfig):
     remove_parallel_grads: bool = True
     """Take out the part of the decoder's gradient that only changes its rows' lengths."""
 
-    def sized(self, d_in: int) -> Self:
+    def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """This configuration for inputs of width `d_in`, with `d_sae` settled.
+
+        Args:
+            n_vectors: training vectors of one pass, where they are known. Few of them bound a width that nobody
+                named (`VECTORS_PER_FEATURE`): a feature that has little to be learned from dies or memorises.
 
         Raises:
             ConfigError: it already names another width.
         """
         if self.d_in not in (0, d_in):
             raise ConfigError(f"sae.d_in is {self.d_in}, but the activations are {d_in} wide; leave sae.d_in out.")
-        return type(self).model_validate({**self.model_dump(), "d_in": d_in, "d_sae": self.d_sae or self.expansion * d_in})
+        d_sae = self.d_sae or self.expansion * d_in
+        if n_vectors and not self.d_sae:
+            affordable = n_vectors // VECTORS_PER_FEATURE // WIDTH_STEP * WIDTH_STEP
+            d_sae = min(d_sae, max(affordable, WIDTH_STEP))
+        return type(self).model_validate({**self.model_dump(), "d_in": d_in, "d_sae": d_sae})
 
 
 class PluginRef(Config):
@@ -173,7 +188,7 @@ class TrainConfig(Config):
     """How SAEs are trained."""
 
     n_tokens: int = Field(default=0, ge=0)
-    """Training vectors in all; 0: 30 passes over the training images, at most 100,000,000."""
+    """Training vectors in all; 0: 20 passes over the training images, at most 100,000,000."""
     batch_size: int = Field(default=4096, ge=1)
     """Vectors per step."""
     lr: float = Field(default=0.0, ge=0)

@@ -169,7 +169,7 @@ class Pipeline:
         else:
             began = time.monotonic()
             source = StoreSource(self.store, config.read)
-            sae = make_sae(config.sae, source.d_model, config.train.seed)
+            sae = make_sae(config.sae, source.d_model, config.train.seed, n_vectors=source.n_vectors)
             device = pick_device(config.device)
             train(source, [Trainee(name, sae)], config.train, out=self.run.sae_dir, emit=self._emit, track=self.track, device=device)
             self._stamp(stage, key, began)

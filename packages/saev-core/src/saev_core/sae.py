@@ -226,15 +226,18 @@ class SAE(nn.Module):
         return self.cfg.model_dump(mode="json")
 
 
-def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0) -> SAE:
+def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0, *, n_vectors: int = 0) -> SAE:
     """An SAE plugin, built for activations `d_in` wide with weights drawn from `seed`.
+
+    Args:
+        n_vectors: training vectors of one pass, which bound a width that nobody named; see `SAEConfig.sized`.
 
     Raises:
         UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
     """
     cls, cfg = resolve("sae", ref)
     generator = torch.Generator().manual_seed(seed)
-    sae = cls(cfg.sized(d_in), generator)
+    sae = cls(cfg.sized(d_in, n_vectors), generator)
     if not isinstance(sae, SAE):
         raise ConfigError(f"sae plugin {cls.__module__}.{cls.__qualname__} is not an SAE.")
     return sae

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from saev_core.config import TrainConfig
 from saev_core.errors import TrainError
 
-PASSES, MOST_VECTORS = 30, 100_000_000
+PASSES, MOST_VECTORS = 20, 100_000_000
 
 
 @dataclass(frozen=True)

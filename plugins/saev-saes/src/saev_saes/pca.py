@@ -26,7 +26,7 @@ class PCAConfig(SAEConfig):
     k: int = Field(default=32, ge=1)
     """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector."""
 
-    def sized(self, d_in: int) -> Self:
+    def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """As `SAEConfig.sized`; `d_sae` is 2 k.
 
         Raises:
@@ -36,7 +36,7 @@ class PCAConfig(SAEConfig):
             raise ConfigError(f"sae.k is {self.k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
         if self.d_sae not in (0, 2 * self.k):
             raise ConfigError(f"pca has 2 sae.k = {2 * self.k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
-        return super().sized(d_in).model_copy(update={"d_sae": 2 * self.k})
+        return super().sized(d_in, n_vectors).model_copy(update={"d_sae": 2 * self.k})
 
 
 class PCA(Fitted):

@@ -42,7 +42,7 @@ FLAGS = {
         Flag("--dtype", "record.dtype", str, "Stored precision: float16 or float32."),
         Flag("--on-bad-image", "record.on_bad_image", str, "An unreadable image is recorded as missing, or stops the recording."),
         Flag("--part", "record.part", str, "2/4: record the second of four disjoint parts."),
-        Flag("--n-tokens", "train.n_tokens", int, "Training vectors in all; 0: 30 passes over the training images."),
+        Flag("--n-tokens", "train.n_tokens", int, "Training vectors in all; 0: 20 passes over the training images."),
         Flag("--lr", "train.lr", float, "Peak learning rate; 0: the variant's own choice."),
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
         Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -21,12 +21,17 @@ from saev_core.saes.auxk import auxk_backward, auxk_loss
 class TopKConfig(SAEConfig):
     """Options of `topk`."""
 
-    k: int = Field(default=32, ge=1)
-    """Active features per vector."""
+    k: int = Field(default=0, ge=0)
+    """Active features per vector; 0: one in 64, from 8 to 32."""
     auxk: float = Field(default=1 / 32, ge=0)
     """Weight of the loss that revives dead features; 0: none."""
     k_aux: int = Field(default=0, ge=0)
     """Dead features that reconstruct each vector's error; 0: half of `d_in`."""
+
+    def sized(self, d_in: int, n_vectors: int = 0) -> Self:
+        """As `SAEConfig.sized`, with `k` settled too."""
+        cfg = super().sized(d_in, n_vectors)
+        return cfg if cfg.k else cfg.model_copy(update={"k": min(max(cfg.d_sae // 64, 8), 32, cfg.d_sae)})
 
 
 class TopK(SAE):
@@ -44,6 +49,7 @@ class TopK(SAE):
 
     def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
         """Raises ConfigError where k exceeds d_sae."""
+        cfg = cfg if cfg.k else cfg.sized(cfg.d_in)
         super().__init__(cfg, generator)
         if cfg.k > cfg.d_sae:
             raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
