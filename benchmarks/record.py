@@ -142,15 +142,18 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
     for n in (args.images, 4 * args.images):
         told = json.dumps({"folder": str(folder), "n": n, "batch_size": args.batch_size})
         out = subprocess.run([sys.executable, __file__, "--peak", told], capture_output=True, text=True, check=True)
-        print(f"peak memory, vit_tiny_patch16_224, {n} images, 2 layers: {int(out.stdout) / 1e6:.0f} MB")
+        taken, said = map(int, out.stdout.split())
+        print(f"peak memory, vit_tiny_patch16_224, {n} images, 2 layers: {taken / 1e6:.0f} MB (plan said {said / 1e6:.0f})")
 
 
 def peak(told: dict[str, object]) -> None:
     """In a process of its own: record, say the peak memory."""
     folder, n = Path(str(told["folder"])), int(str(told["n"]))
     cfg = RecordConfig(layers=(-1, -2), batch_size=int(str(told["batch_size"])))
-    recorded(ViT("vit_tiny_patch16_224"), Jpegs(folder, n), folder / f"peak{n}", cfg)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    model, dataset = ViT("vit_tiny_patch16_224"), Jpegs(folder, n)
+    said = plan(model, dataset, folder / f"peak{n}", cfg).bytes_ram
+    recorded(model, dataset, folder / f"peak{n}", cfg)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, said)
 
 
 def writer(folder: Path, n: int = 2048, n_tokens: int = 197, d_model: int = 384) -> None:
