@@ -1,0 +1,128 @@
+"""`gated`: one path decides which features are active, another how much, so that L1 does not shrink what is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from saev_core.codes import Codes
+from saev_core.config import SAEConfig
+from saev_core.kernels import SPARSE_BELOW, encode_relu, grad
+from saev_core.sae import SAE, Progress, Step
+from saev_core.saes.init import calibrate
+
+
+class GatedConfig(SAEConfig):
+    """Options of `gated`."""
+
+    main = "sparsity_coeff"
+
+    sparsity_coeff: float = Field(default=0.2, ge=0)
+    """Weight c of sparsity: c sqrt(d_in) times the mean L1 norm of the gates, against the mean squared distance."""
+    n_sparsity_warmup: int = Field(default=500, ge=0)
+    """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
+
+
+class Gated(SAE):
+    """f = H(g) relu(exp(r_mag) (x W_enc) + b_mag), g = x W_enc + b_enc.
+
+    loss = mean |x - x_hat|^2 + c sqrt(d_in) mean |relu(g)|_1 + mean |x - relu(g) W_dec' - b_dec'|^2, where ' marks
+    weights that this term does not train. H has no gradient: the last two terms alone teach the gate. As everywhere here, the
+    encoder does not subtract b_dec, and its biases take that over. Adam runs without momentum, as published.
+
+    Source: Rajamanoharan et al. 2024, Improving Dictionary Learning with Gated SAEs. https://arxiv.org/abs/2404.16014
+    """
+
+    Config: ClassVar[type[SAEConfig]] = GatedConfig
+    betas = (0.0, 0.999)
+    cfg: GatedConfig
+
+    def __init__(self, cfg: GatedConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(cfg, generator)
+        self.r_mag = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae))
+
+    def magnitude(self, gate: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """How active features with these gates g are."""
+        size = ((gate - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
+        return size * (gate > 0)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        return self.magnitude(self.pre(x))
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        self.check_width(x)
+        gates = encode_relu(x, self.W_enc, self.b_enc, self.work)
+        assert gates is not None
+        return replace(gates, value=self._sizes(gates)[1])
+
+    def _sizes(self, gates: Codes) -> tuple[Tensor, Tensor]:
+        """x W_enc and the value of each open gate."""
+        at = gates.feature
+        inner = gates.value - self.b_enc.detach()[at]
+        return inner, (inner * self.r_mag.detach().exp()[at] + self.b_mag.detach()[at]).relu()
+
+    def weight(self, progress: Progress) -> float:
+        """What the L1 norm is multiplied by, after the warm-up."""
+        n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
+        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n)
+
+    def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        gate = self.pre(x)
+        z, open_ = self.magnitude(gate), gate.relu()
+        x_hat = self.decode(z)
+        error = (x - x_hat).square().sum(-1).mean()
+        by_gate = (x - open_ @ self.W_dec.detach() - self.b_dec.detach()).square().sum(-1).mean()
+        return Step(error + by_gate + open_.sum(-1).mean() * self.weight(progress), x_hat, z, {"mse": float(error.detach())})
+
+    def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        gates = None if x.is_cuda else encode_relu(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+        return self.backward_autograd(x, progress) if gates is None else self._backward(x, gates, self.weight(progress))
+
+    @torch.no_grad()
+    def _backward(self, x: Float[Tensor, "n d_in"], gates: Codes, weight: float) -> Step:
+        """The gradient from open gates alone."""
+        n, m, at, rows = len(x), self.d_sae, gates.feature, gates.rows
+        W_dec, b_dec, scale = self.W_dec.detach(), self.b_dec.detach(), self.r_mag.detach().exp()[at]
+        inner, value = self._sizes(gates)
+        codes = replace(gates, value=value)
+        x_hat = codes.decode(W_dec, b_dec)
+        residual, by_gate = x_hat - x, gates.decode(W_dec, b_dec).sub_(x)
+        error, error_gate = residual.square().sum() / n, by_gate.square().sum() / n
+
+        def slope(by_x_hat: Tensor) -> Tensor:
+            found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                by_x_hat.mul_(2 / n), W_dec, at, gates.offsets[:-1], rows, 0
+            )
+            return found
+
+        d_value = slope(residual).mul_(value > 0)
+        d_gate = slope(by_gate).add_(weight / n)
+        d_inner = d_value * scale
+        feature, order = at.sort(stable=True)
+        start = torch.searchsorted(feature, torch.arange(m, device=x.device))
+        member = rows[order]
+        self.W_dec.grad = F.embedding_bag(member, residual, start, mode="sum", per_sample_weights=value[order])
+        d_enc = F.embedding_bag(member, x, start, mode="sum", per_sample_weights=(d_inner + d_gate)[order])
+        grad(self.W_enc).copy_(d_enc.T)
+        grad(self.b_enc).zero_().index_add_(0, at, d_gate)
+        grad(self.r_mag).zero_().index_add_(0, at, d_inner * inner)
+        grad(self.b_mag).zero_().index_add_(0, at, d_value)
+        torch.sum(residual, 0, out=grad(self.b_dec))
+        loss = error + error_gate + gates.value.sum() * (weight / n)
+        return Step(loss, x_hat, codes, {"mse": float(error)})
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
+        super().initialise(x, generator)
+        # Magnitudes start as the gates' own; the encoder's scale is fitted to what they then give.
+        self.b_mag.copy_(self.b_enc)
+        self.b_mag.mul_(calibrate(self, x[-4096:]))
