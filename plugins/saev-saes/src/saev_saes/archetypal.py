@@ -1,0 +1,145 @@
+"""`archetypal`: TopK whose dictionary is made of data: mixtures of centroids, moved by no more than a little."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from saev_core.config import SAEConfig
+from saev_core.errors import ConfigError
+from saev_core.kernels import grad
+from saev_core.sae import Progress, Step
+from saev_core.saes.init import CALIBRATE_ON, calibrate
+from saev_core.saes.topk import TopK, TopKConfig
+from saev_saes.fitted import as_buffers
+from saev_saes.kmeans import centroids
+
+
+class ArchetypalConfig(TopKConfig):
+    """Options of `archetypal`."""
+
+    n_points: int = Field(default=0, ge=0)
+    """Centroids whose mixtures the decoder's rows are; 0: as many as features, at most 4096."""
+    delta: float = Field(default=0.05, ge=0)
+    """How far a row may be from the mixture, as a share of sqrt(d_in), the root mean square length of activations; 0: not at all."""
+    n_iter: int = Field(default=10, ge=0)
+    """Passes of Lloyd's algorithm that the centroids come from."""
+    normalize_w_dec: bool = False
+    """Rows lie in a convex hull, not on the sphere; true is refused."""
+
+
+class Archetypal(TopK):
+    """RA-SAE: W_dec = e^m (A C + R), with A >= 0, rows of A summing to 1, and |R_i| <= delta sqrt(d_in); else as `topk`.
+
+    C `[n_points, d_in]` are k-means centroids of the data around b_dec, fixed from the start; A, R and m are learnt, so
+    every row is, but for R and the common factor e^m, a mixture of data. Gradients are the chain rule on that of W_dec:
+
+        dL/dA = e^m dL/dW C^T,  dL/dR = e^m dL/dW,  dL/dm = <dL/dW, W>.
+
+    After each step rows of A are projected onto the simplex (the nearest point of it) and those of R into their ball. The
+    authors' code divides relu(A) by its sum instead; Adam, which lifts half of thousands of zeros by the learning rate at
+    once, then spreads every row over all centroids (planted dictionary, 1024 points: over 360 by 1 / sum A^2, against 10).
+
+    Sources: Fel et al. 2025, Archetypal SAE, equations 3 and 4. https://arxiv.org/abs/2502.12892 (m: the authors' code)
+    Projection: Michelot 1986, A finite algorithm for finding the projection of a point onto the canonical simplex.
+    """
+
+    Config: ClassVar[type[SAEConfig]] = ArchetypalConfig
+    cfg: ArchetypalConfig
+    points: Tensor
+
+    def __init__(self, cfg: ArchetypalConfig, generator: torch.Generator | None = None) -> None:
+        """Raises ConfigError where rows of length 1 are asked for, or k exceeds d_sae."""
+        super().__init__(cfg, generator)
+        if cfg.normalize_w_dec:
+            raise ConfigError("rows of an archetypal dictionary lie in the hull of the data; leave sae.normalize_w_dec out.")
+        as_buffers(self, "W_dec")
+        n_points = cfg.n_points or min(cfg.d_sae, 4096)
+        self.register_buffer("points", F.normalize(torch.randn(n_points, cfg.d_in, generator=generator), dim=1) * math.sqrt(cfg.d_in))
+        self.A = nn.Parameter(torch.zeros(cfg.d_sae, n_points))
+        self.R = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
+        self.m = nn.Parameter(torch.zeros(()))
+        with torch.no_grad():
+            self._spread(generator)
+            self.after_step()
+
+    def dictionary(self) -> Float[Tensor, "d_sae d_in"]:
+        """W_dec, differentiable in A, R and m."""
+        return (self.A @ self.points + self.R) * self.m.exp()
+
+    def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        held = self.W_dec
+        self.W_dec = self.dictionary()
+        try:
+            return super().loss(x, progress)
+        finally:
+            self.W_dec = held
+
+    @torch.no_grad()
+    def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
+        step = super().backward_lean(x, progress)
+        by_row = self.W_dec.grad
+        assert by_row is not None
+        self.W_dec.grad = None
+        scale = self.m.exp()
+        torch.sum(by_row * self.W_dec, (0, 1), out=grad(self.m))
+        torch.mul(by_row, scale, out=grad(self.R))
+        torch.mm(by_row * scale, self.points.T, out=grad(self.A))
+        return step
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
+        """Centroids of the sample, whatever `cfg.data_init` says; one row at each, the encoder along the rows, calibrated."""
+        self.b_dec.copy_(x.double().mean(0))
+        self.points.copy_(centroids(x - self.b_dec, len(self.points), generator, self.cfg.n_iter)[0])
+        self.R.zero_()
+        self.m.zero_()
+        self._spread(generator)
+        self.after_step()
+        lengths = self.W_dec.norm(dim=1)
+        # Features are picked by cosine; a value of |x| cos / |row| then puts x_hat where x is.
+        self.W_enc.copy_((F.normalize(self.W_dec, dim=1) / lengths.square().mean().sqrt()).T)
+        self.b_enc.copy_(-(self.b_dec @ self.W_enc))
+        calibrate(self, x[:CALIBRATE_ON])
+
+    def _spread(self, generator: torch.Generator | None) -> None:
+        """Row i at centroid i; where there are more rows, the others halfway between two."""
+        m, p = self.A.shape
+        rows = torch.arange(m, device=self.A.device)
+        other = torch.randint(p, (m,), generator=generator).to(self.A.device)
+        self.A.zero_()
+        self.A[rows, rows % p] = 1.0
+        late = rows >= p
+        self.A[rows[late], rows[late] % p] = 0.5
+        self.A[rows[late], other[late]] += 0.5
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Bring A and R back to where they must be, and W_dec up to date."""
+        project_simplex(self.A)
+        self.R.mul_((self.cfg.delta * math.sqrt(self.d_in) / self.R.norm(dim=1, keepdim=True).clamp_min_(1e-30)).clamp_max_(1))
+        self.W_dec.copy_(self.dictionary())
+
+
+@torch.no_grad()
+def project_simplex(a: Float[Tensor, "m p"]) -> None:
+    """Each row becomes the nearest one that is non-negative and sums to 1, in place.
+
+    relu(a - t) with the t at which it sums to 1. Raising t to what the entries above it ask for, again and again, ends
+    there after few rounds, where sorting rows of thousands would take seconds.
+    """
+    t = (a.sum(1, keepdim=True) - 1) / a.shape[1]
+    for _ in range(a.shape[1]):
+        on = a > t
+        new = ((a * on).sum(1, keepdim=True) - 1) / on.sum(1, keepdim=True).clamp_min(1)
+        done = bool((new <= t).all())
+        t = torch.maximum(t, new)
+        if done:
+            break
+    a.sub_(t).clamp_min_(0)
