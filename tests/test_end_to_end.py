@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from commands import Saev
 
@@ -22,7 +24,16 @@ from saev_core.run import Run
 from saev_core.store import ActivationStore
 
 SMALL = ["--n-images", "60", "--n-tokens", "20000", "--batch-size", "256"]
-SET = ["--set", "model.pretrained=false", "sae.expansion=1", "record.shard_images=16", "train.checkpoint_every=10"]
+SET = ["--set", "model.pretrained=false", "sae.d_sae=128", "record.shard_images=16", "train.checkpoint_every=10"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # As in the processes that are started here; the last bits of a matrix product depend on it.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from PIL import Image
 from saev_core.cli import main
 
 TINY = ["--set", "model.pretrained=false", "record.chunk_images=4", "record.shard_images=8"]
-SMALL = [*TINY, "sae.expansion=1", "train.n_tokens=1000", "--n-images", "20", "--batch-size", "128"]
+SMALL = [*TINY, "sae.d_sae=128", "train.n_tokens=1000", "--n-images", "20", "--batch-size", "128"]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_layer_that_the_model_does_not_have(fails, tmp_path: Path) -> None:
 
 def test_a_layer_that_was_not_recorded(fails, run: Path) -> None:
     line = fails(
-        1, "train", run, "--set", "sae.expansion=1", "--layer", 0, "--out", run.with_name("other"), "--store", run / "store", *TINY[:2]
+        1, "train", run, "--set", "sae.d_sae=128", "--layer", 0, "--out", run.with_name("other"), "--store", run / "store", *TINY[:2]
     )
     assert "resid.0" in line
     assert "saev record" in line

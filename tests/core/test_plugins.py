@@ -46,9 +46,9 @@ STRIPES = """
 def world(build_wheel: BuildWheel, install: Callable[..., Path]) -> Path:
     """One good plugin, two distributions with one name, a plugin that cannot be imported, and one that is no plugin."""
     return install(
-        build_wheel("stripes-a", {"saev.datasets": {"stripes": "stripes_a:Stripes"}}, {"stripes_a.py": STRIPES}),
+        build_wheel("stripes-a", {"saev.datasets": {"bands": "stripes_a:Stripes"}}, {"stripes_a.py": STRIPES}),
         build_wheel(
-            "Stripes_B", {"saev.datasets": {"stripes": "stripes_b:Stripes", "spots": "stripes_b:Stripes"}}, {"stripes_b.py": STRIPES}
+            "Stripes_B", {"saev.datasets": {"bands": "stripes_b:Stripes", "spots": "stripes_b:Stripes"}}, {"stripes_b.py": STRIPES}
         ),
         build_wheel("rotten", {"saev.datasets": {"rotten": "rotten:Gone"}}, {"rotten.py": "import a_library_that_is_not_there\n"}),
         build_wheel("hollow", {"saev.models": {"hollow": "hollow:Hollow"}}, {"hollow.py": "class Hollow: pass\n"}),
@@ -59,7 +59,7 @@ def test_every_plugin_is_listed_from_metadata_without_importing_any(saev: Saev, 
     done = saev("plugins", "--json", path=world)
     assert done.returncode == 0, done.stderr
     listed = {(p["kind"], p["name"], p["dist"]) for p in json.loads(done.stdout)}
-    assert {("dataset", "stripes", "stripes-a"), ("dataset", "stripes", "stripes-b"), ("dataset", "rotten", "rotten")} <= listed
+    assert {("dataset", "bands", "stripes-a"), ("dataset", "bands", "stripes-b"), ("dataset", "rotten", "rotten")} <= listed
     assert ("model", "tiny", "saev-core") in listed
 
 
@@ -83,16 +83,16 @@ def ask(saev: Saev, world: Path, dataset: str) -> tuple[int, str]:
 
 
 def test_two_distributions_with_one_name_are_both_named_with_the_spelling_that_chooses(saev: Saev, world: Path) -> None:
-    code, text = ask(saev, world, "stripes")
+    code, text = ask(saev, world, "bands")
     assert code == 2
     assert text.splitlines() == [
-        "saev: dataset 'stripes' is offered by stripes-a and stripes-b; choose with stripes-a:stripes or stripes-b:stripes."
+        "saev: dataset 'bands' is offered by stripes-a and stripes-b; choose with stripes-a:bands or stripes-b:bands."
     ]
 
 
 def test_dist_and_name_chooses_also_with_a_main_option(saev: Saev, world: Path) -> None:
-    assert ask(saev, world, "stripes-b:stripes") == (0, "")
-    assert ask(saev, world, "Stripes.B:stripes:7") == (0, "")
+    assert ask(saev, world, "stripes-b:bands") == (0, "")
+    assert ask(saev, world, "Stripes.B:bands:7") == (0, "")
 
 
 def test_a_broken_neighbour_hurts_nobody(saev: Saev, world: Path) -> None:
