@@ -123,3 +123,9 @@ def test_rows_start_at_centroids_and_reconstruct() -> None:
 def test_unit_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="lie in the hull"):
         small(normalize_w_dec=True)
+
+
+@pytest.mark.parametrize("option", [{"ghost": 1.0}, {"resample_every": 10}])
+def test_ways_to_revive_features_outside_the_hull_are_refused(option: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="cannot revive dead features"):
+        small(**option)

@@ -86,6 +86,10 @@ class SAEConfig(PluginConfig):
     """Keep decoder rows at length 1."""
     remove_parallel_grads: bool = True
     """Take out the part of the decoder's gradient that only changes its rows' lengths."""
+    ghost: float = Field(default=0.0, ge=0)
+    """Weight of ghost gradients, which revive dead features; 1 as published, 0: none."""
+    resample_every: int = Field(default=0, ge=0)
+    """Steps between resamplings of dead features, in the first four fifths of the run; 0: none."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """This configuration for inputs of width `d_in`, with `d_sae` settled.

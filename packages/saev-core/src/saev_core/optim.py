@@ -53,6 +53,16 @@ class Adam:
             maximize=False,
         )
 
+    @torch.no_grad()
+    def forget(self, features: Tensor, d_sae: int) -> None:
+        """Drop what is remembered of some features: in every parameter, along the axis that is `d_sae` long."""
+        for name, p in self._parameters.items():
+            # W_enc is [d_in, d_sae], everything else has features first: with d_in = d_sae the name decides.
+            axis = p.ndim - 1 if name == "W_enc" else 0
+            if p.ndim and p.shape[axis] == d_sae and name != "b_dec":
+                self._mean[name].index_fill_(axis, features, 0)
+                self._square[name].index_fill_(axis, features, 0)
+
     def tensors(self) -> dict[str, Tensor]:
         """The state, to be saved; the tensors themselves, not copies."""
         kinds = {"mean": self._mean, "square": self._square, "count": self._count}

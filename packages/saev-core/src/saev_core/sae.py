@@ -85,6 +85,8 @@ class SAE(nn.Module):
         super().__init__()
         if cfg.d_in < 1 or cfg.d_sae < 1:
             raise ConfigError("an SAE needs d_in and d_sae; use cfg.sized(d_in) or make_sae.")
+        if cfg.ghost and self.tied:
+            raise ConfigError("ghost gradients act on an encoder, and this SAE has none; leave sae.ghost out.")
         self.cfg = cfg
         self.work = Workspace()
         W_dec = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
@@ -194,6 +196,24 @@ class SAE(nn.Module):
             initialise_from_data(self, x, generator)
         elif not self.tied:
             calibrate(self, x)
+
+    def revive(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> None:
+        """Add ghost gradients of dead features to what `backward` left, if `cfg.ghost`; see `saes.revive`."""
+        from saev_core.saes.revive import ghost_backward
+
+        if self.cfg.ghost and progress.dead is not None:
+            ghost_backward(self, x, x - step.x_hat, progress.dead)
+
+    def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
+        """Start dead features anew after a step, if `cfg.resample_every` says so; which ones, for the optimiser to forget."""
+        from saev_core.saes.revive import resample
+
+        every, done = self.cfg.resample_every, progress.step + 1
+        # A feature that starts in the last fifth, when the learning rate falls, would not become anything.
+        if not every or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
+            return None
+        dead = progress.dead & (step.counts() == 0)
+        return resample(self, x, x - step.x_hat, dead, progress.generator) if bool(dead.any()) else None
 
     @torch.no_grad()
     def project_gradient(self) -> None:

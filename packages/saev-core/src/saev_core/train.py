@@ -124,6 +124,7 @@ class Job:
         dead = self.dead(seen)
         progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
         done = self.sae.backward(x, progress)
+        self.sae.revive(x, done, progress)
         self.sae.project_gradient()
         # A baseline fitted by its own rule has no parameters, of which torch would warn.
         if self.clip and (parameters := list(self.sae.parameters())):
@@ -131,6 +132,9 @@ class Job:
         self.adam.step(self.lr * self.schedule.lr_factor(step))
         self.sae.after_step()
         self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
+        if (anew := self.sae.resample(x, done, progress)) is not None:
+            self.adam.forget(anew, self.sae.d_sae)
+            self.fired_at[anew] = seen + len(x)
         return done
 
     def tensors(self) -> dict[str, Tensor]:

@@ -9,11 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saev_core.config import SAEConfig
+from saev_core.errors import ConfigError
 from saev_core.sae import SAE, Progress, Step
 
 
 def as_buffers(sae: SAE, *names: str) -> None:
-    """Make parameters plain tensors, which no optimiser moves; a checkpoint holds them as before."""
+    """Make parameters plain tensors, which no optimiser moves; a checkpoint holds them as before.
+
+    Raises:
+        ConfigError: dead features are to be revived in weights that are no parameters.
+    """
+    if sae.cfg.ghost or sae.cfg.resample_every:
+        raise ConfigError(f"{type(sae).__name__} cannot revive dead features; leave sae.ghost and sae.resample_every out.")
     for name in names:
         value: Tensor = getattr(sae, name).detach()
         delattr(sae, name)

@@ -1,0 +1,76 @@
+"""Two older ways to revive dead features, beside AuxK, for any variant with an encoder: ghost gradients and resampling.
+
+Sources: Jermyn and Templeton 2024, Ghost Grads. https://transformer-circuits.pub/2024/jan-update/index.html
+Bricken et al. 2023, Towards Monosemanticity, appendix "Neuron Resampling".
+https://transformer-circuits.pub/2023/monosemantic-features
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.kernels import grad
+from saev_core.sae import SAE
+
+ENCODER_SHARE = 0.2
+"""Length of a resampled feature's encoder column over the mean length of living ones."""
+
+
+def ghost_loss(
+    x: Float[Tensor, "n d_in"],
+    error: Float[Tensor, "n d_in"],
+    W_enc: Float[Tensor, "d_in n_dead"],
+    b_enc: Float[Tensor, " n_dead"],
+    W_dec: Float[Tensor, "n_dead d_in"],
+) -> Float[Tensor, ""]:
+    """mean |e - c e_ghost|^2 with e_ghost = exp(x W_enc + b_enc) W_dec, over the dead features alone; differentiable.
+
+    c halves the length of each e_ghost against e, and the whole is scaled to the reconstruction error mean |e|^2; both
+    factors and e are taken as given.
+    """
+    error = error.detach()
+    pre = x @ W_enc + b_enc
+    # A common factor of exp cancels in c: taken out, nothing overflows.
+    ghost = (pre - pre.detach().amax(1, keepdim=True)).exp() @ W_dec
+    lengths = ghost.detach().norm(dim=1, keepdim=True).clamp_min(1e-30)
+    ghost = ghost * (error.norm(dim=1, keepdim=True) / (2 * lengths))
+    loss: Tensor = (error - ghost).square().sum(1).mean()
+    return loss * (error.square().sum(1).mean() / loss.detach().clamp_min(1e-30))
+
+
+def ghost_backward(sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]) -> None:
+    """Add the gradient of `ghost_loss`, times `cfg.ghost`, to what is in the parameters' `.grad`."""
+    pick = dead.nonzero().view(-1)
+    leaves = [w.detach().requires_grad_() for w in (sae.W_enc[:, pick], sae.b_enc[pick], sae.W_dec[pick])]
+    with torch.enable_grad():
+        loss = ghost_loss(x, error, *leaves) * sae.cfg.ghost
+    d_enc, d_bias, d_dec = torch.autograd.grad(loss, leaves)
+    grad(sae.W_enc).index_add_(1, pick, d_enc)
+    grad(sae.b_enc).index_add_(0, pick, d_bias)
+    grad(sae.W_dec).index_add_(0, pick, d_dec)
+
+
+@torch.no_grad()
+def resample(
+    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], generator: torch.Generator | None
+) -> Int[Tensor, " n_dead"]:
+    """Give each dead feature the direction of a badly reconstructed vector of the batch; returns which.
+
+    Vectors are drawn in proportion to |error|^4, the square of their loss. W_dec becomes (x - b_dec) / |x - b_dec|, the
+    encoder's column the same at 0.2 of the living ones' mean length, and its bias what makes it see x - b_dec.
+    """
+    pick = dead.nonzero().view(-1)
+    reach = error.double().square().sum(1).square().cumsum(0)
+    at = torch.rand(len(pick), dtype=torch.float64, generator=generator).to(x.device) * reach[-1]
+    vectors = x[torch.searchsorted(reach, at, right=True).clamp_max_(len(x) - 1)] - sae.b_dec
+    rows = F.normalize(vectors, dim=1)
+    sae.W_dec[pick] = rows
+    if not sae.tied:
+        living = sae.W_enc[:, ~dead].norm(dim=0)
+        columns = rows * (ENCODER_SHARE * (float(living.mean()) if len(living) else 1.0))
+        sae.W_enc[:, pick] = columns.T
+        sae.b_enc[pick] = -(columns @ sae.b_dec)
+    return pick
