@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -24,8 +24,13 @@ class MatchingPursuitConfig(SAEConfig):
 
     main = "k"
 
-    k: int = Field(default=32, ge=1)
-    """Steps of the pursuit: at most so many features are active per vector."""
+    k: int = Field(default=0, ge=0)
+    """Steps of the pursuit: at most so many features are active per vector; 0: one in 64, from 8 to 32."""
+
+    def sized(self, d_in: int, n_vectors: int = 0) -> Self:
+        """As `SAEConfig.sized`, with `k` settled too, as for `topk`."""
+        cfg = super().sized(d_in, n_vectors)
+        return cfg if cfg.k else cfg.model_copy(update={"k": min(max(cfg.d_sae // 64, 8), 32, cfg.d_sae)})
 
 
 class MatchingPursuit(SAE):
@@ -51,6 +56,7 @@ class MatchingPursuit(SAE):
 
     def __init__(self, cfg: MatchingPursuitConfig, generator: torch.Generator | None = None) -> None:
         """Raises ConfigError where k exceeds d_sae, or rows are not kept at length 1."""
+        cfg = cfg if cfg.k else cfg.sized(cfg.d_in)
         super().__init__(cfg, generator)
         if cfg.k > cfg.d_sae:
             raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")

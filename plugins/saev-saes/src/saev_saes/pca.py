@@ -23,20 +23,21 @@ class PCAConfig(SAEConfig):
 
     main = "k"
 
-    k: int = Field(default=32, ge=1)
-    """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector."""
+    k: int = Field(default=0, ge=0)
+    """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; 0: half of `d_sae`, or 32 where that is 0."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """As `SAEConfig.sized`; `d_sae` is 2 k.
+        """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k settled; the number of vectors bounds neither.
 
         Raises:
             ConfigError: k exceeds `d_in`, or `d_sae` is another number.
         """
-        if self.k > d_in:
-            raise ConfigError(f"sae.k is {self.k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
-        if self.d_sae not in (0, 2 * self.k):
-            raise ConfigError(f"pca has 2 sae.k = {2 * self.k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
-        return super().sized(d_in, n_vectors).model_copy(update={"d_sae": 2 * self.k})
+        k = self.k or (self.d_sae // 2 if self.d_sae else min(32, d_in))
+        if k > d_in:
+            raise ConfigError(f"sae.k is {k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
+        if self.d_sae not in (0, 2 * k):
+            raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
+        return super().sized(d_in, n_vectors).model_copy(update={"k": k, "d_sae": 2 * k})
 
 
 class PCA(Fitted):
