@@ -185,3 +185,16 @@ def test_its_own_store_and_other_images_of_the_same_model_are_let_in() -> None:
     checkpoint().check(store(dataset={"name": "photos"}, n_images=9), same_data=False)
     with pytest.raises(CheckpointError, match="trained on model"):
         checkpoint().check(store(model={"name": "clip"}), same_data=False)
+
+
+def test_an_option_that_a_later_version_adds_leaves_the_fingerprint() -> None:
+    class Later(TopKConfig):
+        added: int = 3
+
+    sae = TopK(TopKConfig(d_in=4, d_sae=8, k=2))
+    old = Checkpoint(sae, Norm.identity(4), {"name": "topk"}, "resid.0", ReadConfig())
+    before = old.fingerprint
+    sae.cfg = Later(d_in=4, d_sae=8, k=2)
+    assert old.fingerprint == before
+    sae.cfg = Later(d_in=4, d_sae=8, k=2, added=4)
+    assert old.fingerprint != before

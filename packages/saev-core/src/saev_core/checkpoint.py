@@ -79,8 +79,10 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """sha256 over the SAE, its normaliser, site and reading, 64 hex digits; the evaluation card is not part of it."""
         meta = self._meta()
-        parts = {key: meta[key] for key in ("ref", "sae", "norm_scale", "site", "read", "store")}
-        parts["ref"] = parts["ref"]["name"]
+        parts = {key: meta[key] for key in ("norm_scale", "site", "store")}
+        # Without what stands at its default: an option that a later version adds must not make this another checkpoint.
+        parts |= {"ref": self.ref["name"], "sae": self.sae.cfg.model_dump(mode="json", exclude_defaults=True)}
+        parts["read"] = self.read.model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(json.dumps([parts, _digest(self._weights())], sort_keys=True).encode()).hexdigest()
 
     def _weights(self) -> bytes:

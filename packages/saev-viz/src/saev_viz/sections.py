@@ -40,7 +40,7 @@ def head(have: Contents, toc: str) -> str:
     if "l0" in card:
         tiles.append(("Active at once", number(card["l0"]), "features per vector (L0)"))
     if "dead" in card:
-        tiles.append(("Dead", percent(card["dead"]), "never fire"))
+        tiles.append(("Dead", percent(card["dead"]), "silent on held-out images"))
     if "mean" in have.recovery:
         tiles.append(("Truth recovered", f"{have.recovery['mean']:.2f}", "mean F1 of the best features"))
     grid = "".join(f'<div class="tile"><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>' for a, b, c in tiles)
