@@ -108,6 +108,13 @@ class Archetypal(TopK):
         self.b_enc.copy_(-(self.b_dec @ self.W_enc))
         calibrate(self, x[:CALIBRATE_ON])
 
+    def default_lr(self) -> float:
+        """Four times the usual: entries of A have all the way from 0 to 1 to go.
+
+        `tiny` on 400 `shapes`, 585 steps, held-out NMSE: 2e-3 .097, 4e-3 .084, 8e-3 .076, 16e-3 .083.
+        """
+        return 4 * super().default_lr()
+
     def _spread(self, generator: torch.Generator | None) -> None:
         """Row i at centroid i; where there are more rows, the others halfway between two."""
         m, p = self.A.shape
