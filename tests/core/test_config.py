@@ -6,8 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from saev_core.cli.options import FLAGS, Flags
-from saev_core.config import ConfigError, PluginConfig, RunConfig, SAEConfig, load_toml, merge, set_key, validate
-from saev_core.run import differences
+from saev_core.config import ConfigError, PluginConfig, RunConfig, SAEConfig, differences, load_toml, merge, set_key, validate
 
 
 def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:

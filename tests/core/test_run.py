@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from saev_core.config import ConfigError, RunConfig, TrainConfig, validate
+from saev_core.config import ConfigError, RunConfig, TrainConfig, differences, validate
 from saev_core.errors import DeviceError, RunError, UnknownPluginError
-from saev_core.run import Run, check_config, default_path, differences, write_json
+from saev_core.run import Run, check_config, default_path, write_json
 
 
 def test_a_run_opens_with_the_configuration_and_plugin_versions_it_was_made_with(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saev_core.config import RunConfig, validate
+from saev_core.config import RunConfig, differences, validate
 from saev_core.errors import RunError
 
 FORMAT = 1
@@ -157,16 +157,6 @@ class Run:
         return changes
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, old, new) for every leaf in which two nested dicts differ; None where a side lacks it."""
-    for key in [*old, *(key for key in new if key not in old)]:
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
-
-
 def _text(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
 
@@ -225,4 +215,4 @@ def default_path(config: RunConfig, date: str) -> Path:
     return Path("runs") / f"{date}-{plain(config.model.name)}-{plain(config.dataset.name)}"
 
 
-__all__ = ["FORMAT", "STAGES", "Run", "check_config", "default_path", "differences", "plugin_versions", "write_json"]
+__all__ = ["FORMAT", "STAGES", "Run", "check_config", "default_path", "plugin_versions", "write_json"]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, ValidationError, model_validator
 
 from saev_core.arrays import Arrays, Reader, Table, create_arrays, local_path
-from saev_core.config import Config
+from saev_core.config import Config, differences
 from saev_core.errors import StoreError
 from saev_core.norm import Norm
 from saev_core.progress import Track, silent
@@ -181,8 +181,8 @@ class ActivationStore:
         if self.meta.fingerprint == meta.fingerprint:
             return self
         have, want = self.meta.model_dump(exclude={"versions"}), meta.model_dump(exclude={"versions"})
-        differences = "; ".join(f"{key} {a} there, {b} here" for key, a, b in _differences(have, want))
-        raise StoreError(f"{self.url} was recorded otherwise ({differences}); record into another folder with --store.")
+        changed = "; ".join(f"{key} {a} there, {b} here" for key, a, b in differences(have, want))
+        raise StoreError(f"{self.url} was recorded otherwise ({changed}); record into another folder with --store.")
 
     @property
     def n_images(self) -> int:
@@ -412,14 +412,3 @@ def _create_group(url: str, meta: StoreMeta) -> None:
 
     group = zarr.create_group(url, overwrite=True, attributes={"saev": meta.model_dump(mode="json")})
     create_arrays(group, meta.image_tables())
-
-
-def _differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key in dict.fromkeys([*have, *want]):
-        a, b = have.get(key), want.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append((f"{prefix}{key}", a, b))
-    return found
