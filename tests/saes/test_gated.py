@@ -69,3 +69,17 @@ def test_magnitudes_start_as_the_gates_own() -> None:
     sae.initialise(x, torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(sae.encode(x), sae.pre(x).relu(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_resampled_feature_has_the_magnitude_of_its_gate() -> None:
+    sae, x = small(), torch.randn(150, 24, generator=torch.Generator().manual_seed(1)).double()
+    sae.cfg = sae.cfg.model_copy(update={"resample_every": 10})
+    with torch.no_grad():
+        sae.b_enc[:5] = -100
+    progress = Progress(9, 100, torch.arange(56) < 5, torch.Generator().manual_seed(0))
+    anew = sae.resample(x, sae.backward(x, progress), progress)
+    assert anew is not None
+    assert anew.tolist() == [0, 1, 2, 3, 4]
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x)[:, :5], sae.pre(x)[:, :5].relu())
+        assert bool((sae.encode(x)[:, :5] > 0).any(0).all())

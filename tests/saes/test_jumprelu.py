@@ -88,16 +88,27 @@ def test_training_arrives_at_the_l0_that_was_asked_for(target: float) -> None:
     assert float(checkpoint.codes(x).counts().sum()) / len(x) == pytest.approx(target, rel=0.15)
 
 
-def test_thresholds_start_at_the_wanted_l0_unless_one_is_given() -> None:
+def test_thresholds_start_at_four_times_the_wanted_l0_unless_one_is_given() -> None:
     x = planted(4000)[0]
     x = ArraySource(x).norm(x)
     for theta in (0.0, 0.3):
-        sae = JumpReLU(JumpReLUConfig(d_in=32, d_sae=96, l0=6, theta=theta))
+        sae = JumpReLU(JumpReLUConfig(d_in=32, d_sae=96, l0=3, theta=theta))
         sae.initialise(x, torch.Generator().manual_seed(0))
         if theta:
             torch.testing.assert_close(sae.theta.detach(), torch.full((96,), 0.3 * 32**0.5))
         else:
-            assert float(sae.codes(x).counts().sum()) / len(x) == pytest.approx(6, rel=0.1)
+            assert float(sae.codes(x).counts().sum()) / len(x) == pytest.approx(12, rel=0.1)
+
+
+def test_a_resampled_feature_is_active_on_something() -> None:
+    sae, x = small(resample_every=10), vectors()
+    with torch.no_grad():
+        sae.theta[:5] = 100
+    progress = Progress(9, 100, torch.arange(56) < 5, torch.Generator().manual_seed(0))
+    anew = sae.resample(x, sae.backward(x, progress), progress)
+    assert anew is not None
+    assert anew.tolist() == [0, 1, 2, 3, 4]
+    assert bool((sae.codes(x).counts()[:5] > 0).all())
 
 
 def test_a_target_above_the_number_of_features_is_refused() -> None:

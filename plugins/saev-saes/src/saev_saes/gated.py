@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -126,3 +126,11 @@ class Gated(SAE):
         # Magnitudes start as the gates' own; the encoder's scale is fitted to what they then give.
         self.b_mag.copy_(self.b_enc)
         self.b_mag.mul_(calibrate(self, x[-4096:]))
+
+    @torch.no_grad()
+    def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
+        anew = super().resample(x, step, progress)
+        if anew is not None:
+            self.b_mag[anew] = self.b_enc[anew]
+            self.r_mag[anew] = 0.0
+        return anew

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,7 +16,12 @@ from saev_core.errors import ConfigError
 from saev_core.kernels import SPARSE_BELOW, backward_codes, grad
 from saev_core.sae import SAE, Progress, Step
 from saev_core.saes.init import calibrate
+from saev_core.saes.revive import ENCODER_SHARE
 from saev_saes.thresholds import encode_above
+
+START = 4
+"""Active features at the start over the wanted number. On 128-wide activations of drawn scenes (d_sae 512, l0 16, 390 steps)
+1, 4 and 10 ended with a held-out NMSE of .049, .044 and .0435 and 72, 50 and 52 % dead, all three at an L0 of 16.1 to 16.3."""
 
 
 class JumpReLUConfig(SAEConfig):
@@ -36,7 +41,7 @@ class JumpReLUConfig(SAEConfig):
     """Width epsilon of the window around a threshold in which its gradient is estimated. Published: 0.001 for batches of
     4096 vectors on 131,072 features; smaller runs see too few values in so narrow a window."""
     theta: float = Field(default=0.0, ge=0)
-    """Threshold to start with (published: 0.001); 0: the one that gives `l0` active features on the first vectors."""
+    """Threshold to start with (published: 0.001); 0: the one that gives four times `l0` active features on the first vectors."""
     tanh_c: float = Field(default=4.0, gt=0)
     """Steepness c of `sparsity` tanh, for f in units of sqrt(d_in)."""
 
@@ -51,8 +56,8 @@ class JumpReLU(SAE):
         df/dh = H(h - theta),   dH/dh = 0.
 
     The published loss is on vectors of length 1; ours is d_in times that. Adam runs without momentum (beta1 = 0), as
-    published. Thresholds start where the data put them at the wanted L0, instead of at 0.001 from where a short run
-    never arrives.
+    published. Thresholds start where the data put them at four times the wanted L0, instead of at 0.001, from where a short
+    run never arrives.
 
     Source: Rajamanoharan et al. 2024, Jumping Ahead. https://arxiv.org/abs/2407.14435 (loss with a target L0: section 6).
     tanh: Conerly et al. 2025, https://transformer-circuits.pub/2025/january-update/index.html, without its pre-activation
@@ -155,10 +160,19 @@ class JumpReLU(SAE):
             return
         sample = x[:2048]
         h = self.pre(sample).reshape(-1)
-        n_active = min(len(h), max(1, round(self.cfg.l0 * len(sample))))
+        n_active = min(len(h), max(1, round(START * self.cfg.l0 * len(sample))))
         # Positive, or a threshold would be active on nothing and learn nothing.
         self.theta.fill_(max(1e-3 * math.sqrt(self.d_in), float(h.topk(n_active, sorted=False).values.min())))
         self.theta.mul_(calibrate(self, x[-4096:]))
+
+    @torch.no_grad()
+    def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
+        anew = super().resample(x, step, progress)
+        if anew is not None:
+            # As selective as the living ones, at the length of the new encoder columns.
+            living = self.theta[step.counts() > 0]
+            self.theta[anew] = ENCODER_SHARE * (living.mean() if len(living) else self.theta.mean())
+        return anew
 
     @torch.no_grad()
     def after_step(self) -> None:
