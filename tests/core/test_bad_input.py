@@ -308,3 +308,8 @@ def test_a_checkpoint_of_another_store_layer_or_format_or_damaged(fails, run: Pa
     data[-9] ^= 1
     weights.write_bytes(data)
     assert "checksum differs" in fails(1, "index", run)
+
+
+def test_an_sae_that_cannot_be_built_is_refused_before_anything_is_recorded(fails, tmp_path: Path) -> None:
+    assert "sae.k is 99999, but there are only" in fails(2, "run", *TINY, "--sae", "topk:99999", "--out", "r")
+    assert not (tmp_path / "r" / "store").exists()

@@ -74,6 +74,9 @@ class Pipeline:
         wanted = list(stages)
         self._emit("run_started", config=self.run.config.model_dump(mode="json"))
         try:
+            if "record" in wanted and "train" in wanted and not self._is_recorded():
+                # An SAE that cannot be built is refused now, not after hours of recording.
+                make_sae(self.run.config.sae, self.model.d_model)
             for stage in STAGES:
                 if stage in wanted:
                     getattr(self, stage)()
