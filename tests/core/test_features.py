@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from saev_core import top_images
+from saev_core.accumulator import PERCENTILES, FeatureAccumulator
 from saev_core.checkpoint import Checkpoint, ref_of
 from saev_core.codes import Codes
 from saev_core.config import IndexConfig, PluginRef, ReadConfig, validate
 from saev_core.errors import CheckpointError, RunError, StoreError
-from saev_core.features import PERCENTILES, FeatureAccumulator, FeatureIndex, index_features
+from saev_core.features import FeatureIndex, index_features
 from saev_core.histogram import LogHistogram, edges
 from saev_core.norm import Norm
 from saev_core.sae import make_sae

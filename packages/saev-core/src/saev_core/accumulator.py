@@ -1,0 +1,191 @@
+"""`FeatureAccumulator`: what an index says of every feature, gathered in one pass over the images and written at its end."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Int
+from zarr.codecs import ZstdCodec
+
+from saev_core.codes import Codes
+from saev_core.errors import StoreError
+from saev_core.histogram import LogHistogram
+from saev_core.top_images import TopImages, roomy
+
+FORMAT = 1
+"""Version of the index's layout; another one is refused."""
+PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+"""Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""
+
+
+class FeatureAccumulator:
+    """One pass over images: feed batches of codes in ascending image order, then `write`.
+
+    Memory depends on the number of features, of kept images, of patches and of labels, never on that of images.
+    """
+
+    def __init__(
+        self, d_sae: int, n_patches: int, top_k: int, *, n_labels: int = 0, wide: bool = False, folder: Path | None = None
+    ) -> None:
+        """
+        Args:
+            n_labels: labels are 0 to `n_labels - 1`; 0: none are known.
+            wide: count in 64 bits, for more than 2^31 vectors.
+            folder: where arrays above 1 GiB are paged to; None: all in memory.
+        """
+        self.d_sae, self.n_patches, self.n_labels = d_sae, n_patches, n_labels
+        self.n_images = self.n_vectors = 0
+        self.histogram = LogHistogram(d_sae, wide=wide)
+        self.top = TopImages(d_sae, top_k, n_patches, folder=folder)
+        self.sum = np.zeros(d_sae)
+        self.max = np.zeros(d_sae, np.float32)
+        self.images_firing = np.zeros(d_sae, np.int64)
+        self.position = np.zeros((d_sae, n_patches), np.float32)
+        self.label_count = roomy((n_labels, d_sae), np.int32, folder)
+        self.label_images = np.zeros(n_labels, np.int64)
+
+    def add(self, index: Int[np.ndarray, " b"], codes: Codes | Sequence[Codes], labels: Int[np.ndarray, " b"] | None = None) -> None:
+        """Images `index`, with the codes of all their patches in order: row `i * n_patches + token`.
+
+        Args:
+            codes: of several layers one each, where the SAE reads them as so many examples; every vector then counts
+                for frequency and mean, and a heat map shows each patch's largest value over the layers.
+            labels: their labels, -1 where unknown.
+
+        Raises:
+            ValueError: the images do not ascend, or the codes are not theirs.
+        """
+        b = len(index)
+        parts = [codes] if isinstance(codes, Codes) else codes
+        for part in parts:
+            if len(part) != b * self.n_patches or part.d_sae != self.d_sae:
+                raise ValueError(f"{len(part)} codes of {part.d_sae} features are not those of {b} images of {self.n_patches} patches.")
+        value, feature, row = _joined(parts)
+        row, token = np.divmod(row, self.n_patches)
+        if not np.isfinite(value).all():
+            raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} gives feature values that are not finite; run saev store verify.")
+        peak = np.zeros((b, self.d_sae), np.float32)
+        np.maximum.at(peak.reshape(-1), row * self.d_sae + feature, value)
+        fired = peak > 0
+
+        self.n_images += b
+        self.n_vectors += b * self.n_patches * len(parts)
+        self.histogram.add(feature, value)
+        self.sum += np.bincount(feature, weights=value, minlength=self.d_sae)
+        np.add.at(self.position.reshape(-1), feature * self.n_patches + token, value)
+        np.maximum(self.max, peak.max(0, initial=0), out=self.max)
+        self.images_firing += fired.sum(0)
+        if labels is not None:
+            for label, line in zip(labels, fired, strict=True):
+                if 0 <= label < self.n_labels:
+                    self.label_images[label] += 1
+                    self.label_count[label] += line
+        self.top.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value)
+
+    def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
+        """What is known of every feature, but for heat maps and label counts."""
+        self.top.merge()
+        n = self.histogram.total
+        found = self.histogram.percentiles(percentiles)
+        return {
+            "frequency": n / max(self.n_vectors, 1),
+            "image_frequency": self.images_firing / max(self.n_images, 1),
+            "mean": (self.sum / np.maximum(n, 1)).astype(np.float32),
+            "max": self.max,
+            # A bin's middle may lie above the largest value in it.
+            "percentiles": np.minimum(found, self.max[:, None]).astype(np.float32),
+            "histogram": self.histogram.coarse(),
+            "position": self.position / np.maximum(self.sum, np.finfo(np.float32).tiny)[:, None].astype(np.float32),
+            "top_index": self.top.image,
+            "top_token": self.top.token,
+            "top_value": self.top.value,
+        }
+
+    def write(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float] = PERCENTILES) -> None:
+        """The index as a zarr group at `path`, whole or not at all; one that is there is replaced.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        part = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            self._fill(part, attributes, percentiles)
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            part.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            why = error.strerror or error
+            raise StoreError(f"{path}: the feature index cannot be written ({why}); free space or choose another --out.") from None
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _fill(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float]) -> None:
+        group = zarr.open_group(path, mode="w-", zarr_format=3)
+        for name, array in self.arrays(percentiles).items():
+            chunks = (min(1024, self.d_sae), *array.shape[1:])
+            group.create_array(name, data=array, chunks=chunks, compressors=ZstdCodec(level=1))
+        if self.n_labels:
+            step = min(256, self.d_sae)
+            counts = group.create_array(
+                "label_count",
+                shape=(self.d_sae, self.n_labels),
+                dtype="int32",
+                chunks=(step, self.n_labels),
+                compressors=ZstdCodec(level=1),
+            )
+            for start in range(0, self.d_sae, step):
+                counts[start : start + step] = self.label_count[:, start : start + step].T
+            group.create_array("label_images", data=self.label_images)
+        k = self.top.value.shape[1]
+        inner = max(1, min(8, self.d_sae))
+        shard = inner * max(1, min(64, math.ceil(self.d_sae / inner)))
+        maps = group.create_array(
+            "top_map",
+            shape=(self.d_sae, k, self.n_patches),
+            dtype="float16",
+            chunks=(inner, k, self.n_patches),
+            shards=(shard, k, self.n_patches),
+            compressors=ZstdCodec(level=1),
+        )
+        for start in range(0, self.d_sae, shard):
+            maps[start : start + shard] = self.top.maps(start, min(start + shard, self.d_sae))
+        group.attrs.update(
+            {
+                "saev_features": FORMAT,
+                "n_images": self.n_images,
+                "n_vectors": self.n_vectors,
+                "percentiles": list(percentiles),
+                "histogram_edges": "2^-20 to 2^20, four bins an octave",
+                "percentile_error": 1 / 64,
+                "top_by": "largest patch value; of equal images the lower number",
+                **attributes,
+            }
+        )
+
+
+def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, feature and row of every active code of all parts, rows ascending."""
+    value, feature, row = (
+        np.concatenate([part.cpu().numpy() for part in each])
+        for each in zip(*((c.value.detach().float(), c.feature, c.rows) for c in parts), strict=True)
+    )
+    if len(parts) > 1:
+        order = np.argsort(row, kind="stable")
+        value, feature, row = value[order], feature[order], row[order]
+    if not (value > 0).all():
+        live = ~(value <= 0)  # not `value > 0`: what is not a number must be seen and refused
+        value, feature, row = value[live], feature[live], row[live]
+    return value, feature, row
