@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core.codes import Codes
-from saev_core.kernels import ROWS, SPARSE_BELOW, Workspace, encode_relu, encode_top_k, top_k
+from saev_core.kernels import ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
 from saev_core.sae import Progress
 from saev_core.saes.relu import ReLU, ReLUConfig
 from saev_core.saes.topk import TopK, TopKConfig
@@ -54,7 +54,7 @@ def test_chunking_changes_nothing(n: int) -> None:
     pre = x @ W + b
     dense = torch.zeros_like(pre).scatter(1, (top := pre.relu().topk(5)).indices, top.values)
     torch.testing.assert_close(encode_top_k(x, W, b, 5, Workspace()).dense(), dense)
-    codes = encode_relu(x, W, b, Workspace())
+    codes = encode_above(x, W, b, Workspace())
     assert codes is not None
     torch.testing.assert_close(codes.dense(), pre.relu())
     assert len(codes) == n
@@ -62,8 +62,8 @@ def test_chunking_changes_nothing(n: int) -> None:
 
 def test_dense_batches_are_turned_away_from_the_sparse_path() -> None:
     x, W = torch.randn(40, 8), torch.randn(8, 50)
-    assert encode_relu(x, W, torch.full((50,), 9.0), Workspace(), below=SPARSE_BELOW) is None
-    assert encode_relu(x, W, torch.full((50,), -99.0), Workspace(), below=SPARSE_BELOW) is not None
+    assert encode_above(x, W, torch.full((50,), 9.0), Workspace(), below=SPARSE_BELOW) is None
+    assert encode_above(x, W, torch.full((50,), -99.0), Workspace(), below=SPARSE_BELOW) is not None
 
 
 @pytest.mark.parametrize("shift", [0.0, -1.2, -2.5, -99.0])

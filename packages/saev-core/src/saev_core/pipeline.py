@@ -145,7 +145,7 @@ class Pipeline:
             self.say(f"record: {self._store_text()}")
         self._note("record")
         self.summary["n_images"] = self.store.n_images
-        self.summary["n_missing"] = max(int((self.store.done(site) == 2).sum()) for site in self.store.sites)
+        self.summary["n_missing"] = self._n_missing()
 
     def _is_recorded(self) -> bool:
         url = self.run.store_url
@@ -158,8 +158,12 @@ class Pipeline:
 
     def _store_text(self) -> str:
         sites = ", ".join(map(str, self.store.sites))
-        n_missing = max((int((self.store.done(site) == 2).sum()) for site in self.store.sites), default=0)
+        n_missing = self._n_missing()
         return f"{self.store.n_images:,} images at {sites}" + (f", {n_missing:,} missing" if n_missing else "")
+
+    def _n_missing(self) -> int:
+        """Images recorded as missing, at the site that lacks most."""
+        return max((int((self.store.done(site) == 2).sum()) for site in self.store.sites), default=0)
 
     def train(self) -> None:
         """Activation store to checkpoint."""

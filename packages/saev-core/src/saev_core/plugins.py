@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from saev_core.config import PluginConfig, PluginRef, validate
-from saev_core.errors import ConfigError, PluginError, UnknownPluginError
+from saev_core.errors import PluginError, UnknownPluginError
 
 GROUPS = {
     "model": "saev.models",
@@ -197,12 +197,8 @@ def resolve(kind: str, ref: PluginRef | str) -> tuple[Any, Any]:
         ref = parse_ref(kind, ref)
     plugin = find(kind, ref.name)
     config = config_class(plugin)
-    return plugin.load(), validate(config, _from_text(config, ref.options), where=f"{kind}.options")
-
-
-def _from_text(config: type[PluginConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they came from a command line: `topk:32` carries text, which pydantic turns into the field's type."""
-    return {key.replace("-", "_"): value for key, value in options.items()}
+    options = {key.replace("-", "_"): value for key, value in ref.options.items()}
+    return plugin.load(), validate(config, options, where=f"{kind}.options")
 
 
 def check(kind: str) -> list[tuple[Plugin, str]]:
@@ -224,4 +220,4 @@ def _canonical(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-__all__ = ["GROUPS", "OUR_DISTS", "ConfigError", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]
+__all__ = ["GROUPS", "OUR_DISTS", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]

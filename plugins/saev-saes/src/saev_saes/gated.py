@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
-from saev_core.kernels import SPARSE_BELOW, encode_relu, grad
+from saev_core.kernels import SPARSE_BELOW, encode_above, grad
 from saev_core.sae import SAE, Progress, Step
 from saev_core.saes.init import calibrate
 
@@ -60,7 +60,7 @@ class Gated(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        gates = encode_relu(x, self.W_enc, self.b_enc, self.work)
+        gates = encode_above(x, self.W_enc, self.b_enc, self.work)
         assert gates is not None
         return replace(gates, value=self._sizes(gates)[1])
 
@@ -84,7 +84,7 @@ class Gated(SAE):
         return Step(error + by_gate + open_.sum(-1).mean() * self.weight(progress), x_hat, z, {"mse": float(error.detach())})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        gates = None if x.is_cuda else encode_relu(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+        gates = None if x.is_cuda else encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
         return self.backward_autograd(x, progress) if gates is None else self._backward(x, gates, self.weight(progress))
 
     @torch.no_grad()

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import SPARSE_BELOW, backward_codes, grad
+from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_above, grad
 from saev_core.sae import SAE, Progress, Step
 from saev_core.saes.init import calibrate
 from saev_core.saes.revive import ENCODER_SHARE
-from saev_saes.thresholds import encode_above
 
 START = 4
 """Active features at the start over the wanted number. On 128-wide activations of drawn scenes (d_sae 512, l0 16, 390 steps)
@@ -87,7 +86,7 @@ class JumpReLU(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        codes = encode_above(self, x, self.theta)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.work, floor=self.theta)
         assert codes is not None
         return codes
 
@@ -118,7 +117,7 @@ class JumpReLU(SAE):
         with torch.no_grad():
             # A little wider than the window, which is then settled value by value.
             floor = self.theta - 0.501 * self.epsilon
-            near = encode_above(self, x, floor, below=SPARSE_BELOW)
+            near = encode_above(x, self.W_enc, self.b_enc, self.work, floor=floor, below=SPARSE_BELOW)
             if near is not None:
                 return self._backward(x, near, progress)
         return self.backward_autograd(x, progress)

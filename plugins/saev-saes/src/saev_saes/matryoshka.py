@@ -14,7 +14,7 @@ from torch import Tensor
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import SPARSE_BELOW, encode_relu
+from saev_core.kernels import SPARSE_BELOW, encode_above
 from saev_core.sae import SAE, Progress, Step
 from saev_core.saes.auxk import auxk_backward, auxk_loss
 from saev_core.saes.topk import TopK
@@ -90,7 +90,7 @@ class Matryoshka(BatchTopK):
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         if self.cfg.activation == "relu":
             self.check_width(x)
-            codes = encode_relu(x, self.W_enc, self.b_enc, self.work)
+            codes = encode_above(x, self.W_enc, self.b_enc, self.work)
             assert codes is not None
             return codes
         return TopK.codes(self, x) if self.cfg.activation == "topk" else super().codes(x)
@@ -119,7 +119,7 @@ class Matryoshka(BatchTopK):
         # Row lengths in the penalty have a gradient of their own, which the lean form leaves out.
         codes = None
         if self.cfg.normalize_w_dec:
-            codes = encode_relu(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
         return self.backward_autograd(x, progress) if codes is None else self._backward(x, codes, progress)
 
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
-from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_relu
+from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_above
 from saev_core.sae import Progress, Step
 from saev_core.saes.relu import ReLU, ReLUConfig
 
@@ -86,7 +86,7 @@ class PAnneal(ReLU):
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         codes = None
         if not x.is_cuda and self.cfg.normalize_w_dec:
-            codes = encode_relu(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
         if codes is None:
             return self.backward_autograd(x, progress)
         with torch.no_grad():

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saev_core.codes import Codes
-from saev_core.kernels import ROWS
+from saev_core.kernels import encode_above
 from saev_core.sae import SAE
 
 SLACK = 0.85
 """The pre-filter stands at this share of the last batch's threshold: batches differ less than that."""
-
-
-@torch.no_grad()
-def encode_above(sae: SAE, x: Float[Tensor, "n d_in"], floor: float | Float[Tensor, " d_sae"], below: float = 1.0) -> Codes | None:
-    """Codes of the pre-activations above `floor`, one for all or one each; None if the first rows are denser than `below`."""
-    m = sae.d_sae
-    row, feature, value = [], [], []
-    for a, h in _chunks(sae, x):
-        # Looking at groups of columns by their maximum first was no faster.
-        flat = (h > floor).view(-1).nonzero().view(-1)
-        if a == 0 and len(flat) > below * h.numel():
-            return None
-        r = torch.div(flat, m, rounding_mode="floor")
-        value.append(h.view(-1)[flat])
-        feature.append(flat - r * m)
-        row.append(r + a)
-    if not row:
-        none = torch.empty(0, dtype=torch.long, device=x.device)
-        return Codes.from_rows(none, none, x.new_empty(0), 0, m)
-    return Codes.from_rows(torch.cat(row), torch.cat(feature), torch.cat(value), len(x), m)
 
 
 def largest(value: Float[Tensor, " m"], n: int) -> Bool[Tensor, " m"]:
@@ -61,12 +39,12 @@ def encode_batch_top_k(sae: SAE, x: Float[Tensor, "n d_in"], k: int, guess: floa
         guess: about the smallest value that will be kept, as the last batch's; 0 where there was none.
     """
     n, total = len(x), len(x) * k
-    codes = encode_above(sae, x, SLACK * guess) if guess > 0 else None
+    codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=SLACK * guess) if guess > 0 else None
     if codes is None or len(codes.value) < total:
-        codes = encode_above(sae, x, _sampled(sae, x, 1.3 * k))
+        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=_sampled(sae, x, 1.3 * k))
         assert codes is not None
     if len(codes.value) < total:
-        codes = encode_above(sae, x, 0.0)
+        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=0.0)
         assert codes is not None
     keep = largest(codes.value, total).nonzero().view(-1)
     return Codes.from_rows(codes.rows[keep], codes.feature[keep], codes.value[keep], n, sae.d_sae)
@@ -78,11 +56,3 @@ def _sampled(sae: SAE, x: Tensor, k: float) -> float:
     h = torch.addmm(sae.b_enc, rows, sae.W_enc).view(-1)
     n = min(len(h), max(1, round(k * len(rows))))
     return max(0.0, float(h.topk(n, sorted=False).values.min()))
-
-
-def _chunks(sae: SAE, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """First row and pre-activations of `ROWS` rows at a time, in one buffer."""
-    for a in range(0, len(x), ROWS):
-        rows = x[a : a + ROWS]
-        out = sae.work.get("pre", (len(rows), sae.d_sae), x)
-        yield a, torch.addmm(sae.b_enc, rows, sae.W_enc, out=out)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
-from saev_core.kernels import SPARSE_BELOW, backward_codes, backward_relu, encode_relu
+from saev_core.kernels import SPARSE_BELOW, backward_codes, backward_relu, encode_above
 from saev_core.sae import SAE, Progress, Step
 
 
@@ -50,7 +50,7 @@ class ReLU(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        codes = encode_relu(x, self.W_enc, self.b_enc, self.work)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.work)
         assert codes is not None
         return codes
 
@@ -75,7 +75,7 @@ class ReLU(SAE):
     @torch.no_grad()
     def _backward(self, x: Float[Tensor, "n d_in"], weight: float) -> Step:
         n = len(x)
-        codes = encode_relu(x, self.W_enc, self.b_enc, self.work, below=SPARSE_BELOW)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.work, below=SPARSE_BELOW)
         if codes is None:
             error, total, x_hat, active = backward_relu(self, x, weight / n)
             return Step(error + total * (weight / n), x_hat, None, {"mse": float(error)}, active)
