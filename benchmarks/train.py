@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from saev_core.config import ReadConfig, TrainConfig
+from saev_core.job import Job, Trainee
 from saev_core.saes.relu import ReLU, ReLUConfig
 from saev_core.saes.topk import TopK, TopKConfig
 from saev_core.schedule import Schedule
 from saev_core.source import StoreSource
 from saev_core.store import ActivationStore, StoreMeta
-from saev_core.train import Job, Trainee, train
+from saev_core.train import train
 from saev_core.types import Site
 
 D, WIDTH, BATCH, K = 384, 6144, 4096, 32
@@ -40,7 +41,7 @@ def job(sae: TopK | ReLU, *, autograd: bool = False) -> Job:
     """An SAE ready to step, at a learning rate that moves nothing while we look."""
     if autograd:
         sae.backward = sae.backward_autograd  # type: ignore[method-assign]
-    return Job(Trainee("bench", sae, lr=1e-8), TrainConfig(batch_size=BATCH), SCHEDULE, torch.device("cpu"))
+    return Job(Trainee("bench", sae), TrainConfig(batch_size=BATCH, lr=1e-8), SCHEDULE, torch.device("cpu"))
 
 
 def topk(*, autograd: bool = False, dead: bool = False) -> Job:

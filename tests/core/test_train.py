@@ -42,9 +42,9 @@ def source(seed: int = 0) -> ArraySource:
     return ArraySource(planted(700, 16, seed=seed)[0])
 
 
-def topk(name: str = "topk", seed: int = 0, lr: float = 0.0, **options: Any) -> Trainee:
+def topk(name: str = "topk", seed: int = 0, own: TrainConfig | None = None, **options: Any) -> Trainee:
     cfg = TopKConfig.model_validate({"d_in": 16, "d_sae": 40, "k": 4, **options})
-    return Trainee(name, TopK(cfg, torch.Generator().manual_seed(seed)), lr=lr, seed=seed)
+    return Trainee(name, TopK(cfg, torch.Generator().manual_seed(seed)), own, seed=seed)
 
 
 def relu(name: str = "relu", seed: int = 0, **options: Any) -> Trainee:
@@ -71,11 +71,27 @@ def test_neighbours_change_nothing() -> None:
 
 
 def test_each_has_its_own_seed_and_learning_rate() -> None:
-    a, b, c = train(source(), [topk("a"), topk("b", seed=1), topk("c", lr=3e-3)], CFG)
+    a, b, c = train(source(), [topk("a"), topk("b", seed=1), topk("c", own=changed(lr=3e-3))], CFG)
     assert not same(a.sae, b.sae)
     assert not same(a.sae, c.sae)
     assert c.train["lr"] == 3e-3
     assert b.train["seed"] == 1
+
+
+def test_each_has_its_own_schedule_clipping_and_dead_window() -> None:
+    """As if it had been trained alone with that configuration."""
+    own = changed(n_lr_warmup=0, lr_decay=1.0, clip_grad=0.1, dead_after=300)
+    (alone,) = train(source(), [topk("b")], own)
+    a, b = train(source(), [topk("a"), topk("b", own=own)], CFG)
+    assert same(alone.sae, b.sae)
+    assert not same(a.sae, b.sae)
+    assert b.train["config"] == own.model_dump(mode="json")
+    assert (a.train["dead_after"], b.train["dead_after"]) == (320, 300)
+
+
+def test_what_belongs_to_the_stream_is_the_groups() -> None:
+    with pytest.raises(TrainError, match=r"b wants train.batch_size 32 \(the group's is 64\); SAEs on one pass share these"):
+        train(source(), [topk("a"), topk("b", own=changed(batch_size=32))], CFG)
 
 
 def test_rows_have_length_one_at_the_end_too() -> None:
@@ -263,7 +279,7 @@ def test_a_bare_run_of_any_length_has_a_sensible_learning_rate() -> None:
 
 def test_a_diverged_sae_is_named_and_its_neighbours_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     alone = train(source(), [topk()], CFG)
-    left = train(source(), [topk(), topk("wild", lr=1e30)], changed(clip_grad=0.0), out=tmp_path)
+    left = train(source(), [topk(), topk("wild", own=changed(lr=1e30, clip_grad=0.0))], changed(clip_grad=0.0), out=tmp_path)
     calm = train(source(), [topk()], changed(clip_grad=0.0))
     assert [checkpoint.train["lr"] for checkpoint in left] == [alone[0].train["lr"]]
     assert same(left[0].sae, calm[0].sae)
@@ -276,7 +292,7 @@ def test_a_diverged_sae_is_named_and_its_neighbours_go_on(tmp_path: Path, caplog
 
 def test_if_every_sae_diverges_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(TrainError, match=r"no SAE is left to train: a diverged.*b diverged"):
-        train(source(), [topk("a", lr=1e30), topk("b", lr=1e30)], changed(clip_grad=0.0))
+        train(source(), [topk("a"), topk("b")], changed(clip_grad=0.0, lr=1e30))
 
 
 def test_nan_that_turns_up_in_a_batch_is_not_the_saes_fault() -> None:

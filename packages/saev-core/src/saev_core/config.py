@@ -192,6 +192,9 @@ class ReadConfig(Config):
 class TrainConfig(Config):
     """How SAEs are trained."""
 
+    stream: ClassVar[tuple[str, ...]] = ("n_tokens", "batch_size", "n_init", "seed", "checkpoint_every", "log_every")
+    """Options that belong to the pass over the data, and are one for all SAEs that share it."""
+
     n_tokens: int = Field(default=0, ge=0)
     """Training vectors in all; 0: 20 passes over the training images, at most 100,000,000."""
     batch_size: int = Field(default=4096, ge=1)

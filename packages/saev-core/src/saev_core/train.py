@@ -5,47 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.checkpoint import Checkpoint
 from saev_core.config import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
+from saev_core.job import Job, Trainee
 from saev_core.kernels import Workspace
 from saev_core.norm import Norm
-from saev_core.optim import Adam
 from saev_core.progress import Track, silent
 from saev_core.resume import States, config_of
-from saev_core.sae import SAE, Progress, Step
+from saev_core.sae import Step
 from saev_core.schedule import Schedule
 
 if TYPE_CHECKING:
     from saev_core.source import ActivationSource
 
+__all__ = ["Group", "Job", "Trainee", "train"]
+
 log = logging.getLogger(__name__)
 
 Emit = Callable[..., object]
 """`emit(hook, **arguments)`: tells observers; see `hooks.Hooks.stepped` and `checkpointed` (all but `run`)."""
-
-
-@dataclass
-class Trainee:
-    """One SAE to train, and what is its own in a group."""
-
-    name: str
-    """Its folder's name."""
-    sae: SAE
-    lr: float = 0.0
-    """Peak learning rate; 0: `train.lr`, or where that is 0 the SAE's own choice."""
-    seed: int | None = None
-    """Seed of its initialisation and of what it draws; none: `train.seed`."""
-    ref: dict[str, str] = field(default_factory=dict)
-    """Its plugin (`name`, `dist`, `version`); found by its class where empty."""
 
 
 def train(
@@ -64,6 +49,7 @@ def train(
     neighbours in the group, nor on having been interrupted.
 
     Args:
+        cfg: the group's; a trainee may have its own, but for what belongs to the stream.
         out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk.
         emit: told of steps and checkpoints.
 
@@ -100,57 +86,6 @@ def _check(source: ActivationSource, trainees: Sequence[Trainee], cfg: TrainConf
     return Schedule.of(cfg, source.n_vectors)
 
 
-class Job:
-    """One SAE in training: its optimiser, its dead features, its random numbers."""
-
-    def __init__(self, trainee: Trainee, cfg: TrainConfig, schedule: Schedule, device: torch.device) -> None:
-        self.name, self.sae = trainee.name, trainee.sae.to(device)
-        self.ref = trainee.ref or ref_of(trainee.sae)
-        self.seed = cfg.seed if trainee.seed is None else trainee.seed
-        self.lr = trainee.lr or cfg.lr or self.sae.default_lr()
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.clip, self.schedule = cfg.clip_grad, schedule
-        self.stopped = ""
-        self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
-        """Vectors that had been seen when each feature last fired."""
-        self.adam = Adam(self.sae.named_parameters(), betas=self.sae.betas)
-
-    def dead(self, seen: int) -> Tensor:
-        return seen - self.fired_at >= self.schedule.dead_after
-
-    def step(self, x: Float[Tensor, "n d_in"], step: int) -> Step:
-        """Take training step number `step` (from 0) on normalised activations."""
-        seen = step * len(x)
-        dead = self.dead(seen)
-        progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
-        done = self.sae.backward(x, progress)
-        self.sae.revive(x, done, progress)
-        self.sae.project_gradient()
-        # A baseline fitted by its own rule has no parameters, of which torch would warn.
-        if self.clip and (parameters := list(self.sae.parameters())):
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-        self.adam.step(self.lr * self.schedule.lr_factor(step))
-        self.sae.after_step()
-        self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
-        if (anew := self.sae.resample(x, done, progress)) is not None:
-            self.adam.forget(anew, self.sae.d_sae)
-            self.fired_at[anew] = seen + len(x)
-        return done
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
-        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        state |= {f"adam.{name}": tensor for name, tensor in self.adam.tensors().items()}
-        return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
-        self.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae.")})
-        self.adam.restore({name[5:]: tensor for name, tensor in state.items() if name.startswith("adam.")})
-        self.fired_at.copy_(state["fired_at"])
-        self.generator.set_state(state["generator"])
-
-
 class Group:
     """SAEs that share one stream."""
 
@@ -167,7 +102,8 @@ class Group:
     ) -> None:
         self.source, self.cfg, self.schedule, self.emit, self.device = source, cfg, schedule, emit, device
         self.norm: Norm = source.norm.to(device)
-        self.jobs = [Job(t, cfg, schedule, device) for t in trainees]
+        own = [t.settled(cfg) for t in trainees]
+        self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors), device) for t, c in zip(trainees, own, strict=True)]
         work = Workspace()  # one after the other: buffers are shared
         for job in self.jobs:
             job.sae.work = work
@@ -236,7 +172,7 @@ class Group:
         described = self.source.describe()
         return {
             job.name: config_of(
-                self.cfg, job.sae.describe(), described, sae_name=job.ref["name"], lr=job.lr, seed=job.seed, schedule=self.schedule
+                job.cfg, job.sae.describe(), described, sae_name=job.ref["name"], lr=job.lr, seed=job.seed, schedule=job.schedule
             )
             for job in self.jobs
         }
@@ -301,7 +237,7 @@ class Group:
                 "nmse": float((x - step.x_hat).square().sum(dtype=torch.float64)) / max(spread, 1e-30),
                 "l0": float(step.counts().sum()) / len(x),
                 "dead": float(job.dead(done * len(x)).double().mean()),
-                "lr": job.lr * self.schedule.lr_factor(done - 1),
+                "lr": job.lr_at(done - 1),
                 "vectors_per_s": rate,
                 **step.metrics,
             }
@@ -319,11 +255,11 @@ class Group:
             read=ReadConfig.model_validate(described.get("read", {})),
             store=described.get("store", {}),
             train={
-                "config": self.cfg.model_dump(mode="json"),
+                "config": job.cfg.model_dump(mode="json"),
                 "lr": job.lr,
                 "seed": job.seed,
                 "n_steps": self.schedule.n_steps,
                 "n_vectors": self.schedule.n_steps * self.cfg.batch_size,
-                "dead_after": self.schedule.dead_after,
+                "dead_after": job.schedule.dead_after,
             },
         )

@@ -1,0 +1,104 @@
+"""`Trainee`, one SAE to train, and `Job`, its training: optimiser, schedule, dead features, random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.checkpoint import ref_of
+from saev_core.config import TrainConfig
+from saev_core.errors import TrainError
+from saev_core.optim import Adam
+from saev_core.sae import SAE, Progress, Step
+from saev_core.schedule import Schedule
+
+
+@dataclass
+class Trainee:
+    """One SAE to train, and what is its own in a group."""
+
+    name: str
+    """Its folder's name."""
+    sae: SAE
+    cfg: TrainConfig | None = None
+    """Its own configuration where it differs from the group's; what belongs to the stream (`TrainConfig.stream`) must not."""
+    seed: int | None = None
+    """Seed of its initialisation and of what it draws; none: `train.seed`."""
+    ref: dict[str, str] = field(default_factory=dict)
+    """Its plugin (`name`, `dist`, `version`); found by its class where empty."""
+
+    def settled(self, group: TrainConfig) -> TrainConfig:
+        """Its configuration in a group.
+
+        Raises:
+            TrainError: it differs from the group's in what belongs to the stream; says where.
+        """
+        cfg = self.cfg or group
+        differ = [key for key in TrainConfig.stream if getattr(cfg, key) != getattr(group, key)]
+        if differ:
+            told = ", ".join(f"train.{key} {getattr(cfg, key)} (the group's is {getattr(group, key)})" for key in differ)
+            raise TrainError(f"{self.name} wants {told}; SAEs on one pass share these: train it in a run of its own.")
+        return cfg
+
+
+class Job:
+    """One SAE in training."""
+
+    def __init__(self, trainee: Trainee, cfg: TrainConfig, schedule: Schedule, device: torch.device) -> None:
+        """
+        Args:
+            cfg: the SAE's own, as `Trainee.settled` gives it.
+            schedule: of that configuration.
+        """
+        self.name, self.sae, self.cfg = trainee.name, trainee.sae.to(device), cfg
+        self.ref = trainee.ref or ref_of(trainee.sae)
+        self.seed = cfg.seed if trainee.seed is None else trainee.seed
+        self.lr = cfg.lr or self.sae.default_lr()
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.schedule = schedule
+        self.stopped = ""
+        self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
+        """Vectors that had been seen when each feature last fired."""
+        self.adam = Adam(self.sae.named_parameters(), betas=self.sae.betas)
+
+    def dead(self, seen: int) -> Tensor:
+        return seen - self.fired_at >= self.schedule.dead_after
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate that step number `step` (from 0) is taken with."""
+        return self.lr * self.schedule.lr_factor(step)
+
+    def step(self, x: Float[Tensor, "n d_in"], step: int) -> Step:
+        """Take training step number `step` (from 0) on normalised activations."""
+        seen = step * len(x)
+        dead = self.dead(seen)
+        progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
+        done = self.sae.backward(x, progress)
+        self.sae.revive(x, done, progress)
+        self.sae.project_gradient()
+        # A baseline fitted by its own rule has no parameters, of which torch would warn.
+        if self.cfg.clip_grad and (parameters := list(self.sae.parameters())):
+            torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip_grad)
+        self.adam.step(self.lr_at(step))
+        self.sae.after_step()
+        self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
+        if (anew := self.sae.resample(x, done, progress)) is not None:
+            self.adam.forget(anew, self.sae.d_sae)
+            self.fired_at[anew] = seen + len(x)
+        return done
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        state |= {f"adam.{name}": tensor for name, tensor in self.adam.tensors().items()}
+        return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        self.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae.")})
+        self.adam.restore({name[5:]: tensor for name, tensor in state.items() if name.startswith("adam.")})
+        self.fired_at.copy_(state["fired_at"])
+        self.generator.set_state(state["generator"])
