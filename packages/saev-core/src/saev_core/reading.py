@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saev_core.config import ReadConfig
@@ -30,7 +33,7 @@ class Reading:
     """
 
     def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
-        self.store, self.read = store, read
+        self.store, self.read, self.name = store, read, store.url
         if isinstance(read.layer, int):
             self.sites = [store.resolve(read.layer, read.stream)]
         else:
@@ -70,6 +73,34 @@ class Reading:
                 raise StoreError(f"{self.store.url}: no image has a label of read.labels={list(self.read.labels)}.")
             recorded = recorded & wanted
         return recorded
+
+    def identity(self) -> list[Any]:
+        """All that decides the vectors and their images, as JSON."""
+        return [self.store.meta.fingerprint, self.site, self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})]
+
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads that `fill` works in."""
+        return ThreadPoolExecutor(self.read.n_threads, thread_name_prefix="saev-read")
+
+    def fill(
+        self,
+        pool: ThreadPoolExecutor,
+        stop: threading.Event,
+        series: Int[np.ndarray, " n_units"],
+        chunk: Int[np.ndarray, " n_units"],
+        rows: Float[np.ndarray, "n_units chunk_images n_tokens d_model"],
+    ) -> list[Future[Sequence[int]]]:
+        """Begin to read chunks into `rows`. No image turns out to be unreadable: the store knows them.
+
+        Args:
+            stop: not needed, for a chunk is soon read.
+        """
+
+        def load(place: int) -> Sequence[int]:
+            self.load(int(series[place]), int(chunk[place]), rows[place])
+            return ()
+
+        return [pool.submit(load, place) for place in range(len(chunk))]
 
     def load(self, series: int, chunk: int, out: Float[np.ndarray, "chunk_images n_tokens d_model"]) -> None:
         """The rows of an inner chunk's images, in `dtype`. Safe from several threads.

@@ -1,28 +1,69 @@
-"""`WindowStream`: shuffled batches of a store's vectors from a bounded window, filled by threads while the last one is used up."""
+"""`WindowStream`: shuffled batches of vectors from a bounded window, filled by threads while the last one is used up.
+
+What fills it is a `Feed`: chunks of a store (`reading.Reading`) or a model's forward pass (`live.Forward`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saev_core.config import ReadConfig
 from saev_core.errors import StoreError
-from saev_core.reading import Reading
+
+
+class Feed(Protocol):
+    """Fills windows with the vectors of images, one series of them or more, in units of `chunk_images` neighbours."""
+
+    read: ReadConfig
+    name: str
+    """What it reads, for messages."""
+    chunk_images: int
+    n_tokens: int
+    """Vectors of an image."""
+    d_model: int
+    dtype: torch.dtype
+    """Of the window's rows."""
+
+    def identity(self) -> list[Any]:
+        """All that decides the vectors and their images, as JSON."""
+        ...
+
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads that `fill` works in."""
+        ...
+
+    def fill(
+        self,
+        pool: ThreadPoolExecutor,
+        stop: threading.Event,
+        series: Int[np.ndarray, " n_units"],
+        chunk: Int[np.ndarray, " n_units"],
+        rows: Float[np.ndarray, "n_units chunk_images n_tokens d_model"],
+    ) -> list[Future[Sequence[int]]]:
+        """Begin to fill `rows` with units; each part answers with the images that turn out to be unreadable, by place.
+
+        Args:
+            stop: set when nobody waits for it any more.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which inner chunks make up each window of an epoch. Depends on the seed, the store and the buffer, never on threads.
+    """Which units make up each window of an epoch. Depends on the seed, the feed and the buffer, never on threads.
 
-    Where all chunks fit into the buffer there is one window, read once and kept; otherwise two share the buffer.
+    Where all units fit into the buffer there is one window, filled once and kept; otherwise two share the buffer.
     """
 
     series: Int[np.ndarray, " n_units"]
@@ -33,20 +74,19 @@ class Schedule:
     digest: str
 
     @classmethod
-    def of(cls, reading: Reading, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> Schedule:
-        """The schedule of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one chunk."""
-        size = reading.chunk_images
+    def of(cls, feed: Feed, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> Schedule:
+        """The schedule of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one unit."""
+        size = feed.chunk_images
         n_chunks = -(-training.shape[1] // size)
         padded = np.zeros((training.shape[0], n_chunks * size), bool)
         padded[:, : training.shape[1]] = training
         series, chunk = np.nonzero(padded.reshape(training.shape[0], n_chunks, size).any(2))
-        unit_bytes = size * reading.n_tokens * reading.d_model * reading.dtype.itemsize
+        unit_bytes = size * feed.n_tokens * feed.d_model * feed.dtype.itemsize
         budget = buffer_bytes // unit_bytes
         n_windows = 1 if len(chunk) <= budget else -(-len(chunk) // max(1, budget // 2))
         # Equal windows: a last one of few chunks would give batches from few images.
         per_window = -(-len(chunk) // n_windows)
-        facts = [reading.store.meta.fingerprint, reading.site, reading.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})]
-        text = json.dumps([*facts, int(training.sum()), per_window, seed], sort_keys=True)
+        text = json.dumps([*feed.identity(), int(training.sum()), per_window, seed], sort_keys=True)
         return cls(series, chunk, training, per_window, seed, hashlib.sha256(text.encode()).hexdigest()[:16])
 
     @property
@@ -58,7 +98,7 @@ class Schedule:
         return self.n_windows == 1
 
     def units(self, epoch: int, window: int) -> Int[np.ndarray, " n"]:
-        """The window's chunks, in the order they lie in it."""
+        """The window's units, in the order they lie in it."""
         order = np.arange(len(self.chunk))
         if not self.resident:
             order = torch.randperm(len(order), generator=self.generator(epoch, -1)).numpy()
@@ -76,16 +116,17 @@ class Window:
     rows: Float[Tensor, "n_rows d_model"]
     images: Int[np.ndarray, " n_slots"]
     order: Future[Int[Tensor, " n_vectors"]]
-    loads: list[Future[None]]
+    loads: list[Future[Sequence[int]]]
+    lost: Int[np.ndarray, " n"]
+    """Places of images that turned out to be unreadable: their rows hold nothing."""
 
     def ready(self) -> Int[Tensor, " n_vectors"]:
         """The order of the rows, once all are there.
 
         Raises:
-            StoreError: a chunk is damaged.
+            SaevError: a chunk is damaged, or the model or data set failed.
         """
-        for load in self.loads:
-            load.result()
+        self.lost = np.array([place for load in self.loads for place in load.result()], np.int64)
         self.loads = []
         return self.order.result()
 
@@ -93,28 +134,28 @@ class Window:
 class WindowStream:
     """Endless full batches. What an epoch's or a window's end leaves over begins the next batch, so no vector is lost."""
 
-    def __init__(self, reading: Reading, schedule: Schedule, batch_size: int, state: Mapping[str, Any] | None) -> None:
-        self._reading, self._schedule, self._batch_size = reading, schedule, batch_size
+    def __init__(self, feed: Feed, schedule: Schedule, batch_size: int, state: Mapping[str, Any] | None) -> None:
+        self._feed, self._schedule, self._batch_size = feed, schedule, batch_size
         self._epoch = self._window = self._offset = 0
         if state is not None:
             if state.get("schedule") != schedule.digest:
                 raise StoreError(
-                    f"{reading.store.url}: cannot go on where the checkpoint stopped, since the store, the seed or a read setting "
+                    f"{feed.name}: cannot go on where the checkpoint stopped, since the store, the seed or a read setting "
                     "(buffer_mb, labels, heldout, ...) changed; restore it, or train afresh."
                 )
             self._epoch, self._window, self._offset = (int(state[key]) for key in ("epoch", "window", "offset"))
-        n_slots = schedule.per_window * reading.chunk_images
-        shape = (n_slots * reading.n_tokens, reading.d_model)
-        self._buffers = [torch.empty(shape, dtype=reading.dtype) for _ in range(1 if schedule.resident else 2)]
-        self._out = torch.empty(batch_size, reading.d_model)
-        self._staged = self._out if reading.dtype == torch.float32 else torch.empty(batch_size, reading.d_model, dtype=reading.dtype)
+        n_slots = schedule.per_window * feed.chunk_images
+        shape = (n_slots * feed.n_tokens, feed.d_model)
+        self._buffers = [torch.empty(shape, dtype=feed.dtype) for _ in range(1 if schedule.resident else 2)]
+        self._out = torch.empty(batch_size, feed.d_model)
+        self._staged = self._out if feed.dtype == torch.float32 else torch.empty(batch_size, feed.d_model, dtype=feed.dtype)
         self._slots = np.zeros(batch_size, np.int64)
-        self._pool = ThreadPoolExecutor(reading.read.n_threads, thread_name_prefix="saev-read")
+        self._pool, self._stop = feed.pool(), threading.Event()
         self._ahead: Window | None = None
         self._closed = False
         try:
             self._current = self._begin(self._epoch, self._window, self._buffers[0])
-            self._order = self._current.ready()
+            self._order = self._readable(self._current.ready())
             if not schedule.resident:
                 self._ahead = self._begin(*self._after(self._epoch, self._window), self._buffers[1])
         except BaseException:
@@ -134,12 +175,12 @@ class WindowStream:
             n = min(self._batch_size - filled, len(self._order) - self._offset)
             rows = self._order[self._offset : self._offset + n]
             torch.index_select(self._current.rows, 0, rows, out=self._staged[filled : filled + n])
-            self._slots[filled : filled + n] = self._current.images[rows.numpy() // self._reading.n_tokens]
+            self._slots[filled : filled + n] = self._current.images[rows.numpy() // self._feed.n_tokens]
             filled += n
             self._offset += n
         if self._staged is not self._out:
             self._out.copy_(self._staged)
-        if (bound := self._reading.read.clamp) is not None:
+        if (bound := self._feed.read.clamp) is not None:
             self._out.clamp_(-bound, bound)
         return self._out
 
@@ -155,6 +196,7 @@ class WindowStream:
     def close(self) -> None:
         """Stop reading ahead and release the buffer. Harmless when called twice."""
         self._closed = True
+        self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._buffers, self._ahead = [], None
 
@@ -166,27 +208,31 @@ class WindowStream:
         self._epoch, self._window = self._after(self._epoch, self._window)
         self._offset = 0
         if self._ahead is None:
-            self._order = self._shuffle(self._epoch, self._window, self._schedule.units(self._epoch, self._window))
+            order = self._shuffle(self._epoch, self._window, self._schedule.units(self._epoch, self._window))
+            self._order = self._readable(order)
             return
         used = self._current.rows
         self._current = self._ahead
-        self._order = self._current.ready()
+        self._order = self._readable(self._current.ready())
         self._ahead = self._begin(*self._after(self._epoch, self._window), used)
 
+    def _readable(self, order: Int[Tensor, " n_vectors"]) -> Int[Tensor, " n_vectors"]:
+        """The rows of the current window without those of images that turned out to be unreadable."""
+        if not len(lost := self._current.lost):
+            return order
+        return order[torch.from_numpy(~np.isin(order.numpy() // self._feed.n_tokens, lost))]
+
     def _begin(self, epoch: int, window: int, rows: Tensor) -> Window:
-        units, size, per_image = self._schedule.units(epoch, window), self._reading.chunk_images, self._reading.n_tokens
-        slots = rows.numpy().reshape(-1, size, per_image, rows.shape[1])
+        units, size, per_image = self._schedule.units(epoch, window), self._feed.chunk_images, self._feed.n_tokens
+        slots = rows.numpy().reshape(-1, size, per_image, rows.shape[1])[: len(units)]
         order = self._pool.submit(self._shuffle, epoch, window, units)
-        loads = [
-            self._pool.submit(self._reading.load, int(self._schedule.series[unit]), int(self._schedule.chunk[unit]), slots[place])
-            for place, unit in enumerate(units)
-        ]
+        loads = self._feed.fill(self._pool, self._stop, self._schedule.series[units], self._schedule.chunk[units], slots)
         images = (self._schedule.chunk[units, None] * size + np.arange(size)).reshape(-1)
-        return Window(rows, images, order, loads)
+        return Window(rows, images, order, loads, np.zeros(0, np.int64))
 
     def _shuffle(self, epoch: int, window: int, units: Int[np.ndarray, " n"]) -> Int[Tensor, " n_vectors"]:
         """The window's training rows in random order."""
-        size, per_image = self._reading.chunk_images, self._reading.n_tokens
+        size, per_image = self._feed.chunk_images, self._feed.n_tokens
         numbers = self._schedule.chunk[units, None] * size + np.arange(size)  # [units, chunk_images]
         inside = numbers < self._schedule.training.shape[1]
         chosen = inside & self._schedule.training[self._schedule.series[units, None], np.where(inside, numbers, 0)]
