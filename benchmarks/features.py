@@ -24,7 +24,7 @@ from saev_core.accumulator import FeatureAccumulator
 from saev_core.checkpoint import Checkpoint, ref_of
 from saev_core.codes import Codes
 from saev_core.config import IndexConfig, PluginRef, ReadConfig
-from saev_core.features import index_features
+from saev_core.indexing import index_features
 from saev_core.norm import Norm
 from saev_core.sae import make_sae
 from saev_core.source import ordered

@@ -16,8 +16,9 @@ from saev_core.checkpoint import Checkpoint, ref_of
 from saev_core.codes import Codes
 from saev_core.config import IndexConfig, PluginRef, ReadConfig, validate
 from saev_core.errors import CheckpointError, RunError, StoreError
-from saev_core.features import FeatureIndex, index_features
+from saev_core.features import FORMAT, FeatureIndex
 from saev_core.histogram import LogHistogram, edges
+from saev_core.indexing import index_features
 from saev_core.norm import Norm
 from saev_core.sae import make_sae
 from saev_core.store import ActivationStore
@@ -26,6 +27,7 @@ from saev_core.types import Site
 
 N, T, D, K = 150, 12, 40, 6
 GRID = {"rows": 3, "cols": 4, "patch_px": 8}
+HEAD = {"saev_features": FORMAT, "grid": GRID}
 
 
 def activations(seed: int, *, ties: bool = False, n: int = N) -> np.ndarray:
@@ -64,7 +66,7 @@ def reference_top(z: np.ndarray, numbers: np.ndarray, feature: int) -> list[tupl
 def test_index_agrees_with_a_dense_float64_reference(tmp_path: Path, ties: bool, batch: int, block: int) -> None:
     z = activations(0, ties=ties)
     numbers = np.sort(np.random.default_rng(1).choice(1000, N, replace=False))
-    accumulate(z, batch, numbers=numbers, block=block).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(z, batch, numbers=numbers, block=block).write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     flat = z.reshape(-1, D).astype(np.float64)
     fires = flat > 0
@@ -92,7 +94,7 @@ def test_several_layers_are_so_many_examples_and_a_map_shows_their_largest_value
     for start in range(0, N, 16):
         codes = [Codes.from_dense(torch.from_numpy(z[start : start + 16]).flatten(0, 1)) for z in (first, second)]
         found.add(np.arange(start, min(start + 16, N)), codes)
-    found.write(tmp_path / "a.zarr", {"grid": GRID})
+    found.write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     assert (index.n_images, index.n_vectors) == (N, 2 * N * T)
     np.testing.assert_allclose(index.frequency, ((first > 0).mean((0, 1)) + (second > 0).mean((0, 1))) / 2)
@@ -121,7 +123,7 @@ def test_equal_images_rank_by_number() -> None:
 
 
 def test_dead_features_have_no_images_and_no_numbers(tmp_path: Path) -> None:
-    accumulate(activations(2), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(2), 16).write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     assert index.top(0) == []
     assert index.frequency[0] == index.mean[0] == index.max[0] == index.percentiles[0].max() == 0
@@ -175,7 +177,7 @@ def test_labels_come_by_count_and_by_lift(tmp_path: Path) -> None:
     labels[:30] = -1
     z[labels == 1, 0, 0] = 1  # feature 0 fires on label 1 alone
     z[:, 0, 1] = 1  # feature 1 on everything
-    accumulate(z, 32, labels=labels).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(z, 32, labels=labels).write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     first = index.labels(0)
     assert [(s.label, s.n_images, s.share) for s in first] == [(1, 90, 1.0)]
@@ -186,7 +188,7 @@ def test_labels_come_by_count_and_by_lift(tmp_path: Path) -> None:
 
 
 def test_an_index_without_labels_says_so(tmp_path: Path) -> None:
-    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
     assert FeatureIndex.open(tmp_path / "a.zarr").labels(3) == []
 
 
@@ -194,13 +196,13 @@ def test_a_killed_write_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypa
     found = accumulate(activations(0), 16)
     monkeypatch.setattr(found.top, "maps", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        found.write(tmp_path / "a.zarr", {"grid": GRID})
+        found.write(tmp_path / "a.zarr", HEAD)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_again_replaces_the_old_index(tmp_path: Path) -> None:
-    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
-    accumulate(activations(0, n=50), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
+    accumulate(activations(0, n=50), 16).write(tmp_path / "a.zarr", HEAD)
     assert FeatureIndex.open(tmp_path / "a.zarr").n_images == 50
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
@@ -217,7 +219,7 @@ def test_what_is_not_an_index_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_feature_or_percentile_that_is_not_there_is_named(tmp_path: Path) -> None:
-    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     with pytest.raises(RunError, match="features 0 to 39"):
         index.top(40)
@@ -226,7 +228,7 @@ def test_a_feature_or_percentile_that_is_not_there_is_named(tmp_path: Path) -> N
 
 
 def test_select_keeps_to_the_ranges_and_puts_the_included_first(tmp_path: Path) -> None:
-    accumulate(activations(0), 16).write(tmp_path / "a.zarr", {"grid": GRID})
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
     index = FeatureIndex.open(tmp_path / "a.zarr")
     every = index.select()
     assert every == [f for f in range(D) if index.frequency[f] > 0]

@@ -20,7 +20,8 @@ from saev_core.checkpoint import Checkpoint, ref_of
 from saev_core.config import IndexConfig, PluginRef, ReadConfig, RecordConfig, ReportConfig, RunConfig
 from saev_core.dataset import load_dataset
 from saev_core.errors import RunError
-from saev_core.features import FeatureIndex, index_features
+from saev_core.features import FeatureIndex
+from saev_core.indexing import index_features
 from saev_core.model import VisionModel
 from saev_core.norm import Norm
 from saev_core.plugins import installed

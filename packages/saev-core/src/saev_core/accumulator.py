@@ -18,8 +18,6 @@ from saev_core.errors import StoreError
 from saev_core.histogram import LogHistogram
 from saev_core.top_images import TopImages, roomy
 
-FORMAT = 1
-"""Version of the index's layout; another one is refused."""
 PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 """Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""
 
@@ -164,7 +162,6 @@ class FeatureAccumulator:
             maps[start : start + shard] = self.top.maps(start, min(start + shard, self.d_sae))
         group.attrs.update(
             {
-                "saev_features": FORMAT,
                 "n_images": self.n_images,
                 "n_vectors": self.n_vectors,
                 "percentiles": list(percentiles),

@@ -1,9 +1,8 @@
-"""`FeatureIndex`: for every feature, how often and how strongly it fires, and its top images with heat maps."""
+"""`FeatureIndex`: for every feature, how often and how strongly it fires, and its top images with heat maps. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,69 +14,15 @@ import numpy as np
 import zarr
 from jaxtyping import Float, Int
 
-from saev_core.accumulator import FORMAT, PERCENTILES, FeatureAccumulator
-from saev_core.codes import Codes
-from saev_core.errors import RunError, StoreError
+from saev_core.errors import RunError
 from saev_core.histogram import edges
-from saev_core.progress import Track, silent
 from saev_core.types import Grid
 
 if TYPE_CHECKING:
     from saev_core.checkpoint import Checkpoint
-    from saev_core.config import IndexConfig
-    from saev_core.store import ActivationStore
 
-log = logging.getLogger(__name__)
-
-MAX_LABEL_BYTES = 8 << 30
-"""Label counts above this size are left out, and the log says so."""
-
-
-def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, cfg: IndexConfig, *, track: Track = silent) -> FeatureIndex:
-    """The feature index of a checkpoint over every recorded image of a store, in one pass.
-
-    Raises:
-        CheckpointError: the checkpoint does not belong to the store.
-        StoreError: the store holds no image, is damaged, or the index cannot be written.
-    """
-    from saev_core.reading import Reading
-    from saev_core.source import ordered
-
-    checkpoint.check(store)
-    path, read, reading = Path(path), checkpoint.read, Reading(store, checkpoint.read)
-    labels, d_sae, n_patches = store.labels, checkpoint.sae.d_sae, reading.n_tokens
-    images = np.flatnonzero(reading.usable.all(0))
-    if len(images) == 0:
-        raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
-    n_labels = int(labels.max()) + 1
-    if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
-        log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
-        n_labels = 0
-    wide = len(images) * n_patches * reading.n_series >= 1 << 31
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
-    except OSError as error:
-        raise StoreError(f"{path}: the feature index cannot be written ({error.strerror or error}); choose another --out.") from None
-    device = checkpoint.sae.W_dec.device
-    layers: list[Codes] = []
-    with track("index", len(images), "images") as meter:
-        for index, x in ordered(store, read, images, cfg.batch_images):
-            layers.append(checkpoint.codes(x.flatten(0, 1).to(device)))
-            if len(layers) == reading.n_series:  # the same images came once per layer
-                found.add(index, layers, labels[index])
-                layers = []
-                meter.update(len(index))
-    grid = store.grid if n_patches == store.grid.n_patches else Grid(1, 1, max(store.grid.height_px, store.grid.width_px))
-    attributes = {
-        "checkpoint": checkpoint.fingerprint,
-        "store": store.meta.fingerprint,
-        "grid": {"rows": grid.rows, "cols": grid.cols, "patch_px": grid.patch_px},
-        "tokens": read.tokens,
-        "percentile": cfg.percentile,
-    }
-    found.write(path, attributes, sorted({*PERCENTILES, cfg.percentile}))
-    return FeatureIndex.open(path, checkpoint)
+FORMAT = 1
+"""Version of the index's layout; another one is refused."""
 
 
 @dataclass(frozen=True)

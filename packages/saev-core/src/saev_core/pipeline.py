@@ -22,8 +22,9 @@ from saev_core.config import Config, DatasetConfig, PluginRef
 from saev_core.dataset import ImageDataset, digest, load_dataset
 from saev_core.errors import RunError, SaevError
 from saev_core.evaluate import evaluate
-from saev_core.features import FeatureIndex, index_features
+from saev_core.features import FeatureIndex
 from saev_core.hooks import Observers
+from saev_core.indexing import index_features
 from saev_core.model import VisionModel, load_model, pick_device
 from saev_core.plugins import find, installed, resolve
 from saev_core.progress import Track, silent
