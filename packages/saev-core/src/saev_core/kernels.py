@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 ROWS = 1024
 """Rows encoded at a time: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""
+
+DENSE_ROWS = 2048
+"""Rows of a dense step at a time: its matmuls are 2 % faster than in chunks of `ROWS`, and more rows gain nothing."""
+
+_PROBE = 64
+"""Rows that tell whether a batch is dense: a matmul over a whole chunk, thrown away, was a tenth of the dense step."""
 
 SPARSE_BELOW = 0.1
 """Density under which sparse codes beat dense matmuls for ReLU (measured: equal at about a tenth)."""
@@ -107,8 +114,8 @@ def encode_above(
     """
     m = W_enc.shape[1]
     row, feature, value = [], [], []
-    for a in range(0, len(x), ROWS):
-        rows = x[a : a + ROWS]
+    for a, stop in pairwise([0, *range(_PROBE if below < 1 else ROWS, len(x), ROWS), len(x)]):
+        rows = x[a:stop]
         h = torch.addmm(b_enc, rows, W_enc, out=work.get("pre", (len(rows), m), x))
         flat = (h > floor).view(-1).nonzero().view(-1)
         if a == 0 and len(flat) > below * h.numel():
@@ -117,9 +124,6 @@ def encode_above(
         value.append(h.view(-1)[flat])
         feature.append(flat - r * m)
         row.append(r + a)
-    if not row:
-        none = torch.empty(0, dtype=torch.long, device=x.device)
-        return Codes.from_rows(none, none, x.new_empty(0), 0, m)
     return Codes.from_rows(torch.cat(row), torch.cat(feature), torch.cat(value), len(x), m)
 
 
@@ -176,12 +180,13 @@ def backward_relu(
     x_hat = torch.empty_like(x)
     error, total = x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
     active = x.new_zeros(m)
-    grads = [grad(p).zero_() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec)]
+    grads = [grad(p) for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec)]
     bias = x.new_full((1,), slope)
-    for a in range(0, n, ROWS):
-        rows = x[a : a + ROWS]
+    for a in range(0, n, DENSE_ROWS):
+        rows = x[a : a + DENSE_ROWS]
+        keep = float(a > 0)  # the first chunk overwrites what the last step left
         f = torch.addmm(b_enc, rows, W_enc, out=sae.work.get("pre", (len(rows), m), x)).clamp_min_(0)
-        residual = torch.addmm(b_dec, f, W_dec, out=x_hat[a : a + ROWS]) - rows
+        residual = torch.addmm(b_dec, f, W_dec, out=x_hat[a : a + len(rows)]) - rows
         error += residual.square().sum()
         total += f.sum()
         residual.mul_(2 / n)
@@ -190,8 +195,8 @@ def backward_relu(
         active += torch.sign(f, out=d_f).sum(0)
         torch.addmm(bias, residual, W_dec.T, out=d_f)
         torch.ops.aten.threshold_backward.grad_input(d_f, f, 0, grad_input=d_f)
-        grads[0].addmm_(rows.T, d_f)
-        grads[1].addmm_(f.T, residual)
-        grads[2].add_(d_f.sum(0))
-        grads[3].add_(residual.sum(0))
+        torch.addmm(grads[0], rows.T, d_f, beta=keep, out=grads[0])
+        torch.addmm(grads[1], f.T, residual, beta=keep, out=grads[1])
+        torch.add(d_f.sum(0), grads[2] if a else 0, out=grads[2])
+        torch.add(residual.sum(0), grads[3] if a else 0, out=grads[3])
     return (error / n).to(x.dtype), total.to(x.dtype), x_hat, active.long()
