@@ -1,0 +1,182 @@
+"""The original saev: version 0.1.0 of the package registry (ReLU), or a checkout of its repository named in `SAEV_HEAD`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import multiprocessing.queues
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peers import Peer, Work
+
+
+def head_folder() -> str:
+    """The `src` of the checkout named in `SAEV_HEAD`; empty where there is none."""
+    root = os.environ.get("SAEV_HEAD", "")
+    if not root:
+        return ""
+    folder = Path(root) / "src"
+    if not (folder / "saev").is_dir():
+        raise SystemExit(f"SAEV_HEAD is {root}, which holds no src/saev; name a checkout of the original's repository.")
+    return str(folder)
+
+
+def head_module(name: str) -> Any:
+    """A module of the checkout."""
+    if (folder := head_folder()) not in sys.path:
+        sys.path.insert(0, folder)
+    # It is written for Python 3.12, where this class can be subscripted in annotations.
+    if not hasattr(multiprocessing.queues.Queue, "__class_getitem__"):
+        multiprocessing.queues.Queue.__class_getitem__ = classmethod(lambda cls, item: cls)  # type: ignore[attr-defined]
+    return _quiet(name)
+
+
+def _quiet(name: str) -> Any:
+    """A module that sets up logging for everybody when it is imported, without that."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    found = importlib.import_module(name)
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    return found
+
+
+class Released(Peer):
+    """0.1.0: ReLU and L1; its loop steps every SAE with one fused Adam and clips nothing."""
+
+    variants = ("relu",)
+
+    def __init__(self, variant: str, work: Work) -> None:
+        config, nn, training = (_quiet(f"saev.{name}") for name in ("config", "nn", "training"))
+        if work.d_sae % work.d_in:
+            raise ValueError(f"saev 0.1.0 takes a width that is a multiple of the input's; {work.d_sae} is none of {work.d_in}.")
+        coefficient = 4e-4 if work.l1 is None else work.l1
+        rate = 4e-4 if work.lr is None else work.lr
+        cfg = config.SparseAutoencoder(
+            d_vit=work.d_in,
+            exp_factor=work.d_sae // work.d_in,
+            sparsity_coeff=coefficient,
+            n_reinit_samples=0 if work.sample is None else len(work.sample),
+            seed=work.seed,
+        )
+        self.model = nn.SparseAutoencoder(cfg)
+        if work.sample is not None:
+            self.model.init_b_dec(work.sample.cpu())
+        self.model.train().to(work.device)
+        self.optimizer = torch.optim.Adam([{"params": self.model.parameters(), "lr": 0.0}], fused=True)
+        self.schedule = training.Warmup(0.0, rate, min(500, max(1, work.n_steps // 10)))
+        self.note = f"0.1.0: fused Adam, lr {rate:g}, warm-up {self.schedule.n_steps}, l1 {coefficient:g}, no clipping, no decay"
+
+    def step(self, x: Tensor) -> None:
+        self.model.normalize_w_dec()
+        loss = self.model(x)[2]
+        loss.loss.backward()
+        self.model.remove_parallel_grads()
+        self.optimizer.step()
+        self.optimizer.param_groups[0]["lr"] = self.schedule.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        codes: Tensor = self.model(x)[1]
+        return codes
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        made: Tensor = self.model(x)[0]
+        return made
+
+    @property
+    def bias(self) -> Tensor:
+        return self.model.b_enc.data
+
+
+class _Sample:
+    """What its data initialisation asks of a loader."""
+
+    def __init__(self, x: Tensor, batch_size: int) -> None:
+        self.x, self.batch_size, self.n_samples, self.drop_last = x, batch_size, len(x), False
+
+    def __len__(self) -> int:
+        return math.ceil(self.n_samples / self.batch_size)
+
+    def __iter__(self) -> Any:
+        return ({"act": each} for each in self.x.cpu().split(self.batch_size))
+
+
+class Head(Peer):
+    """Options: `n_prefixes`, prefixes of its Matryoshka loss (its own: 10; 1 is the plain variant, and what is built here)."""
+
+    variants = ("topk", "batchtopk", "relu")
+
+    def __init__(self, variant: str, work: Work, *, n_prefixes: int = 1, dead_after: int = 10_000_000) -> None:
+        modeling, objectives = head_module("saev.nn.modeling"), head_module("saev.nn.objectives")
+        scheduling = head_module("saev.utils.scheduling")
+        kinds: dict[str, Any] = {
+            "topk": lambda: modeling.TopK(top_k=work.k),
+            "batchtopk": lambda: modeling.BatchTopK(top_k=work.k),
+            "relu": lambda: modeling.Relu(sparsity=modeling.L1Sparsity(coeff=4e-4 if work.l1 is None else work.l1)),
+        }
+        cfg = modeling.SparseAutoencoderConfig(d_model=work.d_in, d_sae=work.d_sae, activation=kinds[variant]())
+        objective = objectives.Matryoshka(n_prefixes=n_prefixes, dead_threshold_tokens=dead_after)
+        began = "not started from data"
+        if work.sample is not None and len(work.sample) >= work.d_sae:
+            train = head_module("saev.framework.train")
+            saes, made, _ = train.make_saes([(cfg, objective)], _Sample(work.sample, work.batch_size))
+            self.model, self.objective = saes[0], made[0]
+            began = "started from data"
+        else:
+            self.model, self.objective = modeling.SparseAutoencoder(cfg), objectives.get_objective(objective)
+        self.model.train().to(work.device)
+        self.objective.train().to(work.device)
+        rate = 4e-4 if work.lr is None else work.lr
+        self.optimizer = torch.optim.Adam([{"params": self.model.parameters(), "lr": 0.0}], fused=True)
+        warm = min(500, work.n_steps // 10)
+        self.schedule = scheduling.WarmupCosine(0.0, warm, rate, work.n_steps, 0.0)
+        self.note = f"head: fused Adam, lr {rate:g}, warm-up {warm}, cosine, clipped at 1, {n_prefixes} prefix(es), {began}"
+        self.variant = variant
+
+    def step(self, x: Tensor) -> None:
+        self.model.normalize_w_dec()
+        loss, _ = self.objective(self.model, x)
+        loss.loss.backward()
+        self.model.remove_parallel_grads()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
+        self.optimizer.step()
+        self.optimizer.param_groups[0]["lr"] = self.schedule.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        self.model.eval()
+        codes: Tensor = self.model.encode(x).f_x
+        self.model.train()
+        return codes
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        made: Tensor = self.model.decode(self.encode(x))[:, -1]
+        return made
+
+    @property
+    def bias(self) -> Tensor:
+        return self.model.b_enc.data
+
+    @torch.no_grad()
+    def silence(self, n: int) -> None:
+        if self.variant == "relu":
+            raise NotImplementedError
+        self.model.W_enc[:, :n] *= 0.02
+        since = torch.zeros(self.model.cfg.d_sae, dtype=torch.int64, device=self.model.W_enc.device)
+        since[:n] = 10 * self.objective.cfg.dead_threshold_tokens
+        self.objective.toks_since_active = since
+
+
+Adapter: type[Peer] = Head if head_folder() else Released
