@@ -192,7 +192,7 @@ class ReadConfig(Config):
 class TrainConfig(Config):
     """How SAEs are trained."""
 
-    stream: ClassVar[tuple[str, ...]] = ("n_tokens", "batch_size", "n_init", "seed", "checkpoint_every", "log_every")
+    stream: ClassVar[tuple[str, ...]] = ("n_tokens", "batch_size", "n_init", "seed", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors")
     """Options that belong to the pass over the data, and are one for all SAEs that share it."""
 
     n_tokens: int = Field(default=0, ge=0)
@@ -200,13 +200,19 @@ class TrainConfig(Config):
     batch_size: int = Field(default=4096, ge=1)
     """Vectors per step."""
     lr: float = Field(default=0.0, ge=0)
-    """Peak learning rate of Adam; 0: the variant's own choice for its width."""
+    """Peak learning rate; 0: the variant's own choice for its width, times 20 for muon."""
+    optimizer: Literal["adam", "muon", "schedule-free"] = "adam"
+    """What moves the weights: Adam; muon for matrices and Adam for the rest; Adam whose steps are averaged, with no decay."""
     n_lr_warmup: int = Field(default=500, ge=0)
     """Steps of linear learning rate warm-up, at most a tenth of the run."""
     lr_decay: float = Field(default=0.2, ge=0, le=1)
-    """Share of the run over which the learning rate falls linearly to 0 at the end."""
+    """Share of the run over which the learning rate falls to 0 at the end; schedule-free has no such fall."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """Shape of that fall; 1.0 and cosine: half a wave over the whole run."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what a checkpoint holds; 0: none."""
     dead_after: int = Field(default=10_000_000, ge=1)
     """Vectors without an activation after which a feature counts as dead; at most an eighth of the run."""
     n_init: int = Field(default=65_536, ge=1)
@@ -217,6 +223,16 @@ class TrainConfig(Config):
     """Steps between resumable checkpoints."""
     log_every: int = Field(default=25, ge=1)
     """Steps between metric lines."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between evaluations on held-out images, and one at the end; 0: none while training."""
+    evaluate_vectors: int = Field(default=16_384, ge=1)
+    """Held-out vectors that these use, the same ones each time."""
+
+    @model_validator(mode="after")
+    def _averaged_once(self) -> Self:
+        if self.ema and self.optimizer == "schedule-free":
+            raise ValueError("ema averages weights, and schedule-free does so already; leave one of them out")
+        return self
 
 
 class EvaluateConfig(Config):
@@ -228,6 +244,10 @@ class EvaluateConfig(Config):
     """Frequency below which a feature that fires at all counts as almost dead."""
     dense: float = Field(default=1e-2, gt=0)
     """Frequency above which a feature counts as dense."""
+    best_l0: float = Field(default=0.0, ge=0)
+    """Largest L0 of the SAE that is called the best of several, the one with the lowest NMSE; 0: 1.1 times their median L0."""
+    consensus: float = Field(default=0.7, ge=0, lt=1)
+    """Cosine between seeds above which a feature enters their consensus, an SAE made of what all seeds found; 0: none is made."""
 
 
 class IndexConfig(Config):
@@ -277,6 +297,8 @@ class RunConfig(Config):
     """Where the activations lie, if not in the run folder."""
     device: str = "auto"
     """`auto` picks cuda, mps or cpu; or one of these."""
+    sweep: dict[str, Any] = Field(default_factory=dict)
+    """What `--sweep FILE` held: settings whose lists expand to a grid of SAEs; empty: one SAE."""
 
 
 C = TypeVar("C", bound=Config)
