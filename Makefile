@@ -12,10 +12,17 @@ ROOMS := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 SOURCES := $(wildcard packages/*/src plugins/*/src plugins/*/saev_*.py)
 CODE := packages plugins tests benchmarks $(wildcard scripts)
 
-.PHONY: help setup test lint fix types docs bench demo clean
+# Where the libraries that benchmarks compare with live; ours are in there, too.
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.setup-stamp
+RIVALS := $(addprefix packages/,saev-core saev-datasets saev-models) $(addprefix plugins/,saev-saes saev-dinov2-focus)
+# With peers where they are installed, ours alone where not.
+BENCH = $(if $(wildcard $(PEERS_STAMP)),$(PEERS)/bin,$(BIN))/python
+
+.PHONY: help setup test lint fix types docs bench bench-setup bench-gpu demo clean
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(STAMP) ## install everything into .venv; does nothing when nothing changed
 
@@ -46,12 +53,23 @@ fix: setup ## put right what a machine can
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure, as ratios against floors taken in the same run
-	for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f; done
+bench: setup ## measure, as ratios against floors and peers taken in the same run
+	$(BENCH) benchmarks/all.py
+
+bench-setup: $(PEERS_STAMP) ## install the libraries that bench compares with, into .venv-peers
+
+$(PEERS_STAMP): benchmarks/peers/requirements.txt $(STAMP)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps -r benchmarks/peers/requirements.txt $(foreach room,$(RIVALS),-e $(room))
+	cd benchmarks && OMP_NUM_THREADS=1 ../$(PEERS)/bin/python -W ignore -m peers
+	@touch $@
+
+bench-gpu: setup ## the same steps on a CUDA device; says so where there is none
+	$(BENCH) benchmarks/gpu.py
 
 demo: setup ## two runs, each ending with its report: shapes with known truth, and real photographs
 	$(BIN)/saev run
 	$(BIN)/saev run --model dinov2-focus --dataset photos
 
 clean: ## remove what was built, and .venv
-	rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) site dist build .mypy_cache .ruff_cache .pytest_cache
