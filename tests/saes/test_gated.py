@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from saev_core.kernels import ROWS
 from saev_core.sae import Progress
 from saev_core.testing.sae_contract import SAEContract
 from saev_saes.gated import Gated, GatedConfig
@@ -29,7 +30,7 @@ def small() -> Gated:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_loss_and_gradient_are_the_published_ones_in_float64(sparse: bool) -> None:
     """With the paper's own parts: two weight matrices tied by exp(r_mag), a hard gate, a frozen decoder."""
-    sae, x = small(), torch.randn(150, 24, generator=torch.Generator().manual_seed(1)).double()
+    sae, x = small(), torch.randn(150 if sparse else ROWS + 40, 24, generator=torch.Generator().manual_seed(1)).double()
     if sparse:
         with torch.no_grad():
             sae.b_enc.sub_(2.2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saev_core.codes import Codes
 from saev_core.config import SAEConfig
-from saev_core.kernels import SPARSE_BELOW, encode_above, grad
+from saev_core.kernels import ROWS, SPARSE_BELOW, encode_above, grad
 from saev_core.sae import SAE, Progress, Step
 from saev_core.saes.init import calibrate
 
@@ -84,8 +84,11 @@ class Gated(SAE):
         return Step(error + by_gate + open_.sum(-1).mean() * self.weight(progress), x_hat, z, {"mse": float(error.detach())})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        gates = None if x.is_cuda else encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
-        return self.backward_autograd(x, progress) if gates is None else self._backward(x, gates, self.weight(progress))
+        if x.is_cuda:
+            return self.backward_autograd(x, progress)
+        gates = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+        weight = self.weight(progress)
+        return self._backward_dense(x, weight) if gates is None else self._backward(x, gates, weight)
 
     @torch.no_grad()
     def _backward(self, x: Float[Tensor, "n d_in"], gates: Codes, weight: float) -> Step:
@@ -119,6 +122,42 @@ class Gated(SAE):
         torch.sum(residual, 0, out=grad(self.b_dec))
         loss = error + error_gate + gates.value.sum() * (weight / n)
         return Step(loss, x_hat, codes, {"mse": float(error)})
+
+    @torch.no_grad()
+    def _backward_dense(self, x: Float[Tensor, "n d_in"], weight: float) -> Step:
+        """The gradient by seven dense matmuls in reused buffers, chunk by chunk."""
+        n, m = len(x), self.d_sae
+        W_enc, W_dec, b_enc, b_dec, b_mag = (p.detach() for p in (self.W_enc, self.W_dec, self.b_enc, self.b_dec, self.b_mag))
+        scale, bias = self.r_mag.detach().exp(), x.new_full((1,), weight / n)
+        x_hat, error, loss = torch.empty_like(x), x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
+        active = x.new_zeros(m)
+        grads = {name: grad(p).zero_() for name, p in self.named_parameters()}
+        only_where = torch.ops.aten.threshold_backward.grad_input
+        for a in range(0, n, ROWS):
+            rows = x[a : a + ROWS]
+            h, open_, z, d_z = (self.work.get(name, (len(rows), m), x) for name in ("pre", "open", "size", "slope"))
+            torch.mm(rows, W_enc, out=h)
+            torch.add(h, b_enc, out=open_).clamp_min_(0)
+            torch.addcmul(b_mag, h, scale, out=z).clamp_min_(0)
+            only_where(z, open_, 0, grad_input=z)
+            residual = torch.addmm(b_dec, z, W_dec, out=x_hat[a : a + len(rows)]) - rows
+            by_gate = torch.addmm(b_dec, open_, W_dec).sub_(rows)
+            error += residual.square().sum()
+            loss += by_gate.square().sum() + weight * open_.sum()
+            residual.mul_(2 / n)
+            by_gate.mul_(2 / n)
+            active += torch.sign(z, out=d_z).sum(0)
+            torch.mm(residual, W_dec.T, out=d_z)
+            only_where(d_z, z, 0, grad_input=d_z)
+            grads["W_dec"].addmm_(z.T, residual)
+            grads["b_dec"].add_(residual.sum(0))
+            grads["b_mag"].add_(d_z.sum(0))
+            grads["r_mag"].addcmul_(h.mul_(d_z).sum(0), scale)
+            d_gate = torch.addmm(bias, by_gate, W_dec.T, out=h)
+            only_where(d_gate, open_, 0, grad_input=d_gate)
+            grads["b_enc"].add_(d_gate.sum(0))
+            grads["W_enc"].addmm_(rows.T, d_gate.addcmul_(d_z, scale))
+        return Step(((error + loss) / n).to(x.dtype), x_hat, None, {"mse": float(error / n)}, active.long())
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
