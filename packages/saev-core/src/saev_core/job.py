@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from saev_core.checkpoint import ref_of
 from saev_core.config import TrainConfig
 from saev_core.errors import TrainError
-from saev_core.optim import Adam
+from saev_core.optim import Average, Optimizer, make_optimizer
 from saev_core.sae import SAE, Progress, Step
 from saev_core.schedule import Schedule
 
@@ -56,13 +57,17 @@ class Job:
         self.name, self.sae, self.cfg = trainee.name, trainee.sae.to(device), cfg
         self.ref = trainee.ref or ref_of(trainee.sae)
         self.seed = cfg.seed if trainee.seed is None else trainee.seed
-        self.lr = cfg.lr or self.sae.default_lr()
         self.generator = torch.Generator().manual_seed(self.seed)
         self.schedule = schedule
         self.stopped = ""
         self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
         """Vectors that had been seen when each feature last fired."""
-        self.adam = Adam(self.sae.named_parameters(), betas=self.sae.betas)
+        try:
+            self.optimizer = make_optimizer(cfg.optimizer, self.sae.named_parameters(), self.sae.betas)
+        except TrainError as error:
+            raise TrainError(f"{self.name}: {error}") from None
+        self.lr = cfg.lr or self.optimizer.rate * self.sae.default_lr()
+        self.average = Average(self.sae.named_parameters(), cfg.ema) if cfg.ema else None
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after
@@ -82,23 +87,50 @@ class Job:
         # A baseline fitted by its own rule has no parameters, of which torch would warn.
         if self.cfg.clip_grad and (parameters := list(self.sae.parameters())):
             torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip_grad)
-        self.adam.step(self.lr_at(step))
+        self.optimizer.step(self.lr_at(step))
         self.sae.after_step()
+        if self.optimizer.blend():
+            self.sae.after_step()
         self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
         if (anew := self.sae.resample(x, done, progress)) is not None:
-            self.adam.forget(anew, self.sae.d_sae)
+            self.optimizer.forget(anew, self.sae.d_sae)
             self.fired_at[anew] = seen + len(x)
+        if self.average:
+            self.average.update()
+            if anew is not None:
+                self.average.forget(anew, self.sae.d_sae)
         return done
+
+    @torch.no_grad()
+    def answer(self) -> SAE:
+        """The SAE that a checkpoint would hold now: itself, or a copy with averaged weights, its rows of length 1."""
+        weights = self.average.answer() if self.average else self.optimizer.answer()
+        if not weights:
+            return self.sae
+        sae = deepcopy(self.sae)
+        for name, p in sae.named_parameters():
+            p.copy_(weights[name])
+        sae.after_step()
+        return sae
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name."""
         state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        state |= {f"adam.{name}": tensor for name, tensor in self.adam.tensors().items()}
+        for kind, part in self._parts().items():
+            state |= {f"{kind}.{name}": tensor for name, tensor in part.tensors().items()}
         return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
-        self.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae.")})
-        self.adam.restore({name[5:]: tensor for name, tensor in state.items() if name.startswith("adam.")})
+        self.sae.load_state_dict(_under(state, "sae"))
+        for kind, part in self._parts().items():
+            part.restore(_under(state, kind))
         self.fired_at.copy_(state["fired_at"])
         self.generator.set_state(state["generator"])
+
+    def _parts(self) -> dict[str, Optimizer | Average]:
+        return {"optimizer": self.optimizer, **({"average": self.average} if self.average else {})}
+
+
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items() if name.startswith(f"{prefix}.")}

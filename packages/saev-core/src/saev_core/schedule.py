@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from saev_core.config import TrainConfig
 from saev_core.errors import TrainError
+from saev_core.ramp import Shape, ramp
 
 PASSES, MOST_VECTORS = 20, 100_000_000
 
@@ -21,6 +22,8 @@ class Schedule:
     """Last steps, over which it falls."""
     dead_after: int
     """Vectors without an activation after which a feature is dead."""
+    decay: Shape = "linear"
+    """The shape of its fall."""
 
     @classmethod
     def of(cls, cfg: TrainConfig, n_vectors: int) -> Schedule:
@@ -38,12 +41,14 @@ class Schedule:
         return cls(
             n_steps,
             n_warmup=min(cfg.n_lr_warmup, n_steps // 10),
-            n_decay=int(cfg.lr_decay * n_steps),
+            # An average of steps does what a falling learning rate is for.
+            n_decay=0 if cfg.optimizer == "schedule-free" else int(cfg.lr_decay * n_steps),
             dead_after=max(1, min(cfg.dead_after, n_steps * cfg.batch_size // 8)),
+            decay=cfg.decay,
         )
 
     def lr_factor(self, step: int) -> float:
-        """Share of the peak learning rate that step number `step` (from 0) is taken with: linear rise, flat, linear fall."""
+        """Share of the peak learning rate that step number `step` (from 0) is taken with: linear rise, flat, fall."""
         rise = (step + 1) / self.n_warmup if self.n_warmup else 1.0
-        fall = (self.n_steps - step) / (self.n_decay + 1)
+        fall = ramp((self.n_steps - step) / (self.n_decay + 1), self.decay)
         return min(1.0, rise, fall)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adam import adam
+
+from saev_core.optim.features import axis_of
 
 
 class Adam:
@@ -15,6 +18,8 @@ class Adam:
 
     Source: Kingma and Ba 2014, Adam. https://arxiv.org/abs/1412.6980
     """
+
+    rate: ClassVar[float] = 1.0
 
     def __init__(
         self, parameters: Iterable[tuple[str, Parameter]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 6.25e-10
@@ -57,11 +62,15 @@ class Adam:
     def forget(self, features: Tensor, d_sae: int) -> None:
         """Drop what is remembered of some features: in every parameter, along the axis that is `d_sae` long."""
         for name, p in self._parameters.items():
-            # W_enc is [d_in, d_sae], everything else has features first: with d_in = d_sae the name decides.
-            axis = p.ndim - 1 if name == "W_enc" else 0
-            if p.ndim and p.shape[axis] == d_sae and name != "b_dec":
+            if (axis := axis_of(name, p, d_sae)) is not None:
                 self._mean[name].index_fill_(axis, features, 0)
                 self._square[name].index_fill_(axis, features, 0)
+
+    def blend(self) -> bool:
+        return False
+
+    def answer(self) -> dict[str, Tensor]:
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, to be saved; the tensors themselves, not copies."""

@@ -1,0 +1,60 @@
+"""Optimisers: what moves an SAE's weights. Their state is plain tensors by name, so that a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from saev_core.optim.adam import Adam
+from saev_core.optim.average import Average
+from saev_core.optim.muon import Muon
+from saev_core.optim.schedule_free import ScheduleFree
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of one."""
+
+    rate: ClassVar[float]
+    """Its peak learning rate over Adam's, where none is named."""
+
+    def step(self, lr: float) -> None:
+        """Move every parameter by its `.grad`. The SAE then restores what that broke (unit rows)."""
+
+    def blend(self) -> bool:
+        """Called after that; true if it moved the weights once more, and the SAE must restore them again."""
+
+    def forget(self, features: Tensor, d_sae: int) -> None:
+        """Drop what is remembered of features that were started anew."""
+
+    def answer(self) -> dict[str, Tensor]:
+        """Weights to be used instead of the parameters in a checkpoint and in evaluation; empty if the parameters are."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, to be saved; the tensors themselves, not copies."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+
+
+def make_optimizer(
+    name: Literal["adam", "muon", "schedule-free"], parameters: Iterable[tuple[str, Parameter]], betas: tuple[float, float]
+) -> Optimizer:
+    """The optimiser of that name.
+
+    Args:
+        betas: decay rates of the gradient's mean and square in Adam; see `SAE.betas`.
+
+    Raises:
+        TrainError: it does not suit these parameters.
+    """
+    if name == "muon":
+        return Muon(parameters, betas=betas)
+    if name == "schedule-free":
+        return ScheduleFree(parameters, beta2=betas[1])
+    return Adam(parameters, betas=betas)
+
+
+__all__ = ["Adam", "Average", "Muon", "Optimizer", "ScheduleFree", "make_optimizer"]
