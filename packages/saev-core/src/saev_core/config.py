@@ -169,8 +169,9 @@ class RecordConfig(Config):
 class ReadConfig(Config):
     """Which recorded vectors are used; chosen when reading, never when recording."""
 
-    layer: int | Literal["all", "mean"] = -2
-    """Block to read (negative: from the model's end), `all` recorded ones as so many examples, or their `mean`."""
+    layer: int | Annotated[tuple[int, ...], Field(min_length=2)] | Literal["all", "mean"] = -2
+    """Block to read (negative: from the model's end), `all` recorded ones as so many examples, or their `mean`; several blocks
+    (`6,10`) are joined, one vector being the same token at each of them, for `transcoder` and `crosscoder`."""
     stream: str = "resid"
     """Stream of the site, as recorded."""
     tokens: Literal["patches", "cls", "mean"] = "patches"
@@ -188,11 +189,27 @@ class ReadConfig(Config):
     n_threads: int = Field(default=2, ge=1)
     """Reading threads; the order does not depend on it."""
 
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _blocks(cls, value: Any) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"-?\d+(,-?\d+)*", plain := value.replace(" ", "")):
+            blocks = [int(part) for part in plain.split(",")]
+            return blocks if len(blocks) > 1 else blocks[0]
+        return value
+
+    @property
+    def n_sites(self) -> int:
+        """Sites joined in each vector."""
+        return len(self.layer) if isinstance(self.layer, tuple) else 1
+
 
 class TrainConfig(Config):
     """How SAEs are trained."""
 
-    stream: ClassVar[tuple[str, ...]] = ("n_tokens", "batch_size", "n_init", "seed", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors")
+    stream: ClassVar[tuple[str, ...]] = (
+        *("n_tokens", "batch_size", "n_init", "seed"),
+        *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"),
+    )
     """Options that belong to the pass over the data, and are one for all SAEs that share it."""
 
     n_tokens: int = Field(default=0, ge=0)

@@ -13,10 +13,12 @@ from torch import Tensor
 from saev_core.checkpoint import Checkpoint
 from saev_core.codes import Codes
 from saev_core.config import EvaluateConfig
-from saev_core.errors import CheckpointError
+from saev_core.errors import CheckpointError, TrainError
 from saev_core.progress import Track, silent
+from saev_core.sae import SAE
 
 if TYPE_CHECKING:
+    from saev_core.source import ActivationSource
     from saev_core.store import ActivationStore
 
 LOG_FREQUENCY = np.linspace(-8, 0, 81)
@@ -60,6 +62,11 @@ class Tally:
         self._error += float((x64 - x_hat).square().sum())
         self._count += codes.counts()
         self._value += torch.bincount(codes.feature, weights=codes.value.double(), minlength=codes.d_sae)
+
+    def answer(self, sae: SAE, x: Float[Tensor, "n d_in"]) -> None:
+        """Add normalised vectors as an SAE, in its inference form, gives them back."""
+        codes = sae.codes(x)
+        self.add(x, sae.decode(codes), codes)
 
     def result(self, cfg: EvaluateConfig) -> Evaluation:
         """Everything that follows from the sums.
@@ -141,8 +148,7 @@ def measure(
     with track("evaluate", len(chosen), "images") as meter:
         for index, x in ordered(store, read, chosen, max(1, cfg.batch_size // per_image)):
             vectors = checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device))
-            codes = sae.codes(vectors)
-            tally.add(vectors, sae.decode(codes), codes)
+            tally.answer(sae, vectors)
             # With read.layer "all" an image comes once per site.
             fresh = set(index.tolist()) - seen
             seen |= fresh
@@ -150,6 +156,30 @@ def measure(
     result = tally.result(cfg)
     result.card.update(n_images=len(seen), images=what, heldout=read.heldout, split_seed=read.split_seed)
     return result
+
+
+class Heldout:
+    """A fixed sample of held-out vectors, on which SAEs in training are measured again and again."""
+
+    def __init__(self, source: ActivationSource, n: int, seed: int, batch_size: int, device: torch.device) -> None:
+        """Read once, for all SAEs of a group.
+
+        Raises:
+            TrainError: the source holds no image out.
+        """
+        self.raw = source.heldout_sample(n, seed).to(device)
+        if len(self.raw) == 0:
+            raise TrainError("train.evaluate_every needs images held out from training, and there are none; set read.heldout above 0.")
+        self.norm, self.batch_size = source.norm.to(device), batch_size
+
+    @torch.no_grad()
+    def card(self, sae: SAE) -> dict[str, Any]:
+        """The evaluation card of an SAE as it stands, by its inference form; changes nothing about it."""
+        frozen = sae.frozen()
+        tally = Tally(sae.d_in, sae.d_sae, self.raw.device)
+        for raw in torch.split(self.raw, self.batch_size):
+            tally.answer(frozen, self.norm(raw))
+        return {**tally.result(EvaluateConfig()).card, "images": "heldout"}
 
 
 def evaluate(

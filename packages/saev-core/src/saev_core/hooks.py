@@ -38,6 +38,10 @@ class Hooks:
         """SAE `name` has taken `step` training steps; called every `train.log_every` steps."""
 
     @hookspec
+    def evaluated(self, run: Run, name: str, step: int, card: Mapping[str, Any]) -> None:
+        """SAE `name` was measured on held-out images after `step` training steps; called every `train.evaluate_every` steps."""
+
+    @hookspec
     def checkpointed(self, run: Run, name: str, step: int, path: Path) -> None:
         """SAE `name` was written to folder `path`."""
 

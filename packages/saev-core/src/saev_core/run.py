@@ -11,6 +11,7 @@ from typing import Any
 
 from saev_core.config import RunConfig, differences, validate
 from saev_core.errors import RunError
+from saev_core.sweep import expand
 
 FORMAT = 1
 
@@ -29,7 +30,7 @@ _STAGE_OF = {
 """Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
 
 _FREE = ("device", "trackers", "record.layers", "record.batch_size", "record.n_workers", "record.part", "record.on_bad_image")
-_FREE_TRAIN = ("read.n_threads", "train.checkpoint_every", "train.log_every")
+_FREE_TRAIN = ("read.n_threads", "train.checkpoint_every", "train.log_every", "train.evaluate_every", "train.evaluate_vectors")
 """Keys that change how, not what: layers may be added to a store, and the rest leaves no mark on an artifact."""
 
 
@@ -120,6 +121,25 @@ class Run:
         """The illustrated report."""
         return self.path / "report.html"
 
+    @property
+    def stages_path(self) -> Path:
+        """What was made from what; see `pipeline`."""
+        return self.path / "stages.json"
+
+    def stamps(self) -> dict[str, Any]:
+        """What `stages_path` holds: for every stage that is done its key, how long it took, and for an SAE what it was told.
+
+        Raises:
+            RunError: the file is not JSON.
+        """
+        try:
+            stamps: dict[str, Any] = json.loads(self.stages_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise RunError(f"{self.stages_path} is not JSON ({error}); delete it, and what cannot be told valid is made again.") from None
+        return stamps
+
     def result(self, task: str) -> dict[str, Any]:
         """What was written to `results_path(task)`; empty where nothing was.
 
@@ -151,10 +171,24 @@ class Run:
         """`key: old, not new` for every difference that an artifact which is already there does not allow."""
         made = {"record": Path(self.store_url).exists() or "://" in self.store_url, "train": any(self.path.glob("sae/*/*"))}
         changes = []
+        swept = bool(self.config.sweep or config.sweep)
         for key, old, new in differences(self.config.model_dump(mode="json"), config.model_dump(mode="json")):
+            if swept and _STAGE_OF.get(key.split(".")[0]) == "train":
+                continue
             if key not in _FREE + _FREE_TRAIN and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
                 changes.append(f"{key} is {_text(old)}, not {_text(new)}")
-        return changes
+        return changes + (self._changed_saes(config) if swept and made["train"] else [])
+
+    def _changed_saes(self, config: RunConfig) -> list[str]:
+        """For every SAE that is trained and has the name of a point of `config`: in what they differ."""
+        stamps = self.stamps()
+        told = {point.name: point.says() for point in expand(config).points}
+        return [
+            f"{name}: {key} is {_text(old)}, not {_text(new)}"
+            for name, says in told.items()
+            if (self.sae_dir(name) / "checkpoint.json").exists()
+            for key, old, new in differences(stamps.get(f"train:{name}", {}).get("says", says), says)
+        ]
 
 
 def _text(value: Any) -> str:
@@ -176,7 +210,8 @@ def plugin_versions(config: RunConfig) -> dict[str, str]:
     """`model:tiny` -> `saev-core 0.1.0` for every plugin a configuration names."""
     from saev_core.plugins import find, parse_ref
 
-    named = [("model", config.model.name), ("dataset", config.dataset.name), ("sae", config.sae.name)]
+    saes = dict.fromkeys(point.config.sae.name for point in expand(config).points)
+    named = [("model", config.model.name), ("dataset", config.dataset.name), *(("sae", name) for name in saes)]
     versions = {}
     for kind, name in [*named, *(("tracker", parse_ref("tracker", text).name) for text in config.trackers)]:
         plugin = find(kind, name)
@@ -198,6 +233,7 @@ def check_config(config: RunConfig) -> None:
         find(kind, getattr(config, kind).name)
     for kind in kinds:
         resolve(kind, getattr(config, kind))
+    expand(config)
     for name in config.trackers:
         resolve("tracker", name)
     if config.device not in ("auto", "cpu"):

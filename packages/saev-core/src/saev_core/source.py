@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
@@ -63,13 +63,17 @@ class ActivationSource(ABC):
     """Training vectors; `train` does not know where they come from."""
 
     d_model: int
-    """Width of a vector."""
+    """Width of a vector, of all the sites that are joined in it."""
+    n_sites: int = 1
+    """Sites joined in each vector."""
     n_vectors: int
     """Training vectors in one pass."""
     norm: Norm
     """Brings them to mean 0 and mean squared length `d_model`."""
     site: str
     """What they were recorded from, such as `resid.10`, `resid.all`."""
+    heldout: Bool[np.ndarray, " n_images"]
+    """Images kept from training; none where vectors do not come from images."""
 
     @abstractmethod
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
@@ -83,9 +87,36 @@ class ActivationSource(ABC):
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         """`n` random training vectors (all of them, if there are fewer), raw, float32."""
 
+    def heldout_sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
+        """`n` random vectors of held-out IMAGES (all of them, if there are fewer), raw, float32; none where nothing is held out.
+
+        They come from 64 images or more, where there are so many.
+        """
+        held = np.flatnonzero(getattr(self, "heldout", ()))
+        generator = torch.Generator().manual_seed(seed)
+        images = held[torch.randperm(len(held), generator=generator).numpy()]
+        parts: list[Tensor] = []
+        for start in range(0, len(images), 64):
+            some = np.sort(images[start : start + 64])
+            parts += [x.reshape(-1, self.d_model).clone() for _, x in self.ordered(some, 16)]
+            if sum(map(len, parts)) >= n:
+                break
+        x = torch.cat([torch.empty(0, self.d_model), *parts])
+        return x[torch.randperm(len(x), generator=generator)[:n]]
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What this is, as JSON, for the checkpoint."""
+
+    def ordered(
+        self, images: Int[np.ndarray, " n_images"], batch_images: int
+    ) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
+        """The vectors of `images`, training images or held-out ones, in that order; see the function `ordered`.
+
+        Raises:
+            StoreError: they do not come from images.
+        """
+        raise StoreError(f"the vectors of a {type(self).__name__} do not come from images, so there are none to go through in order.")
 
 
 class StoreSource(ActivationSource):
@@ -104,7 +135,7 @@ class StoreSource(ActivationSource):
         self.heldout = split(store.n_images, read.heldout, read.split_seed)
         self._reading = Reading(store, read)
         self._training: np.ndarray = self._reading.usable & ~self.heldout
-        self.d_model, self.site = self._reading.d_model, self._reading.site
+        self.d_model, self.n_sites, self.site = self._reading.d_model, self._reading.n_sites, self._reading.site
         self.n_vectors = int(self._training.sum()) * self._reading.n_tokens
         if self.n_vectors == 0:
             raise StoreError(f"{store.url}: no training image is left; check read.labels, read.heldout and that images were readable.")
@@ -161,26 +192,41 @@ class StoreSource(ActivationSource):
             "n_images": int(self._training.any(0).sum()),
         }
 
+    def ordered(
+        self, images: Int[np.ndarray, " n_images"], batch_images: int
+    ) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
+        return ordered(self.store, self.read, images, batch_images)
+
     def _norm(self) -> Norm:
         """The store's streamed moments; where vectors are clamped, averaged or selected, a sample in float64."""
-        if self.read.clamp is None and self.read.labels is None and self.read.layer != "mean":
-            each = [self.store.moments(site, self.read.tokens) for site in self._reading.sites]
+        read, sites = self.read, self._reading.sites
+        streamed = read.clamp is None and read.labels is None and read.layer != "mean"
+        if streamed and self.n_sites == 1:
+            each = [self.store.moments(site, read.tokens) for site in sites]
             return Norm.from_moments(sum(n for n, _, _ in each), np.sum([total for _, total, _ in each], 0), sum(sq for _, _, sq in each))
-        x = self.sample(_N_NORM, seed=0).double()
-        return Norm.from_moments(len(x), x.sum(0), float(x.square().sum()))
+        # Each site's moments are over all its images, which may be more than are joined.
+        if streamed and len({self.store.done(site).tobytes() for site in sites}) == 1:
+            return Norm.join([Norm.from_moments(*self.store.moments(site, read.tokens)) for site in sites])
+        return Norm.of(self.sample(_N_NORM, seed=0), self.n_sites)
 
 
 def ordered(
-    store: ActivationStore, read: ReadConfig, images: Int[np.ndarray, " n_images"], batch_images: int
-) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
+    store: ActivationStore | ActivationSource, read: ReadConfig, images: Int[np.ndarray, " n_images"], batch_images: int
+) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
     """The vectors of `images`, in that order, `(image numbers, raw float32 vectors)`; each chunk is read once, ahead of its use.
 
     Images that are missing or of another label than asked for are left out. With `layer="all"` every batch of images
     comes once per site, one after the other.
 
+    Args:
+        store: or a source that reads with `read`, for what was never recorded.
+
     Raises:
         StoreError: as `Reading`, or a chunk is damaged.
     """
+    if isinstance(store, ActivationSource):
+        yield from store.ordered(images, batch_images)
+        return
     reading = Reading(store, read)
     size, usable = reading.chunk_images, reading.usable
     numbers = np.asarray(images, np.int64)

@@ -43,6 +43,10 @@ class JsonLines:
         _append(run, "stepped", sae=name, step=step, **metrics)
 
     @hookimpl
+    def evaluated(self, run: Run, name: str, step: int, card: Mapping[str, Any]) -> None:
+        _append(run, "evaluated", sae=name, step=step, **{key: card[key] for key in ("nmse", "l0", "dead")})
+
+    @hookimpl
     def checkpointed(self, run: Run, name: str, step: int, path: Path) -> None:
         _append(run, "checkpointed", sae=name, step=step, path=str(path))
 

@@ -1,0 +1,138 @@
+"""`consensus`: one SAE from several seeds, of the features that all of them found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.config import SAEConfig, validate
+from saev_core.errors import CheckpointError, SaevError
+from saev_core.sae import SAE
+from saev_core.stability import Stability
+
+_AT_MOST_WIDTH = ("k", "l0")
+"""Options that must not exceed the number of features, which a consensus has fewer of."""
+
+
+def agreed(found: Stability, above: float) -> tuple[Int[np.ndarray, "n_seeds n"], Float[np.ndarray, " n"]]:
+    """Features that every seed has, one column each, in the order of the seed that agrees best; and their mean cosine.
+
+    That seed's partners in all others make a column; its mean cosine over every two of them must exceed `above`.
+    """
+    n_seeds = len(found.names)
+    best = max(range(n_seeds), key=lambda i: float(np.nan_to_num(found.per_feature(i)).sum()))
+    width = len(found.live[best])
+    columns = np.stack([np.arange(width) if i == best else found.pairs[best, i].partner for i in range(n_seeds)])
+    whole = np.flatnonzero(found.live[best] & (columns >= 0).all(0))
+    columns = columns[:, whole]
+    # A partner of a partner may be another feature: its cosine is then not known from the matching, and counts as 0.
+    total = np.zeros(len(whole))
+    for (i, j), pair in found.pairs.items():
+        total += np.where(pair.partner[columns[i]] == columns[j], pair.cosine[columns[i]], 0)
+    cosine = total / max(len(found.pairs), 1)
+    keep = cosine > above
+    return columns[:, keep], cosine[keep]
+
+
+@torch.no_grad()
+def consensus(checkpoints: Mapping[str, Checkpoint], found: Stability, above: float) -> Checkpoint:
+    """A checkpoint of the features that all seeds agree on, of the same plugin, as wide as there are such features.
+
+    Every tensor that has an entry per feature (encoder, biases, thresholds of whatever variant) becomes the mean over the
+    matched features, every other one (`b_dec`) the mean over the seeds; decoder rows get the parents' mean length back.
+
+    Args:
+        checkpoints: those that `found` was made from.
+        above: least mean cosine of a feature over all pairs of seeds.
+
+    Raises:
+        CheckpointError: no feature agrees so well, the variant cannot be built so narrow, or its dictionary is computed
+            from other weights, whose mean is not the mean dictionary.
+    """
+    parents = [checkpoints[name] for name in found.names]
+    columns, cosine = agreed(found, above)
+    names = ", ".join(found.names)
+    if len(cosine) == 0:
+        raise CheckpointError(f"{names} have no feature in common above a cosine of {above:g}; lower evaluate.consensus.")
+    first = parents[0].sae
+    _refuse_computed(first)
+    sae = _build(first, len(cosine))
+    axes = _feature_axes(first, sae)
+    states = [parent.sae.state_dict() for parent in parents]
+    merged = {}
+    for name, axis in axes.items():
+        parts = [state[name] for state in states]
+        if axis is not None:
+            parts = [part.index_select(axis, torch.from_numpy(at).to(part.device)) for part, at in zip(parts, columns, strict=True)]
+        merged[name] = _mean(parts)
+        if name == "W_dec":
+            lengths = torch.stack([part.norm(dim=1, keepdim=True) for part in parts]).mean(0)
+            merged[name] = F.normalize(merged[name], dim=1) * lengths
+    sae.load_state_dict(merged)
+    of: dict[str, Any] = {"of": found.names, "fingerprints": [parent.fingerprint for parent in parents], "above": above}
+    of["mean_cosine"] = float(cosine.mean())
+    train = {key: value for key, value in parents[0].train.items() if key != "seed"}
+    return Checkpoint(
+        sae=sae.to(first.W_dec.device),
+        norm=parents[0].norm,
+        ref=parents[0].ref,
+        site=parents[0].site,
+        read=parents[0].read,
+        store=parents[0].store,
+        train={**train, "consensus": of},
+    )
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    if not parts[0].is_floating_point():
+        return parts[0].clone()
+    return torch.stack([part.double() for part in parts]).mean(0).to(parts[0].dtype)
+
+
+def _refuse_computed(sae: SAE) -> None:
+    parameters = dict(sae.named_parameters())
+    others = [name for name, p in parameters.items() if p.ndim > 1 and name != "W_enc"]
+    if "W_dec" not in parameters and others:
+        raise CheckpointError(
+            f"{type(sae).__name__} computes its dictionary from {', '.join(others)}, which have no mean over seeds; "
+            "set evaluate.consensus to 0."
+        )
+
+
+def _build(like: SAE, width: int) -> SAE:
+    """A fresh SAE of the same class and options with another width."""
+    options = like.describe()
+    limits = {key: min(options[key], width) for key in _AT_MOST_WIDTH if key in options}
+    kind = type(like)
+    try:
+        cfg: SAEConfig = validate(kind.Config, {**options, **limits, "d_sae": width}, where="sae")
+        return kind(cfg)
+    except SaevError as error:
+        raise CheckpointError(f"a {kind.__name__} of {width} features cannot be built: {error} Or set evaluate.consensus to 0.") from None
+
+
+def _feature_axes(wide: SAE, narrow: SAE) -> dict[str, int | None]:
+    """For each tensor of the state which axis counts features, None where none does: the one that follows the width.
+
+    Raises:
+        CheckpointError: a tensor has two such axes.
+    """
+    if wide.d_sae == narrow.d_sae:
+        narrow = _build(wide, wide.d_sae + 1)
+    axes: dict[str, int | None] = {}
+    small = narrow.state_dict()
+    for name, tensor in wide.state_dict().items():
+        changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, small[name].shape, strict=True)) if a != b]
+        if len(changed) > 1 or any(tensor.shape[axis] != wide.d_sae for axis in changed):
+            raise CheckpointError(
+                f"{type(wide).__name__}'s {name} {list(tensor.shape)} has not one axis of features; set evaluate.consensus to 0."
+            )
+        axes[name] = changed[0] if changed else None
+    return axes

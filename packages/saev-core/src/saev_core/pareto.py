@@ -1,0 +1,93 @@
+"""Which SAEs of a run are worth looking at: those that no other beats in both L0 and reconstruction error, and the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Self
+
+from saev_core.checkpoint import Checkpoint
+
+SLACK = 1.1
+"""The bound on L0 where none is given, over the median of the SAEs: of those that aim at one k, each may miss it by a tenth."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluated SAE."""
+
+    name: str
+    variant: str
+    l0: float
+    nmse: float
+    dead: float
+    d_sae: int
+    seed: int | None
+    """None for a consensus of several."""
+    lr: float | None
+    on_front: bool = False
+    best: bool = False
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint) -> Self:
+        """A checkpoint's evaluation card as a point: of the whole dictionary, not of a prefix, on held-out images."""
+        card, train = checkpoint.card, checkpoint.train
+        return cls(
+            name=name,
+            variant=checkpoint.ref["name"],
+            l0=float(card["l0"]),
+            nmse=float(card["nmse"]),
+            dead=float(card["dead"]),
+            d_sae=checkpoint.sae.d_sae,
+            seed=train.get("seed"),
+            lr=train.get("lr"),
+        )
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Evaluated SAEs, by ascending L0."""
+
+    points: list[Point]
+    best_l0: float
+    """Largest L0 that the best SAE may have."""
+
+    @property
+    def best(self) -> str | None:
+        """The SAE with the lowest NMSE among those with an L0 of at most `best_l0`; None where there is none."""
+        return next((point.name for point in self.points if point.best), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into `results/pareto.json`."""
+        return {"best": self.best, "best_l0": self.best_l0, "points": [asdict(point) for point in self.points]}
+
+
+def pareto(points: Iterable[Point], best_l0: float = 0.0) -> Pareto:
+    """The L0 / NMSE front of evaluated SAEs and the best of them.
+
+    On the front is an SAE if no other has both an L0 and an NMSE as low, and one of them lower.
+
+    Args:
+        best_l0: largest L0 of the best one; 0: 1.1 times the median L0, so that a denser SAE does not win for being denser.
+    """
+    given = list(points)
+    scores = {point.name: (point.l0, point.nmse) for point in given}
+    if not given:
+        return Pareto([], best_l0)
+    bound = best_l0 or SLACK * median(l0 for l0, _ in scores.values())
+    front = set(_front(scores))
+    # Of equal errors the sparser one.
+    allowed = [name for name, (l0, _) in scores.items() if l0 <= bound]
+    best = min(allowed, key=lambda name: (scores[name][1], scores[name][0], name), default=None)
+    marked = [replace(point, on_front=point.name in front, best=point.name == best) for point in given]
+    return Pareto(sorted(marked, key=lambda point: (point.l0, point.nmse, point.name)), bound)
+
+
+def _front(scores: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names that no other beats; equals do not beat each other."""
+    found: list[str] = []
+    for name in sorted(scores, key=lambda name: scores[name]):
+        if not found or scores[name][1] < scores[found[-1]][1] or scores[name] == scores[found[-1]]:
+            found.append(name)
+    return found

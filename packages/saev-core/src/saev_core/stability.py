@@ -1,0 +1,125 @@
+"""How well SAEs that differ in their seed alone agree: the matched cosine of every live feature's decoder row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.matching import EXACT, match
+
+LEVELS = (0.9, 0.7)
+"""Cosines above which a feature's share is told."""
+_NO_MARK = ("seed", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors")
+"""Training options in which checkpoints of one point may differ: the seed, and what leaves no mark."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two SAEs matched; only features that are live in their own SAE take part."""
+
+    partner: Int[np.ndarray, " d_sae"]
+    """For each feature of the first its partner in the second; -1: none, or not live."""
+    cosine: Float[np.ndarray, " d_sae"]
+    """Their cosine; 0 where there is none."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """SAEs of one point, matched pair by pair."""
+
+    names: list[str]
+    seeds: list[int]
+    live: list[Bool[np.ndarray, " d_sae"]]
+    """Of each SAE, which features fire at all."""
+    pairs: dict[tuple[int, int], Pair]
+    """By the places of both SAEs in `names`; (i, j) and (j, i) are one matching, seen from either side."""
+
+    def per_feature(self, i: int) -> Float[np.ndarray, " d_sae"]:
+        """Of SAE `i`, each feature's mean cosine to its partners in the others; NaN where it is not live."""
+        others = [pair.cosine for (a, _), pair in self.pairs.items() if a == i]
+        return np.where(self.live[i], np.mean(others, 0), np.nan).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into `results/stability.json`; means and shares are over the live features of both sides."""
+        rows = []
+        for i, j in combinations(range(len(self.names)), 2):
+            each = np.concatenate([self.pairs[a, b].cosine[self.live[a]] for a, b in ((i, j), (j, i))])
+            shares = {f"above_{level:g}": float((each > level).mean()) if len(each) else 0.0 for level in LEVELS}
+            rows.append({"a": self.names[i], "b": self.names[j], "mean_cosine": float(each.mean()) if len(each) else 0.0, **shares})
+        return {
+            "saes": self.names,
+            "seeds": self.seeds,
+            "d_sae": [len(live) for live in self.live],
+            "n_live": [int(live.sum()) for live in self.live],
+            "matching": "exact" if max(int(live.sum()) for live in self.live) <= EXACT else "exact among candidates",
+            **{key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key not in ("a", "b")},
+            "pairs": rows,
+        }
+
+
+def stability(checkpoints: Mapping[str, Checkpoint], live: Mapping[str, Bool[np.ndarray, " d_sae"]]) -> Stability:
+    """Match the decoder rows of every two SAEs.
+
+    Args:
+        checkpoints: at least two of one point, by name; see `points`.
+        live: which features of each fire at all. A dead one agrees with nothing, and is no fault of its seed.
+    """
+    names = list(checkpoints)
+    rows = [checkpoints[name].sae.W_dec.detach() for name in names]
+    places = [np.flatnonzero(live[name]) for name in names]
+    pairs = {}
+    for i, j in combinations(range(len(names)), 2):
+        partner, cosine = match(rows[i][places[i]], rows[j][places[j]])
+        there, back = (Pair(np.full(len(rows[k]), -1), np.zeros(len(rows[k]), np.float32)) for k in (i, j))
+        taken = partner >= 0
+        a, b = places[i][taken], places[j][partner[taken]]
+        there.partner[a], there.cosine[a] = b, cosine[taken]
+        back.partner[b], back.cosine[b] = a, cosine[taken]
+        pairs[i, j], pairs[j, i] = there, back
+    seeds = [int(checkpoints[name].train.get("seed", 0)) for name in names]
+    return Stability(names, seeds, [np.asarray(live[name]) for name in names], pairs)
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """Everything that decides a checkpoint but its seed, as text; empty for a consensus, which is no seed of anything.
+
+    Plugin, options, site, reading, store, normaliser and training configuration.
+    """
+    if "consensus" in checkpoint.train:
+        return ""
+    train = {key: value for key, value in checkpoint.train.items() if key != "seed"}
+    train["config"] = {key: value for key, value in train.get("config", {}).items() if key not in _NO_MARK}
+    mean = hashlib.sha256(checkpoint.norm.mean.cpu().numpy().tobytes()).hexdigest()
+    store = checkpoint.store.get("fingerprint", "")
+    parts = [checkpoint.ref["name"], checkpoint.sae.describe(), checkpoint.site, store, checkpoint.norm.scale, mean, train]
+    return json.dumps([*parts, checkpoint.read.model_dump(mode="json", exclude={"n_threads"})], sort_keys=True)
+
+
+def points(identities: Mapping[str, str], seeds: Mapping[str, int]) -> dict[str, list[str]]:
+    """Names of SAEs that differ in their seed alone, two or more each, in the order of seeds, by the name of their point.
+
+    Args:
+        identities: `identity` of each checkpoint, by its name.
+        seeds: the seed of each.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, text in identities.items():
+        if text:
+            groups.setdefault(text, []).append(name)
+    several = [sorted(names, key=lambda name: (seeds[name], name)) for names in groups.values() if len(names) > 1]
+    return {_point_name(names, [seeds[name] for name in names]): names for names in several}
+
+
+def _point_name(names: Sequence[str], seeds: Sequence[int]) -> str:
+    """What the names share: each without its seed where that makes them one, else the first."""
+    bare = {re.sub(rf"-?s(?:eed)?{seed}$", "", name) for name, seed in zip(names, seeds, strict=True)}
+    return bare.pop() if len(bare) == 1 and all(bare) else names[0]
