@@ -8,6 +8,7 @@ import math
 import multiprocessing.queues
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,36 @@ def _quiet(name: str) -> Any:
     return found
 
 
-class Released(Peer):
+class Original(Peer):
+    """What both have in common: a step in three parts, since its loop takes each part for all SAEs before the next."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """What follows the backward pass."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor) -> None:
+        step_all([self], x)
+
+    @property
+    def bias(self) -> Tensor:
+        return self.model.b_enc.data
+
+
+def step_all(peers: Sequence[Original], x: Tensor) -> None:
+    """One step of the original's loop over SAEs on one batch."""
+    for peer in peers:
+        peer.model.normalize_w_dec()
+    for loss in [peer.forward(x) for peer in peers]:
+        loss.backward()
+    for peer in peers:
+        peer.finish()
+
+
+class Released(Original):
     """0.1.0: ReLU and L1; its loop steps every SAE with one fused Adam and clips nothing."""
 
     variants = ("relu",)
@@ -74,10 +104,11 @@ class Released(Peer):
         self.schedule = training.Warmup(0.0, rate, min(500, max(1, work.n_steps // 10)))
         self.note = f"0.1.0: fused Adam, lr {rate:g}, warm-up {self.schedule.n_steps}, l1 {coefficient:g}, no clipping, no decay"
 
-    def step(self, x: Tensor) -> None:
-        self.model.normalize_w_dec()
-        loss = self.model(x)[2]
-        loss.loss.backward()
+    def forward(self, x: Tensor) -> Tensor:
+        loss: Tensor = self.model(x)[2].loss
+        return loss
+
+    def finish(self) -> None:
         self.model.remove_parallel_grads()
         self.optimizer.step()
         self.optimizer.param_groups[0]["lr"] = self.schedule.step()
@@ -93,10 +124,6 @@ class Released(Peer):
         made: Tensor = self.model(x)[0]
         return made
 
-    @property
-    def bias(self) -> Tensor:
-        return self.model.b_enc.data
-
 
 class _Sample:
     """What its data initialisation asks of a loader."""
@@ -111,7 +138,7 @@ class _Sample:
         return ({"act": each} for each in self.x.cpu().split(self.batch_size))
 
 
-class Head(Peer):
+class Head(Original):
     """Options: `n_prefixes`, prefixes of its Matryoshka loss (its own: 10; 1 is the plain variant, and what is built here)."""
 
     variants = ("topk", "batchtopk", "relu")
@@ -143,10 +170,11 @@ class Head(Peer):
         self.note = f"head: fused Adam, lr {rate:g}, warm-up {warm}, cosine, clipped at 1, {n_prefixes} prefix(es), {began}"
         self.variant = variant
 
-    def step(self, x: Tensor) -> None:
-        self.model.normalize_w_dec()
-        loss, _ = self.objective(self.model, x)
-        loss.loss.backward()
+    def forward(self, x: Tensor) -> Tensor:
+        loss: Tensor = self.objective(self.model, x)[0].loss
+        return loss
+
+    def finish(self) -> None:
         self.model.remove_parallel_grads()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
         self.optimizer.step()
@@ -164,10 +192,6 @@ class Head(Peer):
     def reconstruct(self, x: Tensor) -> Tensor:
         made: Tensor = self.model.decode(self.encode(x))[:, -1]
         return made
-
-    @property
-    def bias(self) -> Tensor:
-        return self.model.b_enc.data
 
     @torch.no_grad()
     def silence(self, n: int) -> None:

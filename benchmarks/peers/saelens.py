@@ -50,7 +50,8 @@ class Adapter(Peer):
         if cfg.lr_end is None:
             cfg.lr_end = cfg.lr / 10
         self.trainer = SAETrainer(cfg, self.model, data_provider=iter(()))
-        self.note = f"Adam, lr {cfg.lr:g}, linear decay over the last fifth, gradient norm clipped at 1, its auxiliary loss"
+        loss = f"l1 {self.model.cfg.l1_coefficient:g}, warm-up {work.n_steps // 20}" if variant == "relu" else "its auxiliary loss"
+        self.note = f"Adam, lr {cfg.lr:g}, linear decay over the last fifth, {loss}, gradient norm clipped at 1"
 
     def step(self, x: Tensor) -> None:
         self.trainer.maybe_reset_sparsity()
