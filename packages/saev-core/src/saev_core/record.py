@@ -146,7 +146,7 @@ def _forward(model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: T
                 for item in loaded:
                     if item.bad is not None and cfg.on_bad_image == "stop":
                         raise item.bad
-                yield _Batch(loaded, _tokens(model, meta, sites, loaded))
+                yield _Batch(loaded, tokens_at(model, meta, sites, loaded))
 
 
 def _write(store: ActivationStore, todo: Todo, batches: Iterator[_Batch]) -> None:
@@ -164,8 +164,14 @@ def _write(store: ActivationStore, todo: Todo, batches: Iterator[_Batch]) -> Non
             _refuse_if_all_bad(bad, images, store.meta)
 
 
-def _tokens(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
-    """What leaves the sites, on the CPU; rows of unreadable images mean nothing."""
+def tokens_at(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
+    """What leaves the sites `[b, n_tokens, d_model]`, on the CPU; rows of unreadable images mean nothing.
+
+    In the stored precision, unless a number does not fit it.
+
+    Raises:
+        ModelError: the transform gives pictures of different sizes, or as `VisionModel.record`.
+    """
     first = next((image.pixels for image in images if image.pixels is not None), None)
     if first is None:
         return {site: torch.zeros(()).expand(len(images), meta.grid.n_tokens, meta.d_model) for site in sites}

@@ -22,6 +22,17 @@ TOKENS = ("patches", "cls", "mean")
 """Token policies, in the order of the moments' second axis."""
 
 
+def not_finite(site: Site, image: int, x: Tensor) -> str:
+    """What to say of an image's activations that are not finite in the stored precision."""
+    if torch.isfinite(x).all():
+        largest = float(x.abs().max())
+        return f"{site}, image {image}: an activation of {largest:.6g} does not fit float16 (65,504); record with --dtype float32."
+    return (
+        f"{site}, image {image}: the model gave NaN or infinity; check its weights, and run it in float32 or bfloat16 "
+        "instead of float16 if it runs in half precision."
+    )
+
+
 class ShardSetWriter:
     """Takes images in order and commits them together: data files first, labels and moments next, `done` last.
 
@@ -116,19 +127,10 @@ class ShardSetWriter:
                         for rows in into.values():
                             rows[:] = 0
                     elif not self._moments[site].take(stored[start + i], into["patches"], into.get("prefix")):
-                        raise StoreError(self._not_finite(site, int(numbers[start + i]), x[start + i]))
+                        raise StoreError(not_finite(site, int(numbers[start + i]), x[start + i]))
             for writer in writers.values():
                 writer.advance(n)
             start += n
-
-    def _not_finite(self, site: Site, image: int, x: Tensor) -> str:
-        if torch.isfinite(x).all():
-            largest = float(x.abs().max())
-            return f"{site}, image {image}: an activation of {largest:.6g} does not fit float16 (65,504); record with --dtype float32."
-        return (
-            f"{site}, image {image}: the model gave NaN or infinity; check its weights, and run it in float32 or bfloat16 "
-            "instead of float16 if it runs in half precision."
-        )
 
     def close(self) -> None:
         """Commit: from here on the shard counts as recorded, also after a power failure.

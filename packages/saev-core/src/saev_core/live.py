@@ -1,0 +1,343 @@
+"""`LiveSource`: training vectors straight from the model, with nothing recorded; the twin of `StoreSource`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.config import ReadConfig, RecordConfig
+from saev_core.dataset import ImageDataset
+from saev_core.errors import BadImageError, DatasetError, StoreError
+from saev_core.loader import Loaded, load, n_threads, read
+from saev_core.model import VisionModel
+from saev_core.norm import Norm
+from saev_core.overlap import torch_threads
+from saev_core.plan import describe
+from saev_core.record import Missing, tokens_at
+from saev_core.shard_set import not_finite
+from saev_core.source import ActivationSource, split
+from saev_core.types import Box, Site
+from saev_core.windows import Schedule, WindowStream
+
+log = logging.getLogger(__name__)
+
+_N_NORM = 65_536
+"""Vectors from which the norm is estimated."""
+_N_NORM_IMAGES = 4096
+"""Images that are run for it at most, where an image gives few vectors."""
+_MANY = 16
+"""Unreadable images without a readable one that are the data set's fault, not the images'."""
+
+
+class Forward:
+    """A window's feed: images through the model, in batches of `record.batch_size`, by one thread.
+
+    Rows are in the precision that a recording would have, so that an SAE sees the numbers that a store would hold. An image
+    has `n_tokens` of them: its patches, or one (CLS, or the mean over patches), of each of the sites with `layer="all"`.
+    Which images share a forward pass depends on the schedule alone, so that a window that is filled again has the same bits.
+
+    Raises:
+        ModelError: no such block or stream, or sites of different widths.
+        StoreError: there is no CLS token.
+        DatasetError: the data set holds no image, or can only be read in order.
+    """
+
+    chunk_images = 1
+
+    def __init__(
+        self,
+        model: VisionModel,
+        dataset: ImageDataset,
+        record: RecordConfig,
+        read: ReadConfig,
+        *,
+        model_ref: Mapping[str, Any],
+        dataset_ref: Mapping[str, Any],
+    ) -> None:
+        self.model, self.dataset, self.record, self.read = model, dataset, record, read
+        self.name = f"{model_ref.get('name', type(model).__name__)} on {dataset_ref.get('name', type(dataset).__name__)}"
+        if dataset.sequential:
+            raise DatasetError(
+                f"{self.name}: this data set can only be read in order, and training needs it shuffled; record it first (saev record)."
+            )
+        layers = (read.layer,) if isinstance(read.layer, int) else record.layers
+        self.sites = sorted({model.site(layer, read.stream) for layer in layers})
+        self.meta = describe(model, dataset, record, self.sites, model_ref=model_ref, dataset_ref=dataset_ref)
+        if read.tokens == "cls" and not self.meta.n_prefix:
+            raise StoreError(f"{self.name}: the model has no CLS token; read patches or mean.")
+        self.n_series = len(self.sites) if read.layer == "all" else 1
+        self.per_site = self.meta.grid.n_patches if read.tokens == "patches" else 1
+        self.n_tokens, self.d_model = self.n_series * self.per_site, self.meta.d_model
+        self._stored: torch.dtype = getattr(torch, self.meta.dtype)
+        averages = read.tokens == "mean" or (read.layer == "mean" and len(self.sites) > 1)
+        self.dtype = torch.float32 if averages else self._stored
+        # Hooks are the model's own: two forward passes at once would each fill the other's.
+        self._lock = threading.Lock()
+        self.missing: dict[int, Missing] = {}
+
+    @property
+    def site(self) -> str:
+        """The site's name, such as `resid.10`; `resid.all` or `resid.mean` where there are several."""
+        return str(self.sites[0]) if isinstance(self.read.layer, int) else f"{self.read.stream}.{self.read.layer}"
+
+    def identity(self) -> list[Any]:
+        read = self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})
+        return ["live", self.meta.fingerprint, [str(site) for site in self.sites], read, self.record.batch_size]
+
+    def pool(self) -> ThreadPoolExecutor:
+        # Asked here, so that this thread's number is settled before loading threads set theirs.
+        return ThreadPoolExecutor(1, "saev-live", initializer=torch_threads, initargs=(torch.get_num_threads(),))
+
+    def fill(
+        self,
+        pool: ThreadPoolExecutor,
+        stop: threading.Event,
+        series: Int[np.ndarray, " n_units"],
+        chunk: Int[np.ndarray, " n_units"],
+        rows: Float[np.ndarray, "n_units 1 n_tokens d_model"],
+    ) -> list[Future[Sequence[int]]]:
+        """Begin to run the images of `chunk`; answers with the places of those that cannot be read."""
+        into = torch.from_numpy(rows)[:, 0]
+
+        def work() -> Sequence[int]:
+            lost: list[int] = []
+            at = 0
+            with closing(self.run(chunk)) as batches:
+                for images, x in batches:
+                    if stop.is_set():
+                        break
+                    into[at : at + len(images)].copy_(x)
+                    lost += [at + i for i, image in enumerate(images) if image.bad is not None]
+                    at += len(images)
+            return lost
+
+        return [pool.submit(work)]
+
+    def run(self, images: Int[np.ndarray, " n"]) -> Generator[tuple[list[Loaded], Float[Tensor, "batch n_tokens d_model"]]]:
+        """Images in that order, batch after batch, with their rows; rows of unreadable images mean nothing.
+
+        Raises:
+            StoreError: an activation is not finite or does not fit the stored precision.
+            DatasetError: none of the images can be read; with `record.on_bad_image="stop"`, one cannot.
+        """
+        n, n_bad = self.record.batch_size, 0
+        spans = [(int(image), int(image) + 1) for image in images]
+        with closing(load(self.dataset, self.model, spans, n_workers=self.record.n_workers, lookahead=n)) as items:
+            done = 0
+            while loaded := list(islice(items, n)):
+                with self._lock:
+                    seen = tokens_at(self.model, self.meta, self.sites, loaded)
+                for image in loaded:
+                    if image.bad is not None:
+                        self._note(image.index, image.bad)
+                        n_bad += 1
+                yield loaded, self._rows(loaded, seen)
+                done += len(loaded)
+        if n_bad == done >= _MANY:
+            _, path, why = self.missing[int(images[-1])]
+            raise DatasetError(f"none of {done} images can be read, the last being {path} ({why}); check that the data set is still there.")
+
+    def _note(self, index: int, bad: BadImageError) -> None:
+        if self.record.on_bad_image == "stop":
+            raise bad
+        if index not in self.missing:
+            self.missing[index] = (index, bad.path, bad.why)
+            log.info("image %d is left out: %s (%s)", index, bad.path, bad.why)
+
+    def _rows(self, images: list[Loaded], seen: Mapping[Site, Tensor]) -> Float[Tensor, "batch n_tokens d_model"]:
+        """What `read` picks of the sites, from numbers as they would be stored: what `Reading` gives of a store."""
+        parts = []
+        for site in self.sites:
+            x = self._as_stored(site, images, seen[site])
+            match self.read.tokens:
+                case "patches":
+                    x = x[:, self.meta.n_prefix :]
+                case "cls":
+                    x = x[:, :1]
+                case "mean":
+                    x = x[:, self.meta.n_prefix :].float().mean(1, keepdim=True)
+            parts.append(x)
+        if self.read.layer == "mean" and len(parts) > 1:
+            total = parts[0].float()
+            for x in parts[1:]:
+                total = total + x
+            return total / len(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [b, n_sites * per_site, d_model]
+
+    def _as_stored(self, site: Site, images: list[Loaded], x: Tensor) -> Tensor:
+        stored = x.to(self._stored)
+        # A batch whose images are all unreadable has one number, expanded.
+        finite = stored.isfinite().flatten(1).all(1)
+        for image, fine, row in zip(images, finite.tolist(), x, strict=True):
+            if image.bad is None and not fine:
+                raise StoreError(not_finite(site, image.index, row))
+        return stored
+
+
+class LiveSource(ActivationSource):
+    """A model's activations of a data set's training images in shuffled batches, and nothing on disk.
+
+    The same list of images, division into training and held-out ones, precision and shuffling as a `StoreSource` of a store
+    recorded with `record`: all training images are shuffled, as many of them are run as fill a window, its rows are permuted
+    once and emitted while the next window fills. Where all vectors fit into `read.buffer_mb`, each image is run once;
+    otherwise once in every pass. Deterministic in (seed, epoch); resuming runs the images of the current window again.
+
+    With `read.labels` the whole data set is read once beforehand, to know its labels.
+
+    Args:
+        record: the layers of `layer="all"` and `"mean"`, precision, number of images, images per forward pass, and the rest
+            of what a recording would be made with.
+        model_ref, dataset_ref: as `record.record`; they make the checkpoint fit a store that is recorded later.
+
+    Raises:
+        ModelError, StoreError, DatasetError: as `Forward`, or no image has one of `read.labels`.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        dataset: ImageDataset,
+        record: RecordConfig,
+        read: ReadConfig,
+        *,
+        model_ref: Mapping[str, Any],
+        dataset_ref: Mapping[str, Any],
+    ) -> None:
+        self.feed = Forward(model, dataset, record, read, model_ref=model_ref, dataset_ref=dataset_ref)
+        self.meta, self.grid, self.read = self.feed.meta, self.feed.meta.grid, read
+        self.n_images = self.meta.n_images
+        self.buffer_bytes = read.buffer_mb * 2**20
+        self.heldout = split(self.n_images, read.heldout, read.split_seed)
+        self.d_model, self.site = self.feed.d_model, self.feed.site
+        self._training = self._usable & ~self.heldout
+        self.n_vectors = int(self._training.sum()) * self.feed.n_tokens
+        if self.n_vectors == 0:
+            raise StoreError(f"{self.feed.name}: no training image is left; check read.labels, read.heldout and that images are readable.")
+        self._kept: tuple[int, int, Tensor] | None = None
+        self._crops: dict[int, Box] = {}
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Images found so far that could not be read; they are left out."""
+        return [self.feed.missing[index] for index in sorted(self.feed.missing)]
+
+    @cached_property
+    def norm(self) -> Norm:  # type: ignore[override]
+        """From a sample of training vectors, in float64; `describe` says how many."""
+        x = self.sample(self._n_norm, seed=0)
+        total, squares = torch.zeros(self.d_model, dtype=torch.float64), 0.0
+        for block in torch.split(x, 4096):
+            total += block.double().sum(0)
+            squares += float(block.double().square().sum())
+        return Norm.from_moments(len(x), total, squares)
+
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> WindowStream:
+        if self.n_vectors < batch_size:
+            raise StoreError(
+                f"{self.feed.name} gives {self.n_vectors} training vectors, fewer than one batch of {batch_size}; "
+                "use more images or lower train.batch_size."
+            )
+        self._kept = None
+        return WindowStream(self.feed, self._schedule(seed), batch_size, state)
+
+    def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
+        n = min(n, self.n_vectors)
+        if self._kept is not None and self._kept[:2] == (n, seed):
+            # The norm's sample is also what an SAE is initialised with: at its defaults, images are run once for both.
+            x = self._kept[2]
+        else:
+            x = self._draw(n, seed)
+            self._kept = n, seed, x
+        out = x.float()
+        return out if self.read.clamp is None else out.clamp(-self.read.clamp, self.read.clamp)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "live",
+            "store": {"fingerprint": self.meta.fingerprint, **self.meta.model_dump(mode="json", exclude={"versions"})},
+            "site": self.site,
+            "sites": [str(site) for site in self.feed.sites],
+            "read": self.read.model_dump(mode="json"),
+            "n_vectors": self.n_vectors,
+            "n_images": int(self._training.sum()),
+            "n_norm": min(self._n_norm, self.n_vectors),
+            "forward_images": self.feed.record.batch_size,
+        }
+
+    def ordered(
+        self, images: Int[np.ndarray, " n_images"], batch_images: int
+    ) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
+        """The vectors of `images`, training images or held-out ones, in that order, raw, float32; in batches of at most
+        `batch_images`. Unreadable images and those of other labels are left out. With `layer="all"` every batch comes once
+        per site.
+        """
+        numbers = np.asarray(images, np.int64)
+        with closing(self.feed.run(numbers[self._usable[numbers]])) as batches:
+            for loaded, x in batches:
+                good = [i for i, image in enumerate(loaded) if image.bad is None]
+                self._crops = {loaded[i].index: loaded[i].crop for i in good}
+                for start in range(0, len(good), batch_images):
+                    mine = good[start : start + batch_images]
+                    index = np.array([loaded[i].index for i in mine], np.int64)
+                    for part in torch.split(x[mine], self.feed.per_site, 1):
+                        rows = part.float()
+                        yield index, (rows if self.read.clamp is None else rows.clamp(-self.read.clamp, self.read.clamp))
+
+    def crop(self, index: int) -> Box:
+        """The part of original `index` that the model saw, in original pixels; known of the images that `ordered` gave last."""
+        return self._crops[index]
+
+    @property
+    def _n_norm(self) -> int:
+        return min(_N_NORM, _N_NORM_IMAGES * self.feed.n_tokens)
+
+    @cached_property
+    def _usable(self) -> Bool[np.ndarray, " n_images"]:
+        """Images of a label that was asked for; without `read.labels` all of them, for whether one is readable shows when it is read."""
+        if (wanted := self.read.labels) is None:
+            return np.ones(self.n_images, bool)
+        usable = np.zeros(self.n_images, bool)
+
+        def look(images: range) -> None:
+            for image in images:
+                try:
+                    usable[image] = read(self.feed.dataset, image).label in wanted
+                except BadImageError as bad:
+                    self.feed._note(image, bad)
+
+        with ThreadPoolExecutor(max(1, n_threads(self.feed.record.n_workers)), "saev-label") as pool:
+            list(pool.map(look, [range(i, min(i + 64, self.n_images)) for i in range(0, self.n_images, 64)]))
+        if not usable.any():
+            raise StoreError(f"{self.feed.name}: no image has a label of read.labels={list(wanted)}.")
+        return usable
+
+    def _schedule(self, seed: int) -> Schedule:
+        return Schedule.of(self.feed, self._training[None], seed, self.buffer_bytes)
+
+    def _draw(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
+        """`n` vectors out of twice as many, of at least 64 images: from many images without running all of them."""
+        generator = self._schedule(seed).generator(0, -2)
+        images = np.flatnonzero(self._training)
+        order = images[torch.randperm(len(images), generator=generator).numpy()]
+        found: list[Tensor] = []
+        have = n_images = 0
+        with closing(self.feed.run(order)) as batches:
+            for loaded, x in batches:
+                good = [i for i, image in enumerate(loaded) if image.bad is None]
+                found.append(x[good].flatten(0, 1))
+                have, n_images = have + len(found[-1]), n_images + len(good)
+                if have >= 2 * n and n_images >= 64:
+                    break
+        x = torch.cat(found)
+        return x[torch.randperm(len(x), generator=generator)[:n]]
