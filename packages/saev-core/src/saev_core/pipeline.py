@@ -12,20 +12,24 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from saev_core.checkpoint import Checkpoint
+from saev_core.compare import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
 from saev_core.config import Config, DatasetConfig, PluginRef
 from saev_core.dataset import ImageDataset, digest, load_dataset
 from saev_core.errors import RunError, SaevError
-from saev_core.evaluate import evaluate
+from saev_core.evaluate import measure
 from saev_core.features import FeatureIndex
 from saev_core.hooks import Observers
 from saev_core.indexing import index_features
 from saev_core.model import VisionModel, load_model, pick_device
+from saev_core.pareto import Point, pareto
 from saev_core.plugins import find, installed, resolve
 from saev_core.progress import Track, silent
 from saev_core.record import record
@@ -41,7 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HOW = {"read": {"n_threads"}, "train": {"checkpoint_every", "log_every"}}
+_HOW = {
+    "read": {"n_threads"},
+    "train": {"checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"},
+    "evaluate": {"best_l0", "consensus"},
+}
 """Settings that leave no mark on what a stage makes."""
 
 
@@ -77,7 +85,8 @@ class Pipeline:
         try:
             if "record" in wanted and "train" in wanted and not self._is_recorded():
                 # An SAE that cannot be built is refused now, not after hours of recording.
-                make_sae(self.run.config.sae, self.model.d_model)
+                n_sites = self.run.config.read.n_sites
+                make_sae(self.run.config.sae, n_sites * self.model.d_model, n_sites=n_sites)
             for stage in STAGES:
                 if stage in wanted:
                     getattr(self, stage)()
@@ -177,7 +186,7 @@ class Pipeline:
         else:
             began = time.monotonic()
             source = StoreSource(self.store, config.read)
-            sae = make_sae(config.sae, source.d_model, config.train.seed, n_vectors=source.n_vectors)
+            sae = make_sae(config.sae, source.d_model, config.train.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
             device = pick_device(config.device)
             train(source, [Trainee(name, sae)], config.train, out=self.run.sae_dir, emit=self._emit, track=self.track, device=device)
             self._stamp(stage, key, began)
@@ -185,25 +194,78 @@ class Pipeline:
         self._note(stage)
 
     def evaluate(self) -> None:
-        """Checkpoint to evaluation card, and to recovered truth where the data set knows it."""
-        cards = self.summary["sae"] = {}
-        for name in self.sae_names:
-            stage = f"evaluate:{name}"
-            checkpoint = self.checkpoint(name)
-            key = self._key(self.run.config.evaluate, checkpoint.fingerprint, self.store.meta.fingerprint)
-            if checkpoint.card and self._valid(stage, key):
-                self.say(f"evaluate: {name} already there, skipped.")
-            else:
-                began = time.monotonic()
-                checkpoint = checkpoint.with_card(evaluate(checkpoint, self.store, self.run.config.evaluate, track=self.track))
-                checkpoint.save(self.run.sae_dir(name))
-                self._recover(name, checkpoint)
-                self._stamp(stage, key, began)
-                self.say(f"evaluate: {name} {card_text(checkpoint.card)}")
-            self._note(stage)
-            cards[name] = checkpoint.card
+        """Checkpoint to evaluation card, and to recovered truth where the data set knows it; of several SAEs, which is best."""
+        self.summary["sae"] = {}
+        names = self.sae_names
+        found = {name: self._evaluate(name) for name in names if not is_consensus(self.run, name)}
+        entries = {point: self._compare_seeds(point, seeds, found) for point, seeds in seeds_of(found).items()}
+        found |= {name: self._evaluate(name) for name in self.sae_names if name not in found}
+        points = [measured.point for measured in found.values()]
+        if stable := write_stability(self.run, entries, points):
+            self.summary["stability"] = stable
+        if len(points) > 1:
+            self._rank(points)
         if recovery := self.run.result("recovery"):
             self.summary["recovery"] = recovery
+
+    def _evaluate(self, name: str) -> Measured:
+        """Measure one SAE."""
+        stage = f"evaluate:{name}"
+        checkpoint = self.checkpoint(name)
+        key = self._key(self.run.config.evaluate, checkpoint.fingerprint, self.store.meta.fingerprint)
+        if checkpoint.card and self._valid(stage, key):
+            self.say(f"evaluate: {name} already there, skipped.")
+        else:
+            began = time.monotonic()
+            done = measure(checkpoint, self.store, self.run.config.evaluate, track=self.track)
+            checkpoint = checkpoint.with_card(done.card)
+            checkpoint.save(self.run.sae_dir(name))
+            keep_frequency(self.run, name, done.frequency)
+            self._recover(name, checkpoint)
+            self._stamp(stage, key, began)
+            self.say(f"evaluate: {name} {card_text(checkpoint.card)}")
+        self._note(stage)
+        self.summary["sae"][name] = checkpoint.card
+        return Measured.of(name, checkpoint)
+
+    def _compare_seeds(self, point: str, seeds: list[str], found: Mapping[str, Measured]) -> dict[str, Any]:
+        """How well the seeds of one point agree, and their consensus as an SAE of the run."""
+        stage, above = f"stability:{point}", self.run.config.evaluate.consensus
+        key = self._key(above, seeds, [found[name].fingerprint for name in seeds])
+        entry: dict[str, Any] = self.run.result("stability").get(point, {})
+        made = entry.get("consensus", {}).get("name")
+        if entry and self._valid(stage, key, partial(self.checkpoint, made) if made else lambda: None):
+            self.say(f"evaluate: the seeds of {point} are compared already, skipped.")
+        else:
+            began = time.monotonic()
+            checkpoints = {name: self.checkpoint(name) for name in seeds}
+            entry = compare_seeds(self.run, point, checkpoints, {name: self._frequency(name, c) for name, c in checkpoints.items()}, above)
+            self.run.write_result("stability", {**self.run.result("stability"), point: entry})
+            self._stamp(stage, key, began)
+            self.say(f"evaluate: the {len(seeds)} seeds of {point} agree to a mean cosine of {entry['mean_cosine']:.3f}")
+            if why := entry.get("consensus", {}).get("why"):
+                self.say(f"evaluate: no consensus of {point}: {why}")
+        self._note(stage)
+        return entry
+
+    def _frequency(self, name: str, checkpoint: Checkpoint) -> np.ndarray:
+        path = frequency_path(self.run, name)
+        if not path.exists():
+            keep_frequency(self.run, name, measure(checkpoint, self.store, self.run.config.evaluate, track=self.track).frequency)
+        return cast("np.ndarray", np.load(path, allow_pickle=False))
+
+    def _rank(self, points: Sequence[Point]) -> None:
+        """Front and best of several SAEs, as a table and a picture."""
+        ranked = pareto(points, self.run.config.evaluate.best_l0).to_json()
+        picture = self.run.results_path("pareto").with_suffix(".png")
+        changed = ranked != self.run.result("pareto")
+        self.run.write_result("pareto", ranked)
+        if (changed or not picture.exists()) and "pareto" in {plugin.name for plugin in installed("viewer")}:
+            find("viewer", "pareto").load()(self.run)
+        self.summary["pareto"] = ranked
+        best, bound = ranked["best"], ranked["best_l0"]
+        what = f"{best} has the lowest NMSE" if best else "no SAE is"
+        self.say(f"evaluate: {what} among those with an L0 of at most {bound:.4g}")
 
     def _recover(self, name: str, checkpoint: Checkpoint) -> None:
         """Where the data set knows the truth, and the SAE reads patches and left images out: how well it is recovered."""
@@ -242,7 +304,8 @@ class Pipeline:
             return
         path = self.run.report_path
         before = [self._stamps.get(f"{stage}:{name}", {}).get("key") for stage in ("evaluate", "index") for name in self.run.sae_names]
-        key = self._key(self.run.config.report, before, self.run.result("recovery"))
+        compared = [self.run.result(task) for task in ("pareto", "stability") if len(self.run.sae_names) > 1]
+        key = self._key(self.run.config.report, before, self.run.result("recovery"), *compared)
         if path.exists() and self._valid("report", key):
             self.say("report: already there, skipped.")
         else:

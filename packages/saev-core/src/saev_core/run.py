@@ -99,6 +99,17 @@ class Run:
         """Names of the SAEs that were trained to the end, sorted."""
         return sorted(folder.parent.name for folder in self.path.glob("sae/*/checkpoint.json"))
 
+    @property
+    def best(self) -> str | None:
+        """The SAE with the lowest error at a stated L0, from `results/pareto.json`, or the only one.
+
+        None where there are several and they are not evaluated yet, or none of them is sparse enough.
+        """
+        if len(names := self.sae_names) == 1:
+            return names[0]
+        best = self.result("pareto").get("best")
+        return best if best in names else None
+
     def sae_dir(self, name: str) -> Path:
         """The checkpoint folder of SAE `name`."""
         return self.path / "sae" / name

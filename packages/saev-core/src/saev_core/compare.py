@@ -1,0 +1,112 @@
+"""The SAEs of one run side by side: what `saev evaluate` finds out beyond each one's card, and where it is kept.
+
+results/pareto.json               every SAE's L0 and error, the front, the best
+results/stability.json            for each point with several seeds: agreement, consensus
+results/stability/<sae>.npy       each feature's mean cosine to its partners in the other seeds, NaN where it is dead
+results/frequency/<sae>.npy       each feature's frequency on held-out images
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from saev_core.checkpoint import META, Checkpoint
+from saev_core.consensus import consensus
+from saev_core.errors import CheckpointError
+from saev_core.pareto import Point
+from saev_core.run import Run, write_json
+from saev_core.stability import identity, points, stability
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What comparing needs to know of an evaluated SAE; its weights are not kept."""
+
+    point: Point
+    identity: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint) -> Self:
+        return cls(Point.of(name, checkpoint), identity(checkpoint), checkpoint.fingerprint)
+
+
+def is_consensus(run: Run, name: str) -> bool:
+    """Whether an SAE was made from others, read without its weights."""
+    try:
+        return "consensus" in json.loads((run.sae_dir(name) / META).read_text(encoding="utf-8"))["train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # damaged: loading it says how
+
+
+def frequency_path(run: Run, name: str) -> Path:
+    """Where an SAE's feature frequencies are."""
+    return run.results_path("frequency").with_suffix("") / f"{name}.npy"
+
+
+def keep_frequency(run: Run, name: str, frequency: Float[np.ndarray, " d_sae"]) -> None:
+    """Write an SAE's feature frequencies where the run has others to compare it with."""
+    path = frequency_path(run, name)
+    path.unlink(missing_ok=True)
+    if len(run.sae_names) > 1:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, frequency.astype(np.float32))
+
+
+def seeds_of(found: Mapping[str, Measured]) -> dict[str, list[str]]:
+    """Names of SAEs that differ in their seed alone, by the name of their point."""
+    return points({name: m.identity for name, m in found.items()}, {name: m.point.seed or 0 for name, m in found.items()})
+
+
+def compare_seeds(
+    run: Run, name: str, checkpoints: Mapping[str, Checkpoint], frequency: Mapping[str, Float[np.ndarray, " d_sae"]], above: float
+) -> dict[str, Any]:
+    """Match the seeds of one point, write what each feature's stability is, and make their consensus.
+
+    Args:
+        name: of the point; the consensus is called `<name>-consensus`.
+        above: least cosine of a feature of the consensus; 0: none is made.
+
+    Returns:
+        The point's entry in `results/stability.json`.
+    """
+    found = stability(checkpoints, {each: values > 0 for each, values in frequency.items()})
+    folder = run.results_path("stability").with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, each in enumerate(found.names):
+        np.save(folder / f"{each}.npy", found.per_feature(i))
+    entry = found.to_json()
+    if not above:
+        return entry
+    made = run.sae_dir(f"{name}-consensus")
+    try:
+        one = consensus(checkpoints, found, above)
+        one.save(made)
+    except CheckpointError as error:
+        if is_consensus(run, made.name):
+            shutil.rmtree(made)  # of other seeds, or of another threshold
+        return {**entry, "consensus": {"why": str(error)}}
+    return {**entry, "consensus": {"name": made.name, "above": above, "d_sae": one.sae.d_sae}}
+
+
+def write_stability(run: Run, entries: Mapping[str, Mapping[str, Any]], evaluated: Iterable[Point]) -> dict[str, Any]:
+    """Write `results/stability.json`: the entries, each consensus with its error beside its parents'."""
+    by_name = {point.name: point for point in evaluated}
+    whole = {}
+    for name, entry in entries.items():
+        made = dict(entry.get("consensus", {}))
+        if point := by_name.get(made.get("name", "")):
+            made |= {"nmse": point.nmse, "l0": point.l0, "parents_nmse": mean(by_name[each].nmse for each in entry["saes"])}
+        whole[name] = {**entry, **({"consensus": made} if made else {})}
+    if whole or run.results_path("stability").exists():
+        write_json(run.results_path("stability"), whole)
+    return whole
