@@ -91,6 +91,8 @@ class SAEConfig(PluginConfig):
     """Weight of ghost gradients, which revive dead features; 1 as published, 0: none."""
     resample_every: int = Field(default=0, ge=0)
     """Steps between resamplings of dead features, in the first four fifths of the run; 0: none."""
+    warmup_shape: Literal["linear", "cosine"] = "linear"
+    """Shape of the variant's own schedules: how the weight of sparsity rises, how k falls."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """This configuration for inputs of width `d_in`, with `d_sae` settled.
@@ -230,6 +232,10 @@ class TrainConfig(Config):
     """Largest gradient norm; 0: no clipping."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what a checkpoint holds; 0: none."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matmuls: tf32 on CUDA; bf16 for the sparse variants' encoder on a CPU and under autocast on CUDA. Weights stay float32."""
+    compile: bool = False
+    """Compile the loss of variants that are differentiated by torch; those with a gradient of their own ignore it."""
     dead_after: int = Field(default=10_000_000, ge=1)
     """Vectors without an activation after which a feature counts as dead; at most an eighth of the run."""
     n_init: int = Field(default=65_536, ge=1)

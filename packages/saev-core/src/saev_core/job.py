@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,9 +16,15 @@ from torch import Tensor
 from saev_core.checkpoint import ref_of
 from saev_core.config import TrainConfig
 from saev_core.errors import TrainError
+from saev_core.kernels import Workspace
 from saev_core.optim import Average, Optimizer, make_optimizer
 from saev_core.sae import SAE, Progress, Step
 from saev_core.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass
@@ -68,6 +78,13 @@ class Job:
             raise TrainError(f"{self.name}: {error}") from None
         self.lr = cfg.lr or self.optimizer.rate * self.sae.default_lr()
         self.average = Average(self.sae.named_parameters(), cfg.ema) if cfg.ema else None
+        if cfg.precision == "tf32" and device.type != "cuda":
+            log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)
+        if cfg.compile:
+            if by_hand(self.sae, device):
+                log.info("%s: train.compile is left out, its gradient is written by hand", self.name)
+            else:
+                self.sae.compiled = torch.compile(self.sae.loss)
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after
@@ -81,7 +98,8 @@ class Job:
         seen = step * len(x)
         dead = self.dead(seen)
         progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
-        done = self.sae.backward(x, progress)
+        with precision(self.cfg.precision, x.device, self.sae.work):
+            done = self.sae.backward(x, progress)
         self.sae.revive(x, done, progress)
         self.sae.project_gradient()
         # A baseline fitted by its own rule has no parameters, of which torch would warn.
@@ -108,6 +126,7 @@ class Job:
         if not weights:
             return self.sae
         sae = deepcopy(self.sae)
+        sae.compiled = None
         for name, p in sae.named_parameters():
             p.copy_(weights[name])
         sae.after_step()
@@ -130,6 +149,34 @@ class Job:
 
     def _parts(self) -> dict[str, Optimizer | Average]:
         return {"optimizer": self.optimizer, **({"average": self.average} if self.average else {})}
+
+
+def by_hand(sae: SAE, device: torch.device) -> bool:
+    """Whether training has no need to differentiate `loss`, as the CPU's lean steps."""
+    return device.type != "cuda" and (sae.selects or type(sae).backward is not SAE.backward)
+
+
+@contextmanager
+def precision(kind: Precision, device: torch.device, work: Workspace) -> Iterator[None]:
+    """Matmuls in less than float32 inside, where the device has them; what they read and write stays float32."""
+    if kind == "bf16" and device.type == "cuda":
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            yield
+    elif kind == "bf16":
+        work.bf16 = True
+        try:
+            yield
+        finally:
+            work.bf16 = False
+    elif kind == "tf32" and device.type == "cuda":
+        matmul = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+    else:
+        yield
 
 
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

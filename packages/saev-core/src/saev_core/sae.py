@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from saev_core.config import PluginRef, SAEConfig
 from saev_core.errors import ConfigError, ShapeError
 from saev_core.kernels import Workspace, backward_codes
 from saev_core.plugins import resolve
+from saev_core.ramp import Shape, ramp
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Progress:
     generator: torch.Generator | None = None
     """Where a variant that draws numbers draws them: saved with the training state, so that a resumed run repeats them."""
 
-    def warmup(self, n: int) -> float:
-        """Rises linearly from 0 to 1 over `n` steps; 1 where `n` is 0."""
-        return 1.0 if n <= 0 else min(1.0, self.step / n)
+    def warmup(self, n: int, shape: Shape = "linear") -> float:
+        """Rises from 0 to 1 over `n` steps; 1 where `n` is 0."""
+        return 1.0 if n <= 0 else ramp(self.step / n, shape)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class SAE(nn.Module):
     W_dec: Tensor
     """A parameter, or a buffer where a variant computes its rows from others."""
     b_dec: Tensor
+
+    compiled: Callable[[Tensor, Progress], Step] | None = None
+    """`loss` after torch.compile; set by the trainer under `train.compile`."""
 
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Adam's decay rates of the gradient's mean and of its square; beta1 = 0 is Adam without momentum."""
@@ -161,7 +166,7 @@ class SAE(nn.Module):
         """`backward` by differentiating `loss`."""
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            step = self.loss(x, progress)
+            step = (self.compiled or self.loss)(x, progress)
             step.loss.backward()  # type: ignore[no-untyped-call]
         z = step.z.detach() if isinstance(step.z, Tensor) else step.z
         return replace(step, loss=step.loss.detach(), x_hat=step.x_hat.detach(), z=z)

@@ -48,12 +48,12 @@ class BatchTopK(TopK):
         """Feature activations; all but the n k largest positive pre-activations of the n vectors are zero."""
         f = self.pre(x).relu()
         n = f.numel() // self.d_sae
-        return f * largest(f.detach().reshape(-1), n * self.cfg.k).view_as(f)
+        return f * largest(f.detach().reshape(-1), n * self.k).view_as(f)
 
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        codes = encode_batch_top_k(self, x, self.cfg.k, self._guess)
+        codes = encode_batch_top_k(self, x, self.k, self._guess)
         self._guess = float(codes.value.min()) if len(codes.value) else 0.0
         return codes
 
@@ -77,7 +77,7 @@ class BatchTopK(TopK):
         if len(value) == 0:
             return
         smallest = value.min()
-        if progress.step <= min(SETTLED, progress.n_steps // 2):
+        if progress.step <= max(min(SETTLED, progress.n_steps // 2), self.n_k_warmup(progress)):
             self.threshold.copy_(smallest)
         else:
             # A run shorter than 10,000 steps must not end with the threshold of its middle.

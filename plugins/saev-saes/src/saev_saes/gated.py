@@ -73,7 +73,7 @@ class Gated(SAE):
     def weight(self, progress: Progress) -> float:
         """What the L1 norm is multiplied by, after the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
-        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n)
+        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         gate = self.pre(x)

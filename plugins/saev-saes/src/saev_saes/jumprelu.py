@@ -93,7 +93,7 @@ class JumpReLU(SAE):
     def weight(self, progress: Progress) -> float:
         """What S is multiplied by, after the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
-        return self.cfg.sparsity_coeff * self.d_in * progress.warmup(n)
+        return self.cfg.sparsity_coeff * self.d_in * progress.warmup(n, self.cfg.warmup_shape)
 
     def sparsity(self, l0: Tensor) -> Tensor:
         """S of the mean number of active features."""

@@ -99,13 +99,15 @@ class Matryoshka(BatchTopK):
         value = z.value if isinstance(z, Codes) else z
         if self.cfg.activation != "relu":
             return value.new_zeros(())
-        weight = self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(min(self.cfg.n_sparsity_warmup, progress.n_steps // 10))
+        n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
+        weight = self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
         if not isinstance(z, Codes) and not self.cfg.normalize_w_dec:
             value = value * self.W_dec.norm(dim=1)  # or long rows would escape the penalty
         return value.sum() * (weight / len(z))
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        z = self.encode(x)
+        with self.at(progress):
+            z = self.encode(x)
         error, x_hat = nested_error(self, x, z, self.prefixes(progress))
         loss = error + self.penalty(z, progress)
         if self._revives(progress):
@@ -123,7 +125,9 @@ class Matryoshka(BatchTopK):
         return self.backward_autograd(x, progress) if codes is None else self._backward(x, codes, progress)
 
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        return self._backward(x, self.codes(x), progress)
+        with self.at(progress):
+            codes = self.codes(x)
+        return self._backward(x, codes, progress)
 
     @torch.no_grad()
     def _backward(self, x: Float[Tensor, "n d_in"], codes: Codes, progress: Progress) -> Step:

@@ -57,7 +57,7 @@ class ReLU(SAE):
     def weight(self, progress: Progress) -> float:
         """What the L1 norm is multiplied by, after the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
-        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n)
+        return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
 
     def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
         weight = self.weight(progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -27,6 +29,10 @@ class TopKConfig(SAEConfig):
     """Weight of the loss that revives dead features; 0: none."""
     k_aux: int = Field(default=0, ge=0)
     """Dead features that reconstruct each vector's error; 0: half of `d_in`."""
+    k_warmup: int = Field(default=0, ge=0)
+    """k of the first step, from where it falls to `k`; 0: it is `k` from the start."""
+    n_k_warmup: int = Field(default=1000, ge=1)
+    """Steps over which it falls, at most half of the run."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """As `SAEConfig.sized`, with `k` settled too."""
@@ -53,24 +59,49 @@ class TopK(SAE):
         super().__init__(cfg, generator)
         if cfg.k > cfg.d_sae:
             raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
+        if cfg.k_warmup and not cfg.k <= cfg.k_warmup <= cfg.d_sae:
+            raise ConfigError(f"sae.k_warmup is {cfg.k_warmup}; k falls from there, so it is k ({cfg.k}) to d_sae ({cfg.d_sae}), or 0.")
+        self.k = cfg.k
+        """Active features per vector: `cfg.k`, but `k_at` inside a training step."""
+
+    def k_at(self, progress: Progress) -> int:
+        """Active features per vector of this training step."""
+        if not self.cfg.k_warmup:
+            return self.cfg.k
+        fallen = progress.warmup(self.n_k_warmup(progress), self.cfg.warmup_shape)
+        return self.cfg.k_warmup - round((self.cfg.k_warmup - self.cfg.k) * fallen)
+
+    def n_k_warmup(self, progress: Progress) -> int:
+        """Steps after which k is `cfg.k`."""
+        return min(self.cfg.n_k_warmup, progress.n_steps // 2) if self.cfg.k_warmup else 0
+
+    @contextmanager
+    def at(self, progress: Progress) -> Iterator[None]:
+        """`encode` and `codes` take this step's k inside, and the final one everywhere else."""
+        self.k = self.k_at(progress)
+        try:
+            yield
+        finally:
+            self.k = self.cfg.k
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations; all but the k largest positive pre-activations are zero."""
         f = self.pre(x).relu()
-        value, index = f.topk(self.cfg.k, dim=-1, sorted=False)
+        value, index = f.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(f).scatter(-1, index, value)
 
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        return encode_top_k(x, self.W_enc, self.b_enc, self.cfg.k, self.work)
+        return encode_top_k(x, self.W_enc, self.b_enc, self.k, self.work)
 
     @property
     def k_aux(self) -> int:
         return self.cfg.k_aux or max(1, self.d_in // 2)
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        step = super().loss(x, progress)
+        with self.at(progress):
+            step = super().loss(x, progress)
         if progress.dead is None or self.cfg.auxk == 0:
             return step
         aux = auxk_loss(self, x, x - step.x_hat, progress.dead, self.k_aux)
@@ -78,7 +109,8 @@ class TopK(SAE):
 
     @torch.no_grad()
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        step = super().backward_lean(x, progress)
+        with self.at(progress):
+            step = super().backward_lean(x, progress)
         if progress.dead is None or self.cfg.auxk == 0:
             return step
         aux = auxk_backward(self, x, x - step.x_hat, progress.dead, self.k_aux, weight=self.cfg.auxk * self.d_in)
