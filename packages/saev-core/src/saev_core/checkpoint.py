@@ -43,7 +43,7 @@ class Checkpoint:
     ref: dict[str, str]
     """The SAE plugin: `name`, `dist`, `version`."""
     site: str
-    """Where in the model the activations were taken, as `str(Site)`."""
+    """Where in the model the activations were taken, as `str(Site)`; joined ones like `resid.6+10`."""
     read: ReadConfig = field(default_factory=ReadConfig)
     """Which recorded vectors it was trained on, and which images were held out."""
     store: dict[str, Any] = field(default_factory=dict)
@@ -64,9 +64,24 @@ class Checkpoint:
         return self.sae.frozen().codes(self.norm(x.to(self.sae.W_dec.device, torch.float32)))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor | Codes) -> Float[Tensor, "n d_in"]:
-        """Reconstructed raw vectors."""
-        return self.norm.inverse(self.sae.frozen().decode(codes))
+    def decode(self, codes: Tensor | Codes) -> Float[Tensor, "n d_out"]:
+        """Raw vectors from codes alone; of a transcoder the later site's, without what its skip connection adds."""
+        return self._raw(self.sae.frozen().decode(codes))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+        """Raw vectors there and back; of a transcoder the later site's, predicted from the earlier's.
+
+        Raises:
+            ShapeError: they are not `d_in` wide.
+        """
+        self.sae.check_width(x)
+        normed = self.norm(x.to(self.sae.W_dec.device, torch.float32))
+        frozen = self.sae.frozen()
+        return self._raw(frozen.reconstruct(normed, frozen.codes(normed)))
+
+    def _raw(self, x_hat: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_out"]:
+        return self.norm.inverse(x_hat, lambda each: self.sae.split(each)[1])
 
     def to(self, device: torch.device | str) -> Checkpoint:
         return replace(self, sae=self.sae.to(device), norm=self.norm.to(device))
@@ -154,7 +169,8 @@ class Checkpoint:
             raise CheckpointError(f"{folder / WEIGHTS} is damaged (its checksum differs); train again or restore it.")
         try:
             tensors = load(weights)
-            norm = Norm(tensors.pop("norm.mean"), float(meta["norm_scale"]))
+            scale = meta["norm_scale"]
+            norm = Norm(tensors.pop("norm.mean"), tuple(map(float, scale)) if isinstance(scale, list) else float(scale))
             sae = _build(meta, kind)
             sae.load_state_dict(tensors)
             read = validate(ReadConfig, meta["read"], where="read")
@@ -182,10 +198,8 @@ class Checkpoint:
                 raise CheckpointError(
                     f"the SAE was trained on {what} {_short(ours[what])}, the store holds {_short(have)}; record that or train again."
                 )
-        if theirs.d_model != self.sae.d_in:
-            raise CheckpointError(
-                f"the SAE takes activations {self.sae.d_in} wide, the store's are {theirs.d_model}; train one on this store."
-            )
+        if (width := theirs.d_model * self.read.n_sites) != self.sae.d_in:
+            raise CheckpointError(f"the SAE takes activations {self.sae.d_in} wide, the store's are {width}; train one on this store.")
         if same_data:
             raise CheckpointError(
                 "the SAE was trained on another store (its fingerprint differs); train again, or point at the store it names."

@@ -6,11 +6,12 @@ Order of precedence, weakest first: defaults, `--config run.toml`, typed flags, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from saev_core.errors import ConfigError
@@ -77,10 +78,12 @@ class SAEConfig(PluginConfig):
 
     d_in: int = Field(default=0, ge=0)
     """Width of the activations; filled in from the store."""
+    n_sites: int = Field(default=1, ge=1)
+    """Sites joined in each vector; filled in from `read.layer`."""
     d_sae: int = Field(default=0, ge=0)
-    """Number of features; 0: `expansion * d_in`, but at most one for each 128 training vectors of a pass."""
+    """Number of features; 0: `expansion` per dimension, but at most one for each 128 training vectors of a pass."""
     expansion: int = Field(default=16, ge=1)
-    """Features per input dimension, used where `d_sae` is 0."""
+    """Features per dimension of one site, used where `d_sae` is 0."""
     data_init: bool = True
     """Start decoder rows from training vectors; false: from random directions."""
     normalize_w_dec: bool = True
@@ -106,7 +109,9 @@ class SAEConfig(PluginConfig):
         """
         if self.d_in not in (0, d_in):
             raise ConfigError(f"sae.d_in is {self.d_in}, but the activations are {d_in} wide; leave sae.d_in out.")
-        d_sae = self.d_sae or self.expansion * d_in
+        if d_in % self.n_sites:
+            raise ConfigError(f"sae.n_sites is {self.n_sites}, but the activations are {d_in} wide; leave sae.n_sites out.")
+        d_sae = self.d_sae or self.expansion * d_in // self.n_sites
         if n_vectors and not self.d_sae:
             affordable = n_vectors // VECTORS_PER_FEATURE // WIDTH_STEP * WIDTH_STEP
             d_sae = min(d_sae, max(affordable, WIDTH_STEP))

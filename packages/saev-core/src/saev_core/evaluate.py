@@ -42,31 +42,45 @@ class Tally:
     """Sums over a stream of normalised vectors, in float64. Feed it, then ask for the result.
 
     NMSE (also FVU) = sum |x - x_hat|^2 / (sum |x|^2 - |sum x|^2 / N): the variance is that of the whole set, about the
-    mean VECTOR. Unchanged by shifting and scaling, so it is the same for raw and for normalised activations.
+    mean VECTOR. Unchanged by shifting and scaling, so it is the same for raw and for normalised activations. Of joined sites
+    each is scaled by itself, so that they count alike; `nmse_by_site` has them one by one.
     """
 
-    def __init__(self, d_in: int, d_sae: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, d_out: int, d_sae: int, device: torch.device | str = "cpu", *, n_sites: int = 1) -> None:
+        """
+        Args:
+            n_sites: sites that are joined in the vectors.
+        """
         self.n = 0
-        self._x = torch.zeros(d_in, dtype=torch.float64, device=device)
-        self._x_sq = self._error = 0.0
+        self._x = torch.zeros(d_out, dtype=torch.float64, device=device)
+        self._x_sq, self._error = (torch.zeros(n_sites, dtype=torch.float64, device=device) for _ in range(2))
         self._count = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self._value = torch.zeros(d_sae, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"], codes: Codes) -> None:
-        """Vectors, their reconstructions, their codes."""
+    def add(self, x: Float[Tensor, "n d_out"], x_hat: Float[Tensor, "n d_out"], codes: Codes) -> None:
+        """Vectors that were to be reconstructed, their reconstructions, the codes."""
         x64 = x.double()
         self.n += len(x)
         self._x += x64.sum(0)
-        self._x_sq += float(x64.square().sum())
-        self._error += float((x64 - x_hat).square().sum())
+        self._x_sq += self._by_site(x64)
+        self._error += self._by_site(x64 - x_hat)
         self._count += codes.counts()
         self._value += torch.bincount(codes.feature, weights=codes.value.double(), minlength=codes.d_sae)
 
     def answer(self, sae: SAE, x: Float[Tensor, "n d_in"]) -> None:
         """Add normalised vectors as an SAE, in its inference form, gives them back."""
         codes = sae.codes(x)
-        self.add(x, sae.decode(codes), codes)
+        self.add(sae.split(x)[1], sae.reconstruct(x, codes), codes)
+
+    @classmethod
+    def of(cls, sae: SAE, device: torch.device | str = "cpu") -> Tally:
+        """An empty one for what this SAE reconstructs."""
+        return cls(sae.d_out, sae.d_sae, device, n_sites=sae.d_out * sae.cfg.n_sites // sae.d_in)
+
+    def _by_site(self, x: Float[Tensor, "n d_out"]) -> Float[Tensor, " n_sites"]:
+        """Summed squares."""
+        return torch.stack([block.square().sum() for block in x.chunk(len(self._error), dim=1)])
 
     def result(self, cfg: EvaluateConfig) -> Evaluation:
         """Everything that follows from the sums.
@@ -76,8 +90,10 @@ class Tally:
         """
         if self.n == 0:
             raise CheckpointError("there is no vector to evaluate on; check read.heldout and that the recording is complete.")
-        spread = self._x_sq - float(self._x @ self._x) / self.n
-        nmse = self._error / spread if spread > 0 else 0.0
+        spreads = (self._x_sq - self._by_site(self._x[None]) / self.n).tolist()
+        errors = self._error.tolist()
+        spread, error = sum(spreads), sum(errors)
+        nmse = error / spread if spread > 0 else 0.0
         frequency = (self._count / self.n).cpu().numpy()
         mean = (self._value / self._count.clamp_min(1)).cpu().numpy()
         fires = frequency > 0
@@ -87,7 +103,7 @@ class Tally:
             "explained_variance": 1 - nmse,
             "l0": float(self._count.sum()) / self.n,
             "l1": float(self._value.sum()) / self.n,
-            "mse": self._error / self.n,
+            "mse": error / self.n,
             **{name: float(mask.mean()) for name, mask in groups.items()},
             **{f"n_{name}": int(mask.sum()) for name, mask in groups.items()},
             "n_vectors": self.n,
@@ -98,6 +114,8 @@ class Tally:
                 "log_value": _histogram(np.log10(mean[fires]), LOG_VALUE),
             },
         }
+        if len(errors) > 1:
+            card["nmse_by_site"] = [e / s if s > 0 else 0.0 for e, s in zip(errors, spreads, strict=True)]
         return Evaluation(card, frequency, mean)
 
 
@@ -120,7 +138,8 @@ def measure(
 
     The card: `nmse`, `explained_variance`, `l0` (mean count of active features), `l1` (mean sum of values), `mse` (mean
     squared distance per vector, normalised units), shares and counts of `dead` (never active here), `almost_dead`
-    and `dense` features, histograms of log10 frequency and log10 mean value, and what it was measured on.
+    and `dense` features, histograms of log10 frequency and log10 mean value, and what it was measured on; `nmse_by_site`
+    where joined sites are reconstructed, and what the variant has to say of its dictionary (`SAE.facts`).
 
     Raises:
         CheckpointError: the store is not the one the SAE was trained on, or there is no vector to measure.
@@ -141,7 +160,7 @@ def measure(
             f"no image to evaluate on ({what}; read.heldout is {read.heldout:g}); pass images='all', or train with read.heldout > 0."
         )
     device = checkpoint.sae.W_dec.device
-    tally = Tally(checkpoint.sae.d_in, checkpoint.sae.d_sae, device)
+    tally = Tally.of(checkpoint.sae, device)
     sae = checkpoint.sae.frozen()
     per_image = store.grid.n_patches if read.tokens == "patches" else 1
     seen: set[int] = set()
@@ -154,7 +173,7 @@ def measure(
             seen |= fresh
             meter.update(len(fresh))
     result = tally.result(cfg)
-    result.card.update(n_images=len(seen), images=what, heldout=read.heldout, split_seed=read.split_seed)
+    result.card.update(n_images=len(seen), images=what, heldout=read.heldout, split_seed=read.split_seed, **checkpoint.sae.facts())
     return result
 
 
@@ -176,7 +195,7 @@ class Heldout:
     def card(self, sae: SAE) -> dict[str, Any]:
         """The evaluation card of an SAE as it stands, by its inference form; changes nothing about it."""
         frozen = sae.frozen()
-        tally = Tally(sae.d_in, sae.d_sae, self.raw.device)
+        tally = Tally.of(sae, self.raw.device)
         for raw in torch.split(self.raw, self.batch_size):
             tally.answer(frozen, self.norm(raw))
         return {**tally.result(EvaluateConfig()).card, "images": "heldout"}

@@ -158,14 +158,17 @@ def backward_codes(
     """Fill every gradient of mean |x - x_hat|^2 + penalty; returns the error and x_hat.
 
     Args:
-        x: normalised activations.
+        x: normalised activations, as `sae.codes` takes them.
         codes: of `x`, each value its own pre-activation.
         slope: derivative of the penalty by each value; None where there is no penalty.
     """
     n, m = len(x), sae.d_sae
     rows, value = codes.rows, codes.value
+    inputs, target = sae.split(x)
     x_hat = codes.decode(sae.W_dec.detach(), sae.b_dec.detach())
-    residual = torch.sub(x_hat, x, out=sae.work.get("residual", tuple(x.shape), x))
+    if (past := sae.bypass(x)) is not None:
+        x_hat += past
+    residual = torch.sub(x_hat, target, out=sae.work.get("residual", tuple(x_hat.shape), x))
     error = residual.square().sum() / n
     residual.mul_(2 / n)
     d_value = torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -178,7 +181,7 @@ def backward_codes(
     start = torch.searchsorted(feature, torch.arange(m, device=x.device))
     member = rows[order]
     sae.W_dec.grad = F.embedding_bag(member, residual, start, mode="sum", per_sample_weights=value[order])
-    d_enc = F.embedding_bag(member, x, start, mode="sum", per_sample_weights=d_value[order])  # [d_sae, d_in]
+    d_enc = F.embedding_bag(member, inputs, start, mode="sum", per_sample_weights=d_value[order])  # [d_sae, d_in]
     grad(sae.W_enc).copy_(d_enc.T)
     grad(sae.b_enc).zero_().index_add_(0, codes.feature, d_value)
     torch.sum(residual, 0, out=grad(sae.b_dec))

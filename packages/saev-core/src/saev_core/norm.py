@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,15 @@ class Norm:
     """x -> (x - mean) * scale, and back. Travels in the checkpoint, so that an SAE is usable on raw activations.
 
     `mean [d_model]` float32; `scale` is chosen so that the mean SQUARED length of the result is `d_model`.
+    Where vectors of several sites are joined, each site has a scale of its own and each block that mean squared length:
+    a later site is longer by far, and would else be all that counts.
+
     Source: Conerly et al. 2024, https://transformer-circuits.pub/2024/april-update/index.html (squared norm).
     """
 
     mean: Float[Tensor, " d_model"]
-    scale: float
+    scale: float | tuple[float, ...]
+    """One number; of joined sites, one each."""
 
     @classmethod
     def identity(cls, d_model: int) -> Norm:
@@ -46,13 +51,46 @@ class Norm:
             raise StoreError("all recorded activations are the same; check the layer and that the images differ.")
         return cls(mean.float(), float((len(mean) / variance) ** 0.5))
 
+    @classmethod
+    def join(cls, norms: Sequence[Norm]) -> Norm:
+        """That of the joined vectors of sites, from those of the sites; the site's own where there is but one."""
+        if len(norms) == 1:
+            return norms[0]
+        scales = [scale for norm in norms for scale in (norm.scale if isinstance(norm.scale, tuple) else (norm.scale,))]
+        return cls(torch.cat([norm.mean for norm in norms]), tuple(scales))
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n d_model"], n_sites: int = 1) -> Norm:
+        """From the vectors themselves, of `n_sites` joined sites.
+
+        Raises:
+            StoreError: as `from_moments`.
+        """
+        blocks = x.double().chunk(n_sites, dim=1)
+        return cls.join([cls.from_moments(len(b), b.sum(0), float(b.square().sum())) for b in blocks])
+
+    @property
+    def factor(self) -> float | Float[Tensor, " d_model"]:
+        """What centred vectors are multiplied by: the scale, or where there are several one number per dimension."""
+        if not isinstance(self.scale, tuple):
+            return self.scale
+        each = torch.tensor(self.scale, dtype=self.mean.dtype, device=self.mean.device)
+        return each.repeat_interleave(len(self.mean) // len(self.scale))
+
     def to(self, device: torch.device | str) -> Norm:
         return Norm(self.mean.to(device), self.scale)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Raw activations, normalised."""
-        return (x - self.mean) * self.scale
+        return (x - self.mean) * self.factor
 
-    def inverse(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Normalised activations, raw again."""
-        return x / self.scale + self.mean
+    def inverse(self, x: Float[Tensor, "*batch d_part"], part: Callable[[Tensor], Tensor] | None = None) -> Float[Tensor, "*batch d_part"]:
+        """Normalised activations, raw again.
+
+        Args:
+            part: picks those dimensions of the last axis that `x` has; none: it has all.
+        """
+        mean, factor = self.mean, self.factor
+        if part is not None:
+            mean, factor = part(mean), part(factor) if isinstance(factor, Tensor) else factor
+        return x / factor + mean

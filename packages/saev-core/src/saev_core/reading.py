@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saev_core.config import ReadConfig
-from saev_core.errors import StoreError
+from saev_core.errors import ConfigError, StoreError
 from saev_core.shard_set import RECORDED
 from saev_core.store import ActivationStore
+from saev_core.types import Site
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ log = logging.getLogger(__name__)
 class Reading:
     """The vectors that a `ReadConfig` picks, as one or more series of images.
 
-    A series is one site; `layer="all"` gives one per recorded site, `layer="mean"` a single one averaged over them. An image
-    has `n_tokens` vectors in a series: its patches, or one (CLS, or the mean over patches).
+    A series is one site; `layer="all"` gives one per recorded site, `layer="mean"` a single one averaged over them, and
+    several blocks a single one in which a vector is the same token at each of them, joined in the order of the blocks. An
+    image has `n_tokens` vectors in a series: its patches, or one (CLS, or the mean over patches).
 
     Raises:
         StoreError: the layer is not recorded, there is no CLS token, or no image has the labels asked for.
@@ -36,6 +38,8 @@ class Reading:
         self.store, self.read, self.name = store, read, store.url
         if isinstance(read.layer, int):
             self.sites = [store.resolve(read.layer, read.stream)]
+        elif isinstance(read.layer, tuple):
+            self.sites = joined([store.resolve(layer, read.stream) for layer in read.layer])
         else:
             self.sites = [site for site in store.sites if site.stream == read.stream]
             if not self.sites:
@@ -43,20 +47,22 @@ class Reading:
                 raise StoreError(f"{store.url} holds {held}, none of stream {read.stream}; set read.stream to a recorded one.")
         self._part = "prefix" if read.tokens == "cls" else "patches"
         readers = [store.reader(site, "prefix" if read.tokens == "cls" else "patches") for site in self.sites]
-        self._series = [readers] if read.layer == "mean" else [[reader] for reader in readers]
+        self._joins = isinstance(read.layer, tuple)
+        self._series = [readers] if self._joins or read.layer == "mean" else [[reader] for reader in readers]
         self.n_series = len(self._series)
         self.n_tokens = store.grid.n_patches if read.tokens == "patches" else 1
-        self.d_model = store.meta.d_model
+        self.n_sites = len(self.sites) if self._joins else 1
+        self.d_model = self.n_sites * store.meta.d_model
         self.chunk_images = store.meta.chunk_images
-        averages = read.tokens == "mean" or len(self._series[0]) > 1
+        averages = read.tokens == "mean" or (read.layer == "mean" and len(self.sites) > 1)
         self.dtype = torch.float32 if averages else getattr(torch, store.meta.dtype)
-        self._whole = not averages and read.tokens == "patches"
+        self._whole = not averages and not self._joins and read.tokens == "patches"
         self._local = threading.local()
 
     @property
     def site(self) -> str:
-        """The site's name, such as `resid.10`; `resid.all` or `resid.mean` where there are several."""
-        return str(self.sites[0]) if isinstance(self.read.layer, int) else f"{self.read.stream}.{self.read.layer}"
+        """The site's name, such as `resid.10`; `resid.6+10`, `resid.all` or `resid.mean` where there are several."""
+        return site_name(self.read, self.sites)
 
     @cached_property
     def usable(self) -> Bool[np.ndarray, "n_series n_images"]:
@@ -125,12 +131,34 @@ class Reading:
                     x = x[:, :1]
                 case "mean":
                     x = x.float().mean(1, keepdim=True)
-            if place == 0:
+            if self._joins:
+                # Through numpy: torch would wake its other threads for a copy.
+                d = x.shape[2]
+                out[:, :, place * d : (place + 1) * d] = x.numpy()
+            elif place == 0:
                 into.copy_(x)
             else:
                 into.add_(x)
-        if len(readers) > 1:
+        if len(readers) > 1 and not self._joins:
             into.div_(len(readers))
+
+
+def joined(sites: Sequence[Site]) -> list[Site]:
+    """Sites in the order in which their vectors are joined: that of the blocks.
+
+    Raises:
+        ConfigError: a block is named twice.
+    """
+    if len(set(sites)) < len(sites):
+        raise ConfigError(f"read.layer names a block twice ({', '.join(map(str, sites))}); join different ones.")
+    return sorted(sites)
+
+
+def site_name(read: ReadConfig, sites: Sequence[Site]) -> str:
+    """The name of what `read` takes from `sites`: `resid.10`, `resid.6+10` joined, `resid.all` or `resid.mean` otherwise."""
+    if isinstance(read.layer, int):
+        return str(sites[0])
+    return f"{read.stream}.{'+'.join(str(site.layer) for site in sites) if isinstance(read.layer, tuple) else read.layer}"
 
 
 def copy_alone(into: Tensor, x: Tensor) -> None:

@@ -40,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What one training batch gave: `loss` a scalar, `x_hat [n, d_in]`, `z` dense codes or `Codes`, plain `metrics`."""
+    """What one training batch gave: `loss` a scalar, `x_hat [n, d_out]`, `z` dense codes or `Codes`, plain `metrics`."""
 
     loss: Tensor
     x_hat: Tensor
@@ -65,6 +65,9 @@ class SAE(nn.Module):
 
     Parameters: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` with rows of length 1, `b_dec [d_in]`.
     The encoder does not subtract `b_dec`. A variant overrides `encode`, and `penalty` or `loss`.
+
+    What predicts one thing from another (a transcoder) overrides `split` and `d_out`: everything that encodes still takes
+    the whole vectors that the source gives, and everything decoded is compared with the target.
     """
 
     Config: ClassVar[type[SAEConfig]] = SAEConfig
@@ -94,13 +97,13 @@ class SAE(nn.Module):
             raise ConfigError("ghost gradients act on an encoder, and this SAE has none; leave sae.ghost out.")
         self.cfg = cfg
         self.work = Workspace()
-        W_dec = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
+        W_dec = F.normalize(torch.randn(cfg.d_sae, self.d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W_dec)
         if not self.tied:
             # clone: a transposed view would share memory with W_dec, and loading would then write both.
             self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
             self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
 
     @property
     def d_in(self) -> int:
@@ -110,6 +113,19 @@ class SAE(nn.Module):
     def d_sae(self) -> int:
         return self.cfg.d_sae
 
+    @property
+    def d_out(self) -> int:
+        """Width of what is decoded, and of the encoder's input: `d_in` unless a variant splits its vectors."""
+        return self.cfg.d_in
+
+    def split(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]]:
+        """What the encoder sees of `x`, and what is to be decoded: twice `x` itself unless a variant divides it."""
+        return x, x
+
+    def bypass(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
+        """What the prediction takes from `x` past the features (a skip connection); None: nothing."""
+        return None
+
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations x W_enc + b_enc.
 
@@ -117,7 +133,7 @@ class SAE(nn.Module):
             ShapeError: the last axis is not `d_in`.
         """
         self.check_width(x)
-        return x @ self.W_enc + self.b_enc
+        return self.split(x)[0] @ self.W_enc + self.b_enc
 
     def check_width(self, x: Tensor) -> None:
         """Raises ShapeError where the last axis is not `d_in`."""
@@ -132,14 +148,19 @@ class SAE(nn.Module):
         """`encode`, sparse. Override it where the dense form need never exist."""
         return Codes.from_dense(self.encode(x))
 
-    def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_in"]:
+    def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction from dense codes or `Codes`."""
         if isinstance(z, Codes):
             return z.decode(self.W_dec, self.b_dec)
         return z @ self.W_dec + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"], z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
+        """x_hat of `x`, whose codes are `z`: what is decoded, and what goes past the features."""
+        past, decoded = self.bypass(x), self.decode(z)
+        return decoded if past is None else decoded + past
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return self.reconstruct(x, self.encode(x))
 
     def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
         """What is added to the reconstruction error, differentiable in the values; nothing by default."""
@@ -148,8 +169,8 @@ class SAE(nn.Module):
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         """Mean squared distance per vector plus `penalty`, differentiable."""
         z = self.encode(x)
-        x_hat = self.decode(z)
-        error = (x - x_hat).square().sum(-1).mean()
+        x_hat = self.reconstruct(x, z)
+        error = (self.split(x)[1] - x_hat).square().sum(-1).mean()
         return Step(error + self.penalty(z, progress), x_hat, z, {"mse": float(error.detach())})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
@@ -207,7 +228,7 @@ class SAE(nn.Module):
         from saev_core.saes.revive import ghost_backward
 
         if self.cfg.ghost and progress.dead is not None:
-            ghost_backward(self, x, x - step.x_hat, progress.dead)
+            ghost_backward(self, x, self.split(x)[1] - step.x_hat, progress.dead)
 
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
         """Start dead features anew after a step, if `cfg.resample_every` says so; which ones, for the optimiser to forget."""
@@ -218,7 +239,9 @@ class SAE(nn.Module):
         if not every or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
             return None
         dead = progress.dead & (step.counts() == 0)
-        return resample(self, x, x - step.x_hat, dead, progress.generator) if bool(dead.any()) else None
+        if not bool(dead.any()):
+            return None
+        return resample(self, x, self.split(x)[1] - step.x_hat, dead, progress.generator)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -246,21 +269,29 @@ class SAE(nn.Module):
         """The form used for inference, with equal outputs on one vector at a time; itself, unless a variant needs another."""
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """What the variant says of its dictionary in the evaluation card, as JSON; nothing by default."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """The configuration, as it goes into a checkpoint."""
         return self.cfg.model_dump(mode="json")
 
 
-def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0, *, n_vectors: int = 0) -> SAE:
+def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0, *, n_vectors: int = 0, n_sites: int = 1) -> SAE:
     """An SAE plugin, built for activations `d_in` wide with weights drawn from `seed`.
 
     Args:
         n_vectors: training vectors of one pass, which bound a width that nobody named; see `SAEConfig.sized`.
+        n_sites: sites that are joined in the activations (`ActivationSource.n_sites`).
 
     Raises:
         UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
     """
     cls, cfg = resolve("sae", ref)
+    if cfg.n_sites not in (1, n_sites):
+        raise ConfigError(f"sae.n_sites is {cfg.n_sites}, but read.layer gives {n_sites}; leave sae.n_sites out.")
+    cfg = cfg.model_copy(update={"n_sites": n_sites})
     generator = torch.Generator().manual_seed(seed)
     sae = cls(cfg.sized(d_in, n_vectors), generator)
     if not isinstance(sae, SAE):

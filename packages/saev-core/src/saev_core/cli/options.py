@@ -33,7 +33,13 @@ FLAGS = {
         Flag("--dataset", "dataset", str, "Data set plugin, with its main option: shapes, image-folder:FOLDER.", _WHAT),
         Flag("--sae", "sae", str, "SAE plugin, with its main option: topk:32, relu.", _WHAT),
         Flag("--layers", "record.layers", list[int], "Blocks to record, several after one flag: --layers -1 -2.", _WHAT),
-        Flag("--layer", "read.layer", str, "Recorded block to train on (default: the first of --layers), or all, or mean.", _WHAT),
+        Flag(
+            "--layer",
+            "read.layer",
+            str,
+            "Recorded block to train on (default: the first of --layers); all; mean; or several, joined: 6,10.",
+            _WHAT,
+        ),
         Flag("--stream", "record.stream", str, "What of each block: resid, its output, or a module inside it (mlp).", _WHAT),
         Flag("--tokens", "read.tokens", str, "Vectors to train on: patches, cls, or mean (over patches).", _WHAT),
         Flag("--labels", "read.labels", list[int], "Train only on images with these labels.", _WHAT),
@@ -92,9 +98,7 @@ class Flags:
             key = f"{self.batch}.batch_size" if name == "--batch-size" else FLAGS[name].key
             if key and name != "--tracker":
                 place(data, key, parse_ref(key, value).model_dump() if _names_plugin(key, value) else value)
-        if (layer := self.given.get("--layer", "")).lstrip("-").isdigit():
-            place(data, "read.layer", int(layer))
-        if "--layers" in self.given and not layer:
+        if "--layers" in self.given and "--layer" not in self.given:
             place(data, "read.layer", self.given["--layers"][0])
         if "--stream" in self.given:
             place(data, "read.stream", self.given["--stream"])

@@ -19,14 +19,14 @@ def auxk_loss(
     """sum |e - e_hat|^2 / sum |e - mean e|^2, times min(n_dead / k, 1); differentiable, 0 where nothing is dead.
 
     Args:
-        error: e = x - x_hat, taken as given: no gradient flows into it.
+        error: e = x - x_hat (of the target, where `sae.split` divides `x`), taken as given: no gradient flows into it.
         k: how many of the dead features reconstruct each vector, by their ReLU'd pre-activations. Their sum e_hat
             is taken WITHOUT the decoder bias, which would bias it.
     """
     pick = dead.nonzero().view(-1)
     if len(pick) == 0:
         return x.new_zeros(())
-    f = (x @ sae.W_enc[:, pick] + sae.b_enc[pick]).relu()
+    f = (sae.split(x)[0] @ sae.W_enc[:, pick] + sae.b_enc[pick]).relu()
     if len(pick) > k:
         value, index = f.topk(k, dim=-1, sorted=False)
         f = torch.zeros_like(f).scatter(1, index, value)
@@ -44,7 +44,8 @@ def auxk_backward(
     if len(pick) == 0:
         return x.new_zeros(())
     W_enc, W_dec = sae.W_enc.detach()[:, pick], sae.W_dec.detach()[pick]
-    f = torch.addmm(sae.b_enc.detach()[pick], x, W_enc).clamp_min_(0)
+    inputs = sae.split(x)[0]
+    f = torch.addmm(sae.b_enc.detach()[pick], inputs, W_enc).clamp_min_(0)
     if len(pick) > k:
         value, index = top_k(f, k)
         f.zero_().scatter_(1, index, value)
@@ -54,7 +55,7 @@ def auxk_backward(
     loss = residual.square().sum() * scale
     residual.mul_(2 * scale)
     d_f = (residual @ W_dec.T).mul_(f > 0)
-    grad(sae.W_enc).index_add_(1, pick, x.T @ d_f)
+    grad(sae.W_enc).index_add_(1, pick, inputs.T @ d_f)
     grad(sae.b_enc).index_add_(0, pick, d_f.sum(0))
     grad(sae.W_dec).index_add_(0, pick, f.T @ residual)
     return loss

@@ -55,8 +55,9 @@ def calibrate(sae: SAE, x: Float[Tensor, "n d_in"]) -> float:
     <x_hat - b_dec, x - b_dec> / |x_hat - b_dec|^2, exact where codes are positively homogeneous in the encoder.
     """
     fit = (sae.decode(sae.codes(x)) - sae.b_dec).double()
+    wanted, past = sae.split(x)[1] - sae.b_dec, sae.bypass(x)
     norm = float(fit.square().sum())
-    factor = float((fit * (x - sae.b_dec)).sum()) / norm if norm > 0 else 1.0
+    factor = float((fit * (wanted if past is None else wanted - past)).sum()) / norm if norm > 0 else 1.0
     if factor <= 0:
         factor = 1.0
     sae.W_enc.mul_(factor)

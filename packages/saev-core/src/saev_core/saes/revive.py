@@ -46,7 +46,7 @@ def ghost_backward(sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n
     pick = dead.nonzero().view(-1)
     leaves = [w.detach().requires_grad_() for w in (sae.W_enc[:, pick], sae.b_enc[pick], sae.W_dec[pick])]
     with torch.enable_grad():
-        loss = ghost_loss(x, error, *leaves) * sae.cfg.ghost
+        loss = ghost_loss(sae.split(x)[0], error, *leaves) * sae.cfg.ghost
     d_enc, d_bias, d_dec = torch.autograd.grad(loss, leaves)
     grad(sae.W_enc).index_add_(1, pick, d_enc)
     grad(sae.b_enc).index_add_(0, pick, d_bias)
@@ -60,17 +60,23 @@ def resample(
     """Give each dead feature the direction of a badly reconstructed vector of the batch; returns which.
 
     Vectors are drawn in proportion to |error|^4, the square of their loss. W_dec becomes (x - b_dec) / |x - b_dec|, the
-    encoder's column the same at 0.2 of the living ones' mean length, and its bias what makes it see x - b_dec.
+    encoder's column the same at 0.2 of the living ones' mean length, and its bias what makes it see x - b_dec. Where
+    `sae.split` divides vectors, the row comes from the target, less what goes past the features, and the column from the inputs.
     """
     pick = dead.nonzero().view(-1)
     reach = error.double().square().sum(1).square().cumsum(0)
     at = torch.rand(len(pick), dtype=torch.float64, generator=generator).to(x.device) * reach[-1]
-    vectors = x[torch.searchsorted(reach, at, right=True).clamp_max_(len(x) - 1)] - sae.b_dec
-    rows = F.normalize(vectors, dim=1)
+    vectors = x[torch.searchsorted(reach, at, right=True).clamp_max_(len(x) - 1)]
+    inputs, target = sae.split(vectors)
+    past = sae.bypass(vectors)
+    rows = F.normalize((target if past is None else target - past) - sae.b_dec, dim=1)
     sae.W_dec[pick] = rows
     if not sae.tied:
+        # Normalised inputs have mean 0 already.
+        centre = sae.b_dec if inputs is target else torch.zeros_like(sae.b_dec)
+        unit = rows if inputs is target else F.normalize(inputs, dim=1)
         living = sae.W_enc[:, ~dead].norm(dim=0)
-        columns = rows * (ENCODER_SHARE * (float(living.mean()) if len(living) else 1.0))
+        columns = unit * (ENCODER_SHARE * (float(living.mean()) if len(living) else 1.0))
         sae.W_enc[:, pick] = columns.T
-        sae.b_enc[pick] = -(columns @ sae.b_dec)
+        sae.b_enc[pick] = -(columns @ centre)
     return pick

@@ -67,12 +67,15 @@ class ArrayStream:
 class ArraySource(ActivationSource):
     """Vectors `[n, d_model]` in memory as a source: for tests, and for activations that did not come from a store."""
 
-    def __init__(self, x: Float[Tensor, "n d_model"], site: str = "resid.0") -> None:
+    def __init__(self, x: Float[Tensor, "n d_model"], site: str = "resid.0", *, n_sites: int = 1) -> None:
+        """
+        Args:
+            n_sites: sites that are joined in `x`.
+        """
         self.x = x
         self.n_vectors, self.d_model = x.shape
-        self.site = site
-        total = x.double().sum(0)
-        self.norm = Norm.from_moments(len(x), total, float(x.double().square().sum()))
+        self.site, self.n_sites = site, n_sites
+        self.norm = Norm.of(x, n_sites)
 
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> ArrayStream:
         return ArrayStream(self.x, batch_size, seed, state)
@@ -105,7 +108,8 @@ class SAEContract:
     """What every SAE variant keeps. An author's whole test: `class TestMine(SAEContract): sae = Mine`.
 
     Override `options` for the small SAE that most tests use, `planted_options` for the one that must find a planted
-    dictionary (3 of 64 directions active, 32 dimensions), and set `recovers` to None where the method cannot.
+    dictionary (3 of 64 directions active, 32 dimensions), and set `recovers` to None where the method cannot. A variant for
+    joined sites names `n_sites` in both, and in `problem` the directions that its decoder rows are to find.
     """
 
     sae: ClassVar[type[SAE]]
@@ -188,7 +192,7 @@ class SAEContract:
 
     def test_checkpoint_round_trip_changes_no_bit(self, tmp_path: Path) -> None:
         sae, x = self.make(), self.vectors() * 7 + 2
-        norm = Norm.from_moments(len(x), x.double().sum(0), float(x.double().square().sum()))
+        norm = Norm.of(x, sae.cfg.n_sites)
         saved = Checkpoint(sae, norm, ref_of(sae), "resid.0")
         saved.save(tmp_path / "sae")
         loaded = Checkpoint.load(tmp_path / "sae", kind=self.sae)
@@ -196,7 +200,16 @@ class SAEContract:
         assert torch.equal(before.feature, after.feature)
         assert torch.equal(before.value, after.value)
         assert torch.equal(saved.decode(before), loaded.decode(after))
+        assert torch.equal(saved.reconstruct(x), loaded.reconstruct(x))
         assert loaded.fingerprint == saved.fingerprint
+
+    def problem(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n_true d_out"]]:
+        """Raw vectors to train on, and the directions that decoder rows are to find."""
+        return planted(20_000)
+
+    def source(self, x: Float[Tensor, "n d_in"], options: dict[str, Any]) -> ArraySource:
+        """Vectors as a source, of as many joined sites as the options say."""
+        return ArraySource(x, n_sites=options.get("n_sites", 1))
 
     def _train(self, source: ArraySource, options: dict[str, Any], cfg: TrainConfig, out: Path | None = None, **more: Any) -> SAE:
         kind = validate(self.sae.Config, options, where="options").sized(source.d_model)
@@ -205,7 +218,7 @@ class SAEContract:
         return checkpoint.sae
 
     def test_training_repeats_to_the_last_bit_and_depends_on_the_seed(self) -> None:
-        source = ArraySource(planted(2000, 24)[0])
+        source = self.source(planted(2000, 24)[0], self.options)
         cfg = TrainConfig(batch_size=128, n_tokens=128 * 30, n_init=1000)
         one, two = (self._train(source, self.options, cfg) for _ in range(2))
         other = self._train(source, self.options, cfg.model_copy(update={"seed": 1}))
@@ -216,7 +229,7 @@ class SAEContract:
             torch.testing.assert_close(one.W_dec.norm(dim=1), torch.ones(one.d_sae), rtol=1e-5, atol=1e-5)
 
     def test_an_interrupted_training_ends_with_the_same_bits(self, tmp_path: Path) -> None:
-        source = ArraySource(planted(2000, 24)[0])
+        source = self.source(planted(2000, 24)[0], self.options)
         cfg = TrainConfig(batch_size=128, n_tokens=128 * 30, n_init=1000, checkpoint_every=7, log_every=1)
         whole = self._train(source, self.options, cfg, tmp_path / "whole")
 
@@ -235,7 +248,7 @@ class SAEContract:
     def test_it_finds_a_planted_dictionary(self) -> None:
         if self.recovers is None:
             pytest.skip("the variant does not promise it")
-        x, directions = planted(20_000)
+        x, directions = self.problem()
         cfg = TrainConfig(batch_size=256, n_tokens=256 * self.steps, lr=self.lr)
-        sae = self._train(ArraySource(x), self.planted_options, cfg)
+        sae = self._train(self.source(x, self.planted_options), self.planted_options, cfg)
         assert recovery(sae, directions) >= self.recovers
