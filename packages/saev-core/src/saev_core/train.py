@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saev_core.checkpoint import Checkpoint
 from saev_core.config import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
+from saev_core.evaluate import Heldout
 from saev_core.job import Job, Trainee
 from saev_core.kernels import Workspace
 from saev_core.norm import Norm
@@ -83,6 +85,8 @@ def _check(source: ActivationSource, trainees: Sequence[Trainee], cfg: TrainConf
     for t in trainees:
         if t.sae.d_in != source.d_model:
             raise TrainError(f"{t.name} takes activations {t.sae.d_in} wide, the source's are {source.d_model}; leave sae.d_in out.")
+        if t.sae.cfg.n_sites not in (1, source.n_sites):
+            raise TrainError(f"{t.name} is for {t.sae.cfg.n_sites} joined sites, the source joins {source.n_sites}; leave sae.n_sites out.")
     return Schedule.of(cfg, source.n_vectors)
 
 
@@ -102,6 +106,7 @@ class Group:
     ) -> None:
         self.source, self.cfg, self.schedule, self.emit, self.device = source, cfg, schedule, emit, device
         self.norm: Norm = source.norm.to(device)
+        self.heldout: Heldout | None = None
         own = [t.settled(cfg) for t in trainees]
         self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors), device) for t, c in zip(trainees, own, strict=True)]
         work = Workspace()  # one after the other: buffers are shared
@@ -118,18 +123,20 @@ class Group:
     def run(self, track: Track) -> None:
         """Every step that is left."""
         start, state = self._resume()
+        if self.cfg.evaluate_every:
+            self.heldout = Heldout(self.source, self.cfg.evaluate_vectors, self.cfg.seed, self.cfg.batch_size, self.device)
         if start == 0:
             self._initialise()
         size, n_steps = self.cfg.batch_size, self.schedule.n_steps
         stream = self.source.batches(size, self.cfg.seed, state)
-        x = torch.empty(size, self.source.d_model, device=self.device)
+        x, factor = torch.empty(size, self.source.d_model, device=self.device), self.norm.factor
         clock, since = time.perf_counter(), start
         try:
             with track("train", n_steps * size, "vectors") as meter:
                 meter.update(start * size)
                 for step in range(start, n_steps):
                     raw = next(stream).to(self.device, non_blocking=True)
-                    torch.sub(raw, self.norm.mean, out=x).mul_(self.norm.scale)
+                    torch.sub(raw, self.norm.mean, out=x).mul_(factor)
                     steps = [(job, job.step(x, step)) for job in self.live]
                     done, last = step + 1, step + 1 == n_steps
                     facts: dict[str, float] = {}
@@ -142,6 +149,10 @@ class Group:
                         rate = (done - since) * size / max(now - clock, 1e-9)
                         clock, since = now, done
                         facts = self._report(x, steps, done, rate)
+                    if self.heldout is not None and (done % self.cfg.evaluate_every == 0 or last):
+                        began = time.perf_counter()
+                        facts |= self._evaluate(self.heldout, done)
+                        clock += time.perf_counter() - began  # not part of the rate
                     if keep and self.states:
                         self._keep(done, stream.state())
                     meter.update(size, **facts)
@@ -224,17 +235,26 @@ class Group:
     def _none_left(self) -> None:
         raise TrainError("no SAE is left to train: " + " ".join(job.stopped for job in self.jobs))
 
+    def _evaluate(self, heldout: Heldout, done: int) -> dict[str, float]:
+        """Measure every SAE on held-out images and tell observers; returns the group's mean error."""
+        cards = {job.name: heldout.card(job.answer()) for job in self.live}
+        for name, card in cards.items():
+            self.emit("evaluated", name=name, step=done, card=card)
+        return {"heldout_nmse": sum(card["nmse"] for card in cards.values()) / len(cards)}
+
     @torch.no_grad()
     def _report(self, x: Tensor, steps: list[tuple[Job, Step]], done: int, rate: float) -> dict[str, float]:
         """Tell observers; returns the group's mean numbers."""
-        spread = float((x - x.mean(0)).square().sum(dtype=torch.float64))
+        whole = _spread(x)
         rows = []
         for job, step in steps:
             if job.stopped:
                 continue
+            _, target = job.sae.split(x)
+            spread = whole if target is x else _spread(target)
             metrics = {
                 "loss": float(step.loss),
-                "nmse": float((x - step.x_hat).square().sum(dtype=torch.float64)) / max(spread, 1e-30),
+                "nmse": float((target - step.x_hat).square().sum(dtype=torch.float64)) / max(spread, 1e-30),
                 "l0": float(step.counts().sum()) / len(x),
                 "dead": float(job.dead(done * len(x)).double().mean()),
                 "lr": job.lr_at(done - 1),
@@ -248,7 +268,7 @@ class Group:
     def _checkpoint(self, job: Job) -> Checkpoint:
         described = self.source.describe()
         return Checkpoint(
-            sae=job.sae,
+            sae=job.answer(),
             norm=self.norm.to("cpu") if self.device.type == "cpu" else self.norm,
             ref=job.ref,
             site=self.source.site,
@@ -263,3 +283,8 @@ class Group:
                 "dead_after": job.schedule.dead_after,
             },
         )
+
+
+def _spread(x: Float[Tensor, "n d"]) -> float:
+    """Summed squared distance from the mean vector."""
+    return float((x - x.mean(0)).square().sum(dtype=torch.float64))

@@ -93,19 +93,19 @@ class TopK(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        return encode_top_k(x, self.W_enc, self.b_enc, self.k, self.work)
+        return encode_top_k(self.split(x)[0], self.W_enc, self.b_enc, self.k, self.work)
 
     @property
     def k_aux(self) -> int:
-        return self.cfg.k_aux or max(1, self.d_in // 2)
+        return self.cfg.k_aux or max(1, self.d_out // 2)
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         with self.at(progress):
             step = super().loss(x, progress)
         if progress.dead is None or self.cfg.auxk == 0:
             return step
-        aux = auxk_loss(self, x, x - step.x_hat, progress.dead, self.k_aux)
-        return replace(step, loss=step.loss + self.cfg.auxk * self.d_in * aux)
+        aux = auxk_loss(self, x, self.split(x)[1] - step.x_hat, progress.dead, self.k_aux)
+        return replace(step, loss=step.loss + self.cfg.auxk * self.d_out * aux)
 
     @torch.no_grad()
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
@@ -113,5 +113,6 @@ class TopK(SAE):
             step = super().backward_lean(x, progress)
         if progress.dead is None or self.cfg.auxk == 0:
             return step
-        aux = auxk_backward(self, x, x - step.x_hat, progress.dead, self.k_aux, weight=self.cfg.auxk * self.d_in)
+        error = self.split(x)[1] - step.x_hat
+        aux = auxk_backward(self, x, error, progress.dead, self.k_aux, weight=self.cfg.auxk * self.d_out)
         return replace(step, loss=step.loss + aux)
