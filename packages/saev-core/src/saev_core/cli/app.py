@@ -22,6 +22,8 @@ _TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "-
 _INDEX = ("--top-k", "--n-features", "--include")
 _WHERE = ("--out", "--store", "--config", "--set", "--device")
 _RUN = "The run folder (as --out)."
+_Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.")]
 
 
 @app.command()
@@ -73,8 +75,20 @@ def index(flags: Flags) -> None:
     run_stages(flags, ["index", "report"])
 
 
-_Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-_Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.")]
+@app.command()
+def view(
+    run: Annotated[str, typer.Argument(help="The run folder.", metavar="RUN")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Where the pictures lie now, if they have moved: image-folder:FOLDER.")] = "",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; any but this machine's own is warned of.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 7860,
+    auth: Annotated[str, typer.Option("--auth", help="USER:PASSWORD that the browser asks for.")] = "",
+    debug: _Debug = False,
+) -> None:
+    """Look at the features of a run in the browser."""
+    from saev_core.cli.viewer import serve
+
+    serve(run, dataset=dataset, host=host, port=port, auth=auth, debug=debug)
+
 
 store = typer.Typer(help="Look at an activation store, check it, or plan one.", no_args_is_help=True)
 app.add_typer(store, name="store")

@@ -114,7 +114,7 @@ def hooks_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-_VERBS = ("record.record", "train.train", "evaluate.evaluate", "features.index_features", "recovery.recover", "pipeline.Pipeline")
+_VERBS = ("record.record", "train.train", "evaluate.evaluate", "indexing.index_features", "recovery.recover", "pipeline.Pipeline")
 _LOADERS = ("model.load_model", "dataset.load_dataset", "sae.make_sae", "source.split", "source.ordered")
 
 

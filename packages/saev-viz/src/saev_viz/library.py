@@ -1,0 +1,193 @@
+"""`Library`: a run as the viewer reads it, everything opened when it is first asked for and kept. Knows no gradio."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import cached_property
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.errors import RunError, SaevError
+from saev_core.features import FeatureIndex
+from saev_core.run import Run
+from saev_core.types import Box
+from saev_viz.pictures import Pictures
+from saev_viz.table import FeatureTable
+
+if TYPE_CHECKING:
+    from saev_core.checkpoint import Checkpoint
+    from saev_core.model import VisionModel
+    from saev_core.store import ActivationStore
+
+log = logging.getLogger(__name__)
+
+
+class Library:
+    """A run: its SAEs that have an index, its pictures, its store and model.
+
+    Raises:
+        RunError: no SAE of the run has a feature index yet.
+    """
+
+    def __init__(self, run: Run, dataset: str = "") -> None:
+        """
+        Args:
+            dataset: where the pictures lie now, as `--dataset` takes it; empty: where the run says.
+        """
+        self.run = run
+        self._where = dataset
+        self._lock = RLock()
+        self._views: dict[str, View] = {}
+        self.names = [name for name in run.sae_names if run.features_path(name).exists()]
+        if not self.names:
+            raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
+
+    def __getitem__(self, name: str) -> View:
+        """The view of SAE `name`.
+
+        Raises:
+            RunError: it has no index, or one of another checkpoint or format.
+        """
+        if name not in self.names:
+            raise RunError(f"{self.run.path} has no indexed SAE {name!r}; it has {', '.join(self.names)}.")
+        with self._lock:
+            if name not in self._views:
+                self._views[name] = View(self, name)
+            return self._views[name]
+
+    @cached_property
+    def first(self) -> str:
+        """The SAE that is shown first: of several the one with the least held-out error."""
+        return min(self.names, key=lambda name: float(card_of(self.run, name).get("nmse", np.inf)))
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """The run's store.
+
+        Raises:
+            StoreError: it is gone or damaged.
+        """
+        from saev_core.store import ActivationStore
+
+        return ActivationStore.open(self.run.store_url)
+
+    @cached_property
+    def model(self) -> VisionModel:
+        """The run's model, for new pictures and for steering; loaded when it is first needed."""
+        from saev_core.model import load_model
+
+        return load_model(self.run.config.model, self.run.config.device)
+
+    @cached_property
+    def _opened(self) -> tuple[ImageDataset | None, str]:
+        try:
+            dataset = load_dataset(self._where or self.run.config.dataset)
+        except SaevError as error:
+            return (
+                None,
+                f"The pictures cannot be shown: {error} If they have moved, say where: saev view {self.run.path} --dataset NAME:FOLDER.",
+            )
+        recorded = self.store.meta.dataset.get("identity", dataset.identity())
+        if recorded == dataset.identity():
+            return dataset, ""
+        return None, (
+            "The pictures cannot be shown: they are others than those that were recorded. "
+            f"If the right ones are elsewhere, say where: saev view {self.run.path} --dataset NAME:FOLDER."
+        )
+
+    @property
+    def dataset(self) -> ImageDataset | None:
+        """The pictures; None where they cannot be opened, see `no_pictures`."""
+        return self._opened[0]
+
+    @property
+    def no_pictures(self) -> str:
+        """Why there are no pictures, and what to do; empty where there are."""
+        return self._opened[1]
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Thumbnails of the data set's pictures."""
+        return Pictures(self.dataset)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the labels, by number; empty where there are none."""
+        return [str(name) for name in (self.dataset.classes if self.dataset is not None else None) or ()]
+
+    @cached_property
+    def labels(self) -> np.ndarray[Any, Any]:
+        """int32 label of each image, -1 where unknown."""
+        return self.store.labels
+
+    @cached_property
+    def sizes(self) -> np.ndarray[Any, Any]:
+        """Width and height of each original, int32 `[n_images, 2]`."""
+        return self.store.sizes
+
+    def crop(self, index: int) -> Box:
+        """What of image `index` the model saw, in pixels of the original."""
+        return self.store.crop(index)
+
+    def label(self, index: int) -> str:
+        """Name of an image's label; empty where it has none."""
+        number = int(self.labels[index])
+        if number < 0:
+            return ""
+        return self.classes[number] if number < len(self.classes) else f"label {number}"
+
+
+class View:
+    """One SAE of a run."""
+
+    def __init__(self, library: Library, name: str) -> None:
+        self.library, self.name = library, name
+        self.index = FeatureIndex.open(library.run.features_path(name))
+        self.meta: dict[str, Any] = json.loads((library.run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8"))
+        self.card: dict[str, Any] = self.meta.get("card", {})
+        self._lock = RLock()
+
+    @cached_property
+    def table(self) -> FeatureTable:
+        """Every feature's numbers, to search, filter and sort."""
+        return FeatureTable.of(self.index, self.library.classes)
+
+    @cached_property
+    def start(self) -> int:
+        """The feature that is shown first: of those neither rare nor common the strongest."""
+        found = self.index.select((-4, -1.5)) or self.index.select() or [0]
+        return max(found, key=lambda feature: float(self.index.max[feature]))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The SAE itself, checked against its index; loaded when it is first needed.
+
+        Raises:
+            CheckpointError: it is damaged.
+            RunError: the index is of another checkpoint.
+        """
+        from saev_core.checkpoint import Checkpoint
+
+        with self._lock:
+            checkpoint = Checkpoint.load(self.library.run.sae_dir(self.name))
+            FeatureIndex.open(self.index.path, checkpoint)
+            return checkpoint
+
+    def upper(self, feature: int, end: str = "percentile") -> float:
+        """The value at which a heat map's colour is full: the index's percentile of the feature's values, or its `max`."""
+        level = float(self.index.attributes["percentile"])
+        value = self.index.max[feature] if end == "max" else self.index.percentile(level)[feature]
+        return float(value) or 1.0
+
+
+def card_of(run: Run, name: str) -> dict[str, Any]:
+    """The evaluation card of an SAE, read without loading it; empty where there is none."""
+    try:
+        card = json.loads((run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8")).get("card", {})
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.sae_dir(name)} cannot be read ({error}); train it again or restore it.") from None
+    return dict(card)

@@ -1,0 +1,1 @@
+"""One tab a file: `TITLE`, and `build(viewer)`, called inside its `gr.Tab`."""

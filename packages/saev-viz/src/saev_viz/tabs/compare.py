@@ -1,0 +1,14 @@
+"""Compare."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from saev_viz.app import Viewer
+
+TITLE = "Compare"
+
+
+def build(viewer: Viewer) -> None:
+    """The tab."""
+    gr.Markdown("")
