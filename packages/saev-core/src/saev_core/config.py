@@ -214,8 +214,8 @@ class TrainConfig(Config):
     """How SAEs are trained."""
 
     stream: ClassVar[tuple[str, ...]] = (
-        *("n_tokens", "batch_size", "n_init", "seed"),
-        *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"),
+        *("n_tokens", "batch_size", "n_init", "seed", "live"),
+        *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors", "memory_gb"),
     )
     """Options that belong to the pass over the data, and are one for all SAEs that share it."""
 
@@ -247,6 +247,8 @@ class TrainConfig(Config):
     """Vectors used for data-driven initialisation."""
     seed: int = 0
     """Seed of initialisation and shuffling."""
+    live: bool = False
+    """Run the model while training, and record nothing."""
     checkpoint_every: int = Field(default=1000, ge=1)
     """Steps between resumable checkpoints."""
     log_every: int = Field(default=25, ge=1)
@@ -255,6 +257,8 @@ class TrainConfig(Config):
     """Steps between evaluations on held-out images, and one at the end; 0: none while training."""
     evaluate_vectors: int = Field(default=16_384, ge=1)
     """Held-out vectors that these use, the same ones each time."""
+    memory_gb: float = Field(default=0.0, ge=0)
+    """Memory in GB that the SAEs of one pass may take; 0: four fifths of what is free. More of them train in several passes."""
 
     @model_validator(mode="after")
     def _averaged_once(self) -> Self:

@@ -8,11 +8,11 @@ what is kept in the run's `stages.json`: a stage's key is a digest of its settin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,23 +21,27 @@ import numpy as np
 
 from saev_core.checkpoint import Checkpoint
 from saev_core.compare import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
-from saev_core.config import Config, DatasetConfig, PluginRef
+from saev_core.config import Config, ReadConfig
 from saev_core.dataset import ImageDataset, digest, load_dataset
-from saev_core.errors import RunError, SaevError
+from saev_core.errors import RunError, SaevError, TrainError
 from saev_core.evaluate import measure
 from saev_core.features import FeatureIndex
 from saev_core.hooks import Observers
+from saev_core.identity import dataset_ref, model_ref, open_store
 from saev_core.indexing import index_features
+from saev_core.live import LiveSource
 from saev_core.model import VisionModel, load_model, pick_device
-from saev_core.pareto import Point, pareto
+from saev_core.pareto import Point as Scored
+from saev_core.pareto import pareto
+from saev_core.passes import Pass, make_passes
 from saev_core.plugins import find, installed, resolve
 from saev_core.progress import Track, silent
 from saev_core.record import record
 from saev_core.run import STAGES, Run, write_json
 from saev_core.sae import make_sae
-from saev_core.source import StoreSource
+from saev_core.source import ActivationSource, StoreSource
 from saev_core.store import ActivationStore
-from saev_core.train import Trainee, train
+from saev_core.sweep import Point, expand
 from saev_core.types import Site
 
 if TYPE_CHECKING:
@@ -45,11 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HOW = {
-    "read": {"n_threads"},
-    "train": {"checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"},
-    "evaluate": {"best_l0", "consensus"},
-}
+_HOW = {"evaluate": {"best_l0", "consensus"}}
 """Settings that leave no mark on what a stage makes."""
 
 
@@ -69,8 +69,8 @@ class Pipeline:
             cls, cfg = resolve("tracker", name)
             trackers.append(cls(cfg))
         self._observers = Observers(*trackers, *observers)
-        self._stages_path = run.path / "stages.json"
-        self._stamps: dict[str, Any] = json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
+        self._live: dict[str, LiveSource] = {}
+        self._stamps = run.stamps()
         self.summary: dict[str, Any] = {"run": str(run.path), "seconds": {}}
         """What the stages found, for a table at the end and for `--json`."""
 
@@ -80,16 +80,20 @@ class Pipeline:
         Returns:
             `summary`.
         """
-        wanted = list(stages)
+        wanted, missed = self._possible(list(stages))
         self._emit("run_started", config=self.run.config.model_dump(mode="json"))
         try:
             if "record" in wanted and "train" in wanted and not self._is_recorded():
                 # An SAE that cannot be built is refused now, not after hours of recording.
-                n_sites = self.run.config.read.n_sites
-                make_sae(self.run.config.sae, n_sites * self.model.d_model, n_sites=n_sites)
+                for point in expand(self.run.config).points:
+                    n_sites = point.config.read.n_sites
+                    make_sae(point.config.sae, n_sites * self.model.d_model, n_sites=n_sites)
             for stage in STAGES:
                 if stage in wanted:
                     getattr(self, stage)()
+            if missed:
+                again = f"make one with saev record {self.run.path}, then saev index {self.run.path}"
+                self.say(f"{' and '.join(missed)}: need a recording; {again}.")
         except BaseException as error:
             self._emit("run_ended", error=error)
             raise
@@ -111,6 +115,30 @@ class Pipeline:
         """The run's store, checked against the configuration."""
         return open_store(self.run)
 
+    def images(self, read: ReadConfig) -> ActivationStore | LiveSource:
+        """What an SAE is measured on: the store, or the model itself where the run trains live and nothing is recorded."""
+        return self.live(read) if self.run.config.train.live and not self._is_recorded() else self.store
+
+    def source(self, read: ReadConfig) -> ActivationSource:
+        """Training vectors, from the store or straight from the model."""
+        return self.live(read) if self.run.config.train.live else StoreSource(self.store, read)
+
+    def live(self, read: ReadConfig) -> LiveSource:
+        """The model's activations of the data set; each reading is made once."""
+        key = json.dumps(read.model_dump(mode="json"))
+        if key not in self._live:
+            config = self.run.config
+            refs = {"model_ref": model_ref(config.model), "dataset_ref": dataset_ref(config.dataset)}
+            self._live[key] = LiveSource(self.model, self.dataset, config.record, read, **refs)
+        return self._live[key]
+
+    def _possible(self, wanted: list[str]) -> tuple[list[str], list[str]]:
+        """Of the stages, those to do and those that a run which trains live has nothing to do with: they need a recording."""
+        if not self.run.config.train.live or "train" not in wanted:
+            return wanted, []
+        needs = {"index", "report"} if not self._is_recorded() else set()
+        return [stage for stage in wanted if stage not in {"record", *needs}], [stage for stage in wanted if stage in needs]
+
     @property
     def sae_names(self) -> list[str]:
         """Trained SAEs of the run.
@@ -123,9 +151,9 @@ class Pipeline:
         return names
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """A trained SAE of the run, on the run's device, checked against the store."""
+        """A trained SAE of the run, on the run's device, checked against the store, or the model where nothing is recorded."""
         checkpoint = Checkpoint.load(self.run.sae_dir(name), pick_device(self.run.config.device))
-        checkpoint.check(self.store)
+        checkpoint.check(self.images(checkpoint.read))
         return checkpoint
 
     # The stages.
@@ -176,22 +204,89 @@ class Pipeline:
         return max((int((self.store.done(site) == 2).sum()) for site in self.store.sites), default=0)
 
     def train(self) -> None:
-        """Activation store to checkpoint."""
+        """Activations to checkpoints: one SAE or a sweep, what is there already left alone."""
+        points, todo, stopped = self._points()
+        names = [point.name for point in points]
+        if len(points) > len(todo) + len(stopped):
+            n_there = len(points) - len(todo) - len(stopped)
+            self.say(f"train: {names[0] if len(points) == 1 else f'{n_there} of {len(points)} SAEs'} already there, skipped.")
+        passes = self.passes(todo) if todo else []
+        if len(passes) > 1:
+            self.say(f"train: {len(todo)} SAEs in {len(passes)} passes over the data.")
+        for one in passes:
+            if one.part[1] > 1 and one.part[0] == 1:
+                self.say(f"train: {one.part[1]} of the passes read the same data, since memory does not hold all their SAEs at once.")
+            stopped |= self._train(one)
+        for name in names:
+            self._note(f"train:{name}")
+        for live in self._live.values():
+            self._tell_missing(live)
+        if stopped:
+            self.summary["stopped"] = stopped
+            for why in stopped.values():
+                self.say(f"train: {why}")
+        if len(stopped) == len(points):
+            raise TrainError("no SAE is left to train: " + " ".join(stopped.values()))
+
+    def _points(self) -> tuple[list[Point], list[Point], dict[str, str]]:
+        """The SAEs that the configuration asks for, those of them that are to be trained, and why some diverged before."""
+        sweep = expand(self.run.config)
+        if sweep.dropped:
+            some = ", ".join(sweep.dropped[:5]) + (", ..." if len(sweep.dropped) > 5 else "")
+            self.say(f"train: {len(sweep.dropped)} points of the sweep were there twice and are dropped: {some}")
+        keys = [self._train_key(point) for point in sweep.points]
+        # A sweep that grew may call a point otherwise than when it was trained.
+        had = {stamp["key"]: stage.removeprefix("train:") for stage, stamp in self._stamps.items() if stage.startswith("train:")}
+        points = [replace(point, name=had.get(key, point.name)) for point, key in zip(sweep.points, keys, strict=True)]
+        todo, stopped = [], {}
+        for point, key in zip(points, keys, strict=True):
+            stage = f"train:{point.name}"
+            if "stopped" in self._stamps.get(stage, {}) and self._valid(stage, key):
+                stopped[point.name] = str(self._stamps[stage]["stopped"])
+            elif not self._valid(stage, key, partial(self.checkpoint, point.name)):
+                todo.append(point)
+        return points, todo, stopped
+
+    def _train_key(self, point: Point) -> str:
+        read = point.config.read
+        meta = self.live(read).meta if self.run.config.train.live else self.store.meta
+        return self._key(point.says(), meta.fingerprint)
+
+    def passes(self, points: Sequence[Point], *, n_timed: int = 0) -> list[Pass]:
+        """The passes over the data that would train these points; see `make_passes`."""
         config = self.run.config
-        name = config.sae.name.rpartition(":")[2]
-        stage = f"train:{name}"
-        key = self._key(resolved(config.sae, "sae"), config.read, config.train, self.store.meta.fingerprint)
-        if self._valid(stage, key, partial(self.checkpoint, name)):
-            self.say(f"train: {name} already there, skipped.")
-        else:
-            began = time.monotonic()
-            source = StoreSource(self.store, config.read)
-            sae = make_sae(config.sae, source.d_model, config.train.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
-            device = pick_device(config.device)
-            train(source, [Trainee(name, sae)], config.train, out=self.run.sae_dir, emit=self._emit, track=self.track, device=device)
-            self._stamp(stage, key, began)
-            self.say(f"train: {name} is in {self.run.sae_dir(name)}")
-        self._note(stage)
+        limit = int(config.train.memory_gb * 1e9)
+        return make_passes(points, self.source, self.run.sae_dir, pick_device(config.device), limit=limit, n_timed=n_timed)
+
+    def _train(self, one: Pass) -> dict[str, str]:
+        """One pass; each SAE is stamped when it is saved. Returns those that diverged, and why."""
+        began, points = time.monotonic(), {point.name: point for point in one.points}
+
+        def stamp(name: str, **more: Any) -> None:
+            point = points[name]
+            self._stamp(f"train:{name}", self._train_key(point), began, share=len(points), says=point.says(), **more)
+
+        def emit(hook: str, **told: Any) -> None:
+            self._emit(hook, **told)
+            if hook == "checkpointed" and told["path"] == self.run.sae_dir(told["name"]):
+                stamp(told["name"])
+
+        stopped = one.train(self.run.sae_dir, emit=emit, track=self.track, device=pick_device(self.run.config.device))
+        if self.run.config.sweep:
+            for name, why in stopped.items():
+                stamp(name, stopped=why)
+        if done := [name for name in one.names if name not in stopped]:
+            where = self.run.sae_dir(done[0]) if len(done) == 1 else self.run.path / "sae"
+            self.say(f"train: {done[0] if len(done) == 1 else f'{len(done)} SAEs on {one.source.site}'} in {where}")
+        return stopped
+
+    def _tell_missing(self, live: LiveSource) -> None:
+        """What a recording would have said of the images, as far as they were read."""
+        told = {image["index"] for image in self.summary.get("missing", [])}
+        for index, name, why in [image for image in live.missing[:20] if image[0] not in told]:
+            self.say(f"train: image {index} is left out: {name} ({why})")
+        self.summary["missing"] = [{"index": index, "name": name, "why": why} for index, name, why in live.missing]
+        self.summary |= {"n_images": live.n_images, "n_missing": len(live.missing)}
 
     def evaluate(self) -> None:
         """Checkpoint to evaluation card, and to recovered truth where the data set knows it; of several SAEs, which is best."""
@@ -207,17 +302,19 @@ class Pipeline:
             self._rank(points)
         if recovery := self.run.result("recovery"):
             self.summary["recovery"] = recovery
+        for live in self._live.values():
+            self._tell_missing(live)
 
     def _evaluate(self, name: str) -> Measured:
         """Measure one SAE."""
         stage = f"evaluate:{name}"
         checkpoint = self.checkpoint(name)
-        key = self._key(self.run.config.evaluate, checkpoint.fingerprint, self.store.meta.fingerprint)
+        key = self._key(self.run.config.evaluate, checkpoint.fingerprint, self.images(checkpoint.read).meta.fingerprint)
         if checkpoint.card and self._valid(stage, key):
             self.say(f"evaluate: {name} already there, skipped.")
         else:
             began = time.monotonic()
-            done = measure(checkpoint, self.store, self.run.config.evaluate, track=self.track)
+            done = measure(checkpoint, self.images(checkpoint.read), self.run.config.evaluate, track=self.track)
             checkpoint = checkpoint.with_card(done.card)
             checkpoint.save(self.run.sae_dir(name))
             keep_frequency(self.run, name, done.frequency)
@@ -251,10 +348,12 @@ class Pipeline:
     def _frequency(self, name: str, checkpoint: Checkpoint) -> np.ndarray:
         path = frequency_path(self.run, name)
         if not path.exists():
-            keep_frequency(self.run, name, measure(checkpoint, self.store, self.run.config.evaluate, track=self.track).frequency)
+            keep_frequency(
+                self.run, name, measure(checkpoint, self.images(checkpoint.read), self.run.config.evaluate, track=self.track).frequency
+            )
         return cast("np.ndarray", np.load(path, allow_pickle=False))
 
-    def _rank(self, points: Sequence[Point]) -> None:
+    def _rank(self, points: Sequence[Scored]) -> None:
         """Front and best of several SAEs, as a table and a picture."""
         ranked = pareto(points, self.run.config.evaluate.best_l0).to_json()
         picture = self.run.results_path("pareto").with_suffix(".png")
@@ -278,7 +377,7 @@ class Pipeline:
             return
         from saev_core.recovery import recover
 
-        table = recover(checkpoint, self.store, cast("KnownTruth", self.dataset), track=self.track)
+        table = recover(checkpoint, self.images(read), cast("KnownTruth", self.dataset), track=self.track)
         self.run.write_result("recovery", {**self.run.result("recovery"), name: table.to_json()})
 
     def index(self) -> None:
@@ -335,9 +434,9 @@ class Pipeline:
             return False
         return True
 
-    def _stamp(self, stage: str, key: str, began: float) -> None:
-        self._stamps[stage] = {"key": key, "seconds": round(time.monotonic() - began, 3)}
-        write_json(self._stages_path, self._stamps)
+    def _stamp(self, stage: str, key: str, began: float, *, share: int = 1, **more: Any) -> None:
+        self._stamps[stage] = {"key": key, "seconds": round((time.monotonic() - began) / share, 3), **more}
+        write_json(self.run.stages_path, self._stamps)
 
     def _note(self, stage: str) -> None:
         if stage in self._stamps:
@@ -345,63 +444,6 @@ class Pipeline:
 
     def _emit(self, hook: str, **arguments: Any) -> None:
         self._observers.emit(hook, run=self.run, **arguments)
-
-
-def open_store(run: Run) -> ActivationStore:
-    """The store of a run.
-
-    Raises:
-        RunError: nothing is recorded yet.
-        StoreError: it is damaged, or holds another model or data set than the run's.
-    """
-    url = run.store_url
-    if "://" not in url and not Path(url).exists():
-        raise RunError(f"{run.path} has no activations yet; record them with saev record {run.path}.")
-    store = ActivationStore.open(url)
-    for what, want in (("model", model_ref(run.config.model)), ("dataset", dataset_ref(run.config.dataset))):
-        have = getattr(store.meta, what)
-        if changed := [key for key in want if have.get(key) != want[key]]:
-            key = changed[0]
-            raise RunError(
-                f"{url} was recorded with another {what}: its {key} is {json.dumps(have.get(key))}, not {json.dumps(want[key])}; "
-                "record into another folder (--out or --store)."
-            )
-    return store
-
-
-def resolved(ref: PluginRef, kind: str) -> dict[str, Any]:
-    """A plugin as it is identified: `name`, `dist`, and all its options, defaults included."""
-    plugin = find(kind, ref.name)
-    _, cfg = resolve(kind, ref)
-    return {"name": plugin.name, "dist": plugin.dist, "options": cfg.model_dump(mode="json")}
-
-
-def model_ref(ref: PluginRef) -> dict[str, Any]:
-    """A model as a store names it: an option that is a local file or folder is named by what is in it, not by where it lies."""
-    named = resolved(ref, "model")
-    options = named["options"]
-    for key, value in options.items():
-        if isinstance(value, str) and value and Path(value).expanduser().exists():
-            options[key] = f"sha256:{content_digest(Path(value).expanduser())}"
-    return named
-
-
-def dataset_ref(ref: PluginRef) -> dict[str, Any]:
-    """A data set as a store names it, without the options that only say where it lies."""
-    named = resolved(ref, "dataset")
-    _, cfg = resolve("dataset", ref)
-    assert isinstance(cfg, DatasetConfig)
-    return {**named, "options": {key: value for key, value in named["options"].items() if key not in cfg.locations}}
-
-
-def content_digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of a folder's files, 16 hex digits."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(path)}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
 
 
 def card_text(card: dict[str, Any]) -> str:

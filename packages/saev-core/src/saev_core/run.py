@@ -11,7 +11,7 @@ from typing import Any
 
 from saev_core.config import RunConfig, differences, validate
 from saev_core.errors import RunError
-from saev_core.sweep import expand
+from saev_core.sweep import HOW, expand
 
 FORMAT = 1
 
@@ -30,7 +30,7 @@ _STAGE_OF = {
 """Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
 
 _FREE = ("device", "trackers", "record.layers", "record.batch_size", "record.n_workers", "record.part", "record.on_bad_image")
-_FREE_TRAIN = ("read.n_threads", "train.checkpoint_every", "train.log_every", "train.evaluate_every", "train.evaluate_vectors")
+_FREE_TRAIN = HOW
 """Keys that change how, not what: layers may be added to a store, and the rest leaves no mark on an artifact."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from saev_core.config import ReadConfig, RunConfig, TrainConfig, merge, validate
+from saev_core.config import Config, ReadConfig, RunConfig, TrainConfig, merge, validate
 from saev_core.errors import ConfigError
 from saev_core.plugins import config_class, find, parse_ref, resolve
 
@@ -28,7 +28,14 @@ MOST = 100_000
 
 TABLES = ("sae", "read", "train", "sweep", "point")
 """What a sweep file may hold."""
-HOW = ("read.n_threads", "train.log_every", "train.checkpoint_every", "train.memory_gb")
+HOW = (
+    "read.n_threads",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.evaluate_vectors",
+    "train.memory_gb",
+)
 """Keys that leave no mark on an SAE, so that there is nothing to sweep."""
 
 _RANGE, _SIGNIFICANT = {"min", "max", "log", "choices"}, 4
@@ -54,13 +61,14 @@ class Point:
     """What the sweep sets, by dotted key."""
 
     def says(self) -> dict[str, Any]:
-        """Everything that decides its result on a given store, defaults included, for comparison."""
-        _, options = resolve("sae", self.config.sae)
-        train = self.config.train.model_dump(mode="json") | {"seed": self.seed, "stream_seed": self.config.train.seed}
-        read = self.config.read.model_dump(mode="json")
+        """Everything that decides its result on a given store, but for what stands at its default."""
         plugin = find("sae", self.config.sae.name)
-        name = f"{plugin.dist}:{plugin.name}"
-        said = {"sae": {"name": name, **options.model_dump(mode="json")}, "read": read, "train": train}
+        _, options = resolve("sae", self.config.sae)
+        said: dict[str, dict[str, Any]] = {
+            "sae": {"name": f"{plugin.dist}:{plugin.name}", **_set_in(options)},
+            "read": _set_in(self.config.read),
+            "train": _set_in(self.config.train) | {"seed": self.seed, "stream_seed": self.config.train.seed},
+        }
         for key in HOW:
             section, _, last = key.partition(".")
             said[section].pop(last, None)
@@ -359,6 +367,11 @@ def _list_depth(annotation: Any) -> int:
 
 
 # Points.
+
+
+def _set_in(config: Config) -> dict[str, Any]:
+    """What differs from the defaults."""
+    return config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _point(base: dict[str, Any], settings: dict[str, Any], named: Set[str]) -> Point:

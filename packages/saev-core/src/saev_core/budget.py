@@ -1,0 +1,184 @@
+"""What training an SAE costs in memory, time and disk, from a few real steps; and what the machine has."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saev_core.job import Job
+from saev_core.kernels import Workspace
+from saev_core.resume import KEEP
+
+SHARE_OF_FREE = 0.8
+"""Of the free memory, what a pass may plan with: the rest is for the allocator's gaps and for other programs."""
+INIT_BYTES = 16
+"""Per number of the sample that weights start from: raw, normalised, and once in float64."""
+
+_APART = {"seed", "n_tokens", "dead_after", "n_lr_warmup", "n_init", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"}
+"""Whole numbers in `train` that a step does not feel."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one SAE of some shape takes."""
+
+    own: int
+    """Bytes held as long as its pass lasts: weights, gradients, optimiser, averages."""
+    passing: int
+    """Bytes that come and go: its step, or writing its state. SAEs take turns, so of a pass the largest counts."""
+    weights: int
+    """Bytes of its checkpoint."""
+    state: int
+    """Bytes of one of its training states."""
+    step_s: float = 0.0
+    """Seconds of a step; 0: not measured."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pass takes."""
+
+    memory: int
+    """Bytes at the highest, beyond what the process holds already."""
+    states: int
+    """Bytes of disk that training states take while it lasts."""
+
+
+def need_of(job: Job, x: Float[Tensor, "n d_in"], *, n_timed: int = 0) -> Need:
+    """Measured on `job` itself, which is of no use for training afterwards.
+
+    Args:
+        x: a batch of normalised activations of the size to be trained with.
+        n_timed: steps to time, after the two that measure memory.
+    """
+    with torch.no_grad(), _Live() as starting:
+        job.sae.initialise(x, job.generator)
+    job.sae.work = Workspace()
+    with _Live() as stepping:
+        job.step(x, 0)
+        # What revives dead features takes memory only once there are some.
+        job.fired_at[:: max(1, len(job.fired_at) // 64)] = -job.schedule.dead_after
+        job.step(x, 1)
+    grads = sum(p.grad.nbytes for p in job.sae.parameters() if p.grad is not None)
+    tensors = job.tensors()
+    weights = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("sae."))
+    state = sum(tensor.nbytes for tensor in tensors.values())
+    answer = job.answer()
+    # Writing a state holds its bytes twice: as they are put together, and the whole.
+    passing = max(starting.peak, stepping.peak - grads, 2 * state)
+    own = state + grads + (0 if answer is job.sae else weights)
+    return Need(own, passing, weights, state, _step_seconds(job, x, n_timed))
+
+
+def _step_seconds(job: Job, x: Tensor, n: int) -> float:
+    if not n:
+        return 0.0
+    job.fired_at.zero_()
+    seconds = []
+    for step in range(2, 2 + n):
+        began = time.perf_counter()
+        job.step(x, step).loss.item()  # a GPU answers before it is done; this waits
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def shape_of(options: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an SAE's and a training configuration decides how much memory and time a step takes.
+
+    Numbers with a fraction are weights and rates: only whether they are 0 matters.
+    """
+    both = {f"sae.{key}": value for key, value in options.items()}
+    both |= {f"train.{key}": value for key, value in train.items() if key not in _APART}
+    return {key: bool(value) if isinstance(value, float) else value for key, value in both.items()}
+
+
+def cost_of(needs: Sequence[Need], shared: int) -> Cost:
+    """A pass of SAEs that share `shared` bytes."""
+    memory = shared + sum(need.own for need in needs) + max(need.passing for need in needs)
+    # One more is written before the oldest is taken away.
+    return Cost(memory, (KEEP + 1) * sum(need.state for need in needs))
+
+
+def divided(needs: Sequence[Need], shared: int, limit: int) -> list[list[int]]:
+    """The SAEs of a pass, by place, as few passes as fit into `limit` bytes, about equally many in each.
+
+    One that does not fit even alone has a pass of its own.
+    """
+    for n_passes in range(1, len(needs) + 1):
+        edges = [round(i * len(needs) / n_passes) for i in range(n_passes + 1)]
+        parts = [list(range(first, last)) for first, last in pairwise(edges)]
+        if all(len(part) == 1 or cost_of([needs[i] for i in part], shared).memory <= limit for part in parts):
+            return parts
+    raise AssertionError
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([_free_ram(), *_free_in_group()])
+
+
+def _free_ram() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_in_group() -> list[int]:
+    """What a container's bound leaves, where there is one."""
+    found = []
+    for bound, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip() for name in (bound, used)]
+        except OSError:
+            continue
+        if texts[0].isdigit() and texts[1].isdigit():
+            found.append(max(0, int(texts[0]) - int(texts[1])))
+    return found
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that were made while it is active and are still alive; `peak` is the most there were.
+
+    The process's own peak would not do: an allocator keeps what was freed before, and hides what comes after.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A view, or what is written in place, is no new memory.
+        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage()).data_ptr() in given:
+                continue
+            if storage not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._drop, storage.nbytes())
+        return out
+
+    def _drop(self, n: int) -> None:
+        self.now -= n

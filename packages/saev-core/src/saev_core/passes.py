@@ -1,0 +1,214 @@
+"""`Pass`: SAEs that train together on one pass over the data, as many at once as memory holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saev_core.budget import INIT_BYTES, SHARE_OF_FREE, Cost, Need, available, cost_of, divided, need_of, shape_of
+from saev_core.config import ReadConfig
+from saev_core.errors import ConfigError, StoreError, TrainError
+from saev_core.job import Job, Trainee
+from saev_core.norm import Norm
+from saev_core.resume import States
+from saev_core.sae import SAE, make_sae
+from saev_core.schedule import Schedule
+from saev_core.source import ActivationSource, BatchStream
+from saev_core.sweep import Point, grouped
+from saev_core.train import train
+
+Folder = Callable[[str], Path]
+"""Where the SAE of some name goes."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the data, and the SAEs that share it."""
+
+    points: tuple[Point, ...]
+    source: ActivationSource
+    needs: tuple[Need, ...] = ()
+    """What each SAE takes; empty where there was nothing to divide."""
+    cost: Cost | None = None
+    part: tuple[int, int] = (1, 1)
+    """Which of how many that read the same data, where memory divides them."""
+    resumes: bool = False
+    """Whether training states lie there to go on from."""
+
+    @property
+    def names(self) -> list[str]:
+        return [point.name for point in self.points]
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.points[0].config.train, self.source.n_vectors)
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes, by the steps that were timed; reading the data overlaps with them."""
+        return self.schedule.n_steps * sum(need.step_s for need in self.needs)
+
+    def train(self, folder: Folder, **how: Any) -> dict[str, str]:
+        """Train the SAEs to the end, or from where a killed call left them.
+
+        Args:
+            how: `emit`, `track` and `device` of `train`.
+
+        Returns:
+            Those that diverged: name -> why.
+
+        Raises:
+            TrainError: as `train`, but not where every SAE of the pass diverged.
+        """
+        cfg = self.points[0].config.train
+        trainees = [Trainee(point.name, build(point, self.source), point.config.train, point.seed) for point in self.points]
+        try:
+            train(self.source, trainees, cfg, out=folder, **how)
+        except TrainError:
+            if len(stopped := _stopped(folder, self.names)) < len(self.points):
+                raise
+            return stopped
+        return _stopped(folder, self.names)
+
+    def to_json(self) -> dict[str, Any]:
+        """For people and programs."""
+        config, n_steps = self.points[0].config, self.schedule.n_steps
+        return {
+            "site": self.source.site,
+            "tokens": config.read.tokens,
+            "read": config.read.model_dump(mode="json", exclude_defaults=True),
+            "d_in": self.source.d_model,
+            "batch_size": config.train.batch_size,
+            "n_steps": n_steps,
+            "resumes": self.resumes,
+            "part": list(self.part),
+            "saes": [
+                {"name": point.name, "memory": need.own, "step_s": need.step_s, "settings": point.settings}
+                for point, need in zip(self.points, self.needs, strict=True)
+            ],
+            "memory": self.cost.memory if self.cost else None,
+            "disk_states": self.cost.states if self.cost else None,
+            "disk": sum(need.weights for need in self.needs),
+            "seconds": self.seconds,
+        }
+
+
+def build(point: Point, source: ActivationSource) -> SAE:
+    """A point's SAE, for the vectors of `source`.
+
+    Raises:
+        ConfigError: its options do not fit; names the point.
+    """
+    try:
+        return make_sae(point.config.sae, source.d_model, point.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
+    except ConfigError as error:
+        raise ConfigError(f"{point.name}: {error}") from None
+
+
+def make_passes(
+    points: Sequence[Point],
+    source_of: Callable[[ReadConfig], ActivationSource],
+    folder: Folder,
+    device: torch.device,
+    *,
+    limit: int = 0,
+    n_timed: int = 0,
+) -> list[Pass]:
+    """The passes that train these points: what differs in its data apart, what a killed run began first, no pass larger than memory.
+
+    Args:
+        limit: bytes that a pass may take; 0: four fifths of what is free on `device`.
+        n_timed: steps of each shape of SAE that are timed.
+
+    Raises:
+        ConfigError, TrainError: a point cannot be trained on these data.
+    """
+    limit = limit or int(SHARE_OF_FREE * available(device))
+    measured = _Measured(device, n_timed)
+    made: list[Pass] = []
+    for group in grouped(points):
+        source = source_of(group[0].config.read)
+        begun = {point.name: bool(States(folder(point.name)).steps()) for point in group}
+        for resumes in (True, False):
+            # Apart, since a pass goes on from the last state that all its SAEs have.
+            some = [point for point in group if begun[point.name] == resumes]
+            if len(points) == 1 and not n_timed:
+                made += [Pass((point,), source, resumes=resumes) for point in some]
+            elif some:
+                needs, shared = [measured.need(point, source) for point in some], shared_bytes(source, some[0], device)
+                parts = divided(needs, shared, limit)
+                for number, part in enumerate(parts, 1):
+                    mine = tuple(needs[i] for i in part)
+                    made.append(
+                        Pass(tuple(some[i] for i in part), source, mine, cost_of(mine, shared), (number, len(parts)), resumes=resumes)
+                    )
+    return made
+
+
+def shared_bytes(source: ActivationSource, point: Point, device: torch.device) -> int:
+    """What a pass holds on `device` beside its SAEs: the shuffle buffer (in main memory), batches, and at first a sample."""
+    cfg, read, width = point.config.train, point.config.read, source.d_model
+    sample = INIT_BYTES * min(cfg.n_init, source.n_vectors) * width
+    batches = 3 * 4 * cfg.batch_size * width
+    if device.type == "cuda":
+        return max(sample, batches)
+    itemsize = 2 if source.describe().get("store", {}).get("dtype") == "float16" else 4
+    # Whole images lie in it, held-out ones too; of each row, its place in the order, twice while it is drawn.
+    rows = min(read.buffer_mb * 2**20 // (width * itemsize), int(source.n_vectors / (1 - read.heldout)))
+    return max(sample, batches + rows * (width * itemsize + 16))
+
+
+class Expected(ActivationSource):
+    """What a recording that is not there yet will give, as far as that is known: width and number. Its vectors are random."""
+
+    def __init__(self, d_model: int, n_vectors: int, n_sites: int, site: str) -> None:
+        self.d_model, self.n_vectors, self.n_sites, self.site = d_model, n_vectors, n_sites, site
+        self.norm = Norm(torch.zeros(d_model), 1.0)
+
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
+        raise StoreError("nothing is recorded yet.")
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        return torch.randn(min(n, self.n_vectors), self.d_model, generator=torch.Generator().manual_seed(seed))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+class _Measured:
+    """Needs by shape: SAEs that differ in seeds and rates alone are measured once."""
+
+    def __init__(self, device: torch.device, n_timed: int) -> None:
+        self.device, self.n_timed = device, n_timed
+        self._needs: dict[str, Need] = {}
+        self._batch: tuple[str, Tensor] = "", torch.empty(0)
+
+    def need(self, point: Point, source: ActivationSource) -> Need:
+        cfg = point.config.train
+        sizes = [source.d_model, source.n_vectors]
+        settled = {**point.config.sae.options, "variant": point.config.sae.name}
+        shape = json.dumps([sizes, shape_of(settled, cfg.model_dump(mode="json"))], sort_keys=True)
+        if shape not in self._needs:
+            job = Job(Trainee(point.name, build(point, source), cfg, point.seed), cfg, Schedule.of(cfg, source.n_vectors), self.device)
+            self._needs[shape] = need_of(job, self._vectors(point, source), n_timed=self.n_timed)
+        return self._needs[shape]
+
+    def _vectors(self, point: Point, source: ActivationSource) -> Tensor:
+        """A batch of the source's own vectors, since how many features they light decides what a step costs."""
+        cfg = point.config.train
+        key = json.dumps([point.config.read.model_dump(mode="json"), cfg.batch_size])
+        if self._batch[0] != key:
+            x = source.norm(source.sample(cfg.batch_size, cfg.seed)).to(self.device)
+            self._batch = key, x.repeat(-(-cfg.batch_size // max(1, len(x))), 1)[: cfg.batch_size]
+        return self._batch[1]
+
+
+def _stopped(folder: Folder, names: Sequence[str]) -> dict[str, str]:
+    """Which of some SAEs diverged, and why."""
+    return {name: why for name in names if (why := States(folder(name)).stopped())}
