@@ -46,8 +46,8 @@ class Viewer:
     """Number of the feature that is shown."""
     picture: gr.Number
     """Number of the picture that the image tab shows; -1: an uploaded one."""
-    among: gr.JSON
-    """Features selected on the map of all features, as a list; None: all."""
+    box: gr.JSON
+    """What is selected on the map of all features, column -> [least, largest]; None: everything."""
     tabs: gr.Tabs
     blocks: gr.Blocks
 
@@ -83,9 +83,9 @@ def build(library: Library) -> gr.Blocks:
             sae = gr.Dropdown(library.names, value=library.first, label="SAE", elem_id="saev-sae", visible=len(library.names) > 1)
         feature = gr.Number(0, precision=0, minimum=0, label="Feature", elem_id="saev-feature", visible="hidden")
         picture = gr.Number(0, precision=0, minimum=-1, label="Picture", elem_id="saev-picture", visible="hidden")
-        among = gr.JSON(None, visible=False)
+        box = gr.JSON(None, visible=False)
         with gr.Tabs(selected="features", elem_id="saev-tabs") as tabs:
-            viewer = Viewer(library, sae, feature, picture, among, tabs, blocks)
+            viewer = Viewer(library, sae, feature, picture, box, tabs, blocks)
             for name in TABS:
                 module = importlib.import_module(f"saev_viz.tabs.{name}")
                 with gr.Tab(module.TITLE, id=name):

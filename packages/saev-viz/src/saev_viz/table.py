@@ -35,8 +35,6 @@ class Query:
     and so on compare a column."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Column -> least and largest value, ends included."""
-    among: Sequence[int] | None = None
-    """Only these, as selected on the map of all features."""
     sort: str = "max"
     ascending: bool = False
     alive: bool = True
@@ -81,10 +79,6 @@ class FeatureTable:
         for key, (low, high) in query.ranges.items():
             values = self.columns[key].values
             keep = keep & (values >= low) & (values <= high)
-        if query.among is not None:
-            chosen = np.zeros(len(self), bool)
-            chosen[np.asarray(query.among, int)] = True
-            keep = keep & chosen
         keep = keep & self._matches(query.text)
         found = np.flatnonzero(keep)
         values = self.columns[query.sort].values[found] if query.sort in self.columns else found

@@ -54,16 +54,16 @@ def build(viewer: Viewer) -> None:
                 gr.HTML(OPACITY)
             card = gr.HTML(js_on_load=CLICKS, elem_id="saev-card")
 
-    def search(name: str, text: str, sort: str, ascending: bool, among: list[int] | None) -> str:
+    def search(name: str, text: str, sort: str, ascending: bool, box: dict[str, Any] | None) -> str:
         view = viewer.view(name)
         try:
-            found = view.table.find(Query(text or "", among=among, sort=sort, ascending=ascending))
+            found = view.table.find(Query(text or "", ranges=box or {}, sort=sort, ascending=ascending))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return rows(view, found, sort)
 
-    def step(by: int, name: str, text: str, sort: str, ascending: bool, among: list[int] | None, feature: int) -> int:
-        found = viewer.view(name).table.find(Query(text or "", among=among, sort=sort, ascending=ascending))
+    def step(by: int, name: str, text: str, sort: str, ascending: bool, box: dict[str, Any] | None, feature: int) -> int:
+        found = viewer.view(name).table.find(Query(text or "", ranges=box or {}, sort=sort, ascending=ascending))
         if not len(found):
             return feature
         if by == 0:
@@ -74,9 +74,9 @@ def build(viewer: Viewer) -> None:
     def show(name: str, feature: int, colours: str, end: str) -> str:
         return page(viewer.view(name), int(feature), colours, end)
 
-    what = [viewer.sae, text, sort, ascending, viewer.among]
+    what = [viewer.sae, text, sort, ascending, viewer.box]
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    for change in (viewer.sae.change, text.submit, text.change, sort.change, ascending.change, viewer.among.change, viewer.blocks.load):
+    for change in (viewer.sae.change, text.submit, text.change, sort.change, ascending.change, viewer.box.change, viewer.blocks.load):
         change(told(search), what, listed, **quiet)
     for button, by in ((previous, -1), (following, 1), (chance, 0)):
         button.click(told(partial(step, by)), [*what, viewer.feature], viewer.feature, **quiet)
