@@ -117,6 +117,19 @@ def test_writer_needs_memory_for_one_chunk(tmp_path: Path):
     assert peak < 2 * layout.chunk_bytes
 
 
+def test_a_shard_closed_early_gives_back_what_it_reserved(tmp_path: Path):
+    layout = Layout(64, 64, 2, (4, 600), np.dtype(np.float16))
+    writer = ShardWriter(tmp_path / "x", layout, 0)
+    writer.space(2)[:] = 3
+    writer.advance(2)
+    writer.close()
+    writer.publish()
+    assert writer.path.stat().st_size < 5 * layout.chunk_bytes
+    out = np.empty((2, 4, 600), np.float16)
+    ShardReader(tmp_path / "x", layout).read(0, out)
+    assert (out == 3).all()
+
+
 def test_shard_is_invisible_until_published_and_discard_leaves_nothing(tmp_path: Path):
     layout = Layout(4, 4, 4, (1, 8), F16)
     writer = ShardWriter(tmp_path / "x", layout, 0)
@@ -180,13 +193,15 @@ def test_work_of_a_living_writer_is_not_swept_away(tmp_path: Path):
 
 
 LIMITED = """
-import resource, sys, numpy as np
+import os, resource, sys, numpy as np
 from pathlib import Path
 from saev_core.errors import StoreError
 from saev_core.shards import Layout, ShardWriter
+if sys.argv[2] == "while writing":
+    del os.posix_fallocate
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-writer = ShardWriter(Path(sys.argv[1]), Layout(64, 64, 2, (4, 600), np.dtype(np.float16)), 0)
 try:
+    writer = ShardWriter(Path(sys.argv[1]), Layout(64, 64, 2, (4, 600), np.dtype(np.float16)), 0)
     for _ in range(32):
         writer.space(2)[:] = 1
         writer.advance(2)
@@ -195,8 +210,9 @@ except StoreError as error:
 """
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path):
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("found", ["at the start", "while writing"])
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, found: str):
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "x"), found], capture_output=True, text=True, check=True)
     assert "disk is full" in done.stdout
     assert "free some space" in done.stdout
     assert len(done.stdout.splitlines()) == 1
