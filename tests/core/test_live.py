@@ -92,7 +92,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 
 
 @pytest.mark.parametrize("tokens", ["patches", "cls", "mean"])
-@pytest.mark.parametrize("layer", [-2, "all", "mean"])
+@pytest.mark.parametrize("layer", [-2, "all", "mean", (-1, 2)])
 @pytest.mark.parametrize("images", [1000, 10])
 def test_a_pass_gives_the_vectors_that_a_store_gives(store: ActivationStore, tokens: str, layer: Any, images: int) -> None:
     read = ReadConfig.model_validate({"layer": layer, "tokens": tokens, "heldout": 0.2, "clamp": 1.5})
@@ -182,7 +182,7 @@ def test_labels_choose_images() -> None:
 
 
 def test_ordered_gives_what_is_asked_in_that_order(store: ActivationStore) -> None:
-    for read in (ReadConfig(), ReadConfig(layer="all"), ReadConfig(tokens="mean", layer="mean")):
+    for read in (ReadConfig(), ReadConfig(layer="all"), ReadConfig(tokens="mean", layer="mean"), ReadConfig(layer=(2, 3))):
         images = np.array([3, 39, 7, 0, 1, 2, 20, 21, 22, 8])
         got = list(live(read, layers=(-2, -1)).ordered(images, 3))
         n_sites = 2 if read.layer == "all" else 1

@@ -18,6 +18,7 @@ from saev_core.progress import Track, silent
 from saev_core.sae import SAE
 
 if TYPE_CHECKING:
+    from saev_core.live import LiveSource
     from saev_core.source import ActivationSource
     from saev_core.store import ActivationStore
 
@@ -128,13 +129,13 @@ def _histogram(values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> dic
 @torch.no_grad()
 def measure(
     checkpoint: Checkpoint,
-    store: ActivationStore,
+    store: ActivationStore | LiveSource,
     cfg: EvaluateConfig,
     *,
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
     track: Track = silent,
 ) -> Evaluation:
-    """Measure a checkpoint on the store's held-out images, or on others.
+    """Measure a checkpoint on held-out images, or on others, of a store or straight from the model.
 
     The card: `nmse`, `explained_variance`, `l0` (mean count of active features), `l1` (mean sum of values), `mse` (mean
     squared distance per vector, normalised units), shares and counts of `dead` (never active here), `almost_dead`
@@ -203,7 +204,7 @@ class Heldout:
 
 def evaluate(
     checkpoint: Checkpoint,
-    store: ActivationStore,
+    store: ActivationStore | LiveSource,
     cfg: EvaluateConfig,
     *,
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",

@@ -24,6 +24,7 @@ from saev_core.model import VisionModel
 from saev_core.norm import Norm
 from saev_core.overlap import torch_threads
 from saev_core.plan import describe
+from saev_core.reading import joined, site_name
 from saev_core.record import Missing, tokens_at
 from saev_core.shard_set import not_finite
 from saev_core.source import ActivationSource, split
@@ -71,14 +72,18 @@ class Forward:
             raise DatasetError(
                 f"{self.name}: this data set can only be read in order, and training needs it shuffled; record it first (saev record)."
             )
-        layers = (read.layer,) if isinstance(read.layer, int) else record.layers
-        self.sites = sorted({model.site(layer, read.stream) for layer in layers})
+        if isinstance(read.layer, tuple):
+            self.sites = joined([model.site(layer, read.stream) for layer in read.layer])
+        else:
+            layers = (read.layer,) if isinstance(read.layer, int) else record.layers
+            self.sites = sorted({model.site(layer, read.stream) for layer in layers})
         self.meta = describe(model, dataset, record, self.sites, model_ref=model_ref, dataset_ref=dataset_ref)
         if read.tokens == "cls" and not self.meta.n_prefix:
             raise StoreError(f"{self.name}: the model has no CLS token; read patches or mean.")
         self.n_series = len(self.sites) if read.layer == "all" else 1
         self.per_site = self.meta.grid.n_patches if read.tokens == "patches" else 1
-        self.n_tokens, self.d_model = self.n_series * self.per_site, self.meta.d_model
+        self.n_sites = len(self.sites) if isinstance(read.layer, tuple) else 1
+        self.n_tokens, self.d_model = self.n_series * self.per_site, self.n_sites * self.meta.d_model
         self._stored: torch.dtype = getattr(torch, self.meta.dtype)
         averages = read.tokens == "mean" or (read.layer == "mean" and len(self.sites) > 1)
         self.dtype = torch.float32 if averages else self._stored
@@ -88,8 +93,8 @@ class Forward:
 
     @property
     def site(self) -> str:
-        """The site's name, such as `resid.10`; `resid.all` or `resid.mean` where there are several."""
-        return str(self.sites[0]) if isinstance(self.read.layer, int) else f"{self.read.stream}.{self.read.layer}"
+        """The site's name, such as `resid.10`; `resid.6+10`, `resid.all` or `resid.mean` where there are several."""
+        return site_name(self.read, self.sites)
 
     def identity(self) -> list[Any]:
         read = self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})
@@ -173,7 +178,9 @@ class Forward:
             for x in parts[1:]:
                 total = total + x
             return total / len(parts)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [b, n_sites * per_site, d_model]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, 2 if self.n_sites > 1 else 1)  # [b, tokens, n_sites * d] joined, [b, n_sites * tokens, d] all
 
     def _as_stored(self, site: Site, images: list[Loaded], x: Tensor) -> Tensor:
         stored = x.to(self._stored)
@@ -219,7 +226,7 @@ class LiveSource(ActivationSource):
         self.n_images = self.meta.n_images
         self.buffer_bytes = read.buffer_mb * 2**20
         self.heldout = split(self.n_images, read.heldout, read.split_seed)
-        self.d_model, self.site = self.feed.d_model, self.feed.site
+        self.d_model, self.site, self.n_sites = self.feed.d_model, self.feed.site, self.feed.n_sites
         self._training = self._usable & ~self.heldout
         self.n_vectors = int(self._training.sum()) * self.feed.n_tokens
         if self.n_vectors == 0:
@@ -235,12 +242,7 @@ class LiveSource(ActivationSource):
     @cached_property
     def norm(self) -> Norm:  # type: ignore[override]
         """From a sample of training vectors, in float64; `describe` says how many."""
-        x = self.sample(self._n_norm, seed=0)
-        total, squares = torch.zeros(self.d_model, dtype=torch.float64), 0.0
-        for block in torch.split(x, 4096):
-            total += block.double().sum(0)
-            squares += float(block.double().square().sum())
-        return Norm.from_moments(len(x), total, squares)
+        return Norm.of(self.sample(self._n_norm, seed=0), self.n_sites)
 
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> WindowStream:
         if self.n_vectors < batch_size:

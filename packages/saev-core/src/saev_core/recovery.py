@@ -20,6 +20,7 @@ from saev_core.progress import Track, silent
 from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
+    from saev_core.live import LiveSource
     from saev_core.store import ActivationStore
 
 PER_OCTAVE, LOW, HIGH = 4, -10, 8
@@ -93,11 +94,11 @@ class Recovery:
         return "\n".join([*lines, f"{'mean':<10}{'all values':<14}{'':>8}{self.mean:>8.3f}"])
 
 
-def recover(checkpoint: Checkpoint, store: ActivationStore, dataset: KnownTruth, track: Track = silent) -> Recovery:
+def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset: KnownTruth, track: Track = silent) -> Recovery:
     """The best feature of every factor value: chosen on the images the SAE was trained on, measured on the held-out ones.
 
-    One pass over the store in blocks. Memory: 72 counts per (factor value, feature), four bytes each, twice. Thresholds
-    are bin edges, so a reported F1 is exact for the threshold it names.
+    One pass over the store, or over the images, in blocks. Memory: 72 counts per (factor value, feature), four bytes each,
+    twice. Thresholds are bin edges, so a reported F1 is exact for the threshold it names.
 
     Raises:
         CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
