@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -81,10 +82,7 @@ class Job:
         if cfg.precision == "tf32" and device.type != "cuda":
             log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)
         if cfg.compile:
-            if by_hand(self.sae, device):
-                log.info("%s: train.compile is left out, its gradient is written by hand", self.name)
-            else:
-                self.sae.compiled = torch.compile(self.sae.loss)
+            compile_loss(self.sae, device)
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after
@@ -151,9 +149,17 @@ class Job:
         return {"optimizer": self.optimizer, **({"average": self.average} if self.average else {})}
 
 
-def by_hand(sae: SAE, device: torch.device) -> bool:
-    """Whether training has no need to differentiate `loss`, as the CPU's lean steps."""
-    return device.type != "cuda" and (sae.selects or type(sae).backward is not SAE.backward)
+def compile_loss(sae: SAE, device: torch.device) -> None:
+    """Compile `loss` when it is first differentiated, which on the CPU a variant with a gradient of its own may never be."""
+    import torch._dynamo
+
+    if device.type != "cuda" and (sae.selects or type(sae).backward is not SAE.backward):
+        log.info("%s has a gradient of its own on the CPU; train.compile does nothing for it there", type(sae).__name__)
+    # Else the metric that `loss` reads out cuts its graph in two.
+    torch._dynamo.config.capture_scalar_outputs = True
+    # Where a graph is cut all the same, its tracing looks at gradients that it must not look at, and warns of itself.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning)
+    sae.compiled = torch.compile(sae.loss)
 
 
 @contextmanager
