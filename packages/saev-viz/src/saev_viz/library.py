@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from functools import cached_property
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from saev_core.dataset import ImageDataset, load_dataset
 from saev_core.errors import RunError, SaevError
@@ -16,6 +18,7 @@ from saev_core.features import FeatureIndex
 from saev_core.run import Run
 from saev_core.types import Box
 from saev_viz.pictures import Pictures
+from saev_viz.seen import Seen, new, recorded
 from saev_viz.table import FeatureTable
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from saev_core.store import ActivationStore
 
 log = logging.getLogger(__name__)
+
+KEEP_SEEN = 64
+"""Pictures whose codes are kept in memory."""
 
 
 class Library:
@@ -150,6 +156,7 @@ class View:
         self.meta: dict[str, Any] = json.loads((library.run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8"))
         self.card: dict[str, Any] = self.meta.get("card", {})
         self._lock = RLock()
+        self._seen: OrderedDict[int, Seen] = OrderedDict()
 
     @cached_property
     def table(self) -> FeatureTable:
@@ -177,11 +184,30 @@ class View:
             FeatureIndex.open(self.index.path, checkpoint)
             return checkpoint
 
+    def seen(self, index: int) -> Seen:
+        """Which features fire where on picture `index` of the data set; the latest are kept."""
+        with self._lock:
+            if index not in self._seen:
+                self._seen[index] = recorded(self.checkpoint, self.library.store, index)
+            self._seen.move_to_end(index)
+            while len(self._seen) > KEEP_SEEN:
+                self._seen.popitem(last=False)
+            return self._seen[index]
+
+    def look(self, image: Image.Image) -> Seen:
+        """Which features fire where on a new picture; runs the model."""
+        with self._lock:
+            return new(self.checkpoint, self.library.model, image)
+
+    @cached_property
+    def uppers(self) -> np.ndarray[Any, Any]:
+        """For every feature the value at which a heat map's colour is full."""
+        found = self.index.percentile(float(self.index.attributes["percentile"])).astype(np.float32)
+        return np.asarray(np.where(found > 0, found, 1.0))
+
     def upper(self, feature: int, end: str = "percentile") -> float:
         """The value at which a heat map's colour is full: the index's percentile of the feature's values, or its `max`."""
-        level = float(self.index.attributes["percentile"])
-        value = self.index.max[feature] if end == "max" else self.index.percentile(level)[feature]
-        return float(value) or 1.0
+        return float(self.index.max[feature]) or 1.0 if end == "max" else float(self.uppers[feature])
 
 
 def card_of(run: Run, name: str) -> dict[str, Any]:

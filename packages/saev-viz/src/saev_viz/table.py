@@ -47,6 +47,8 @@ class FeatureTable:
     def __init__(self, columns: Mapping[str, Column], words: Sequence[str]) -> None:
         self.columns = dict(columns)
         self.words = list(words)
+        self.names = [""] * len(self.words)
+        """What a feature is called, where something says so."""
         self.notes: dict[int, str] = {}
         """What people wrote, by feature; searched too."""
 
