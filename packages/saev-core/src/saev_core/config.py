@@ -368,7 +368,7 @@ def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     return list(kind.model_fields)
 
 
-def load_toml(path: str | Path) -> dict[str, Any]:
+def load_toml(path: str | Path, *, flag: str = "--config") -> dict[str, Any]:
     """A configuration file as nested dicts.
 
     Raises:
@@ -380,7 +380,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; --config takes a TOML file.") from None
+        raise ConfigError(f"{path}: {error.strerror or error}; {flag} takes a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
 

@@ -15,7 +15,9 @@ from saev_core.budget import INIT_BYTES, SHARE_OF_FREE, Cost, Need, available, c
 from saev_core.config import ReadConfig
 from saev_core.errors import ConfigError, StoreError, TrainError
 from saev_core.job import Job, Trainee
+from saev_core.model import VisionModel
 from saev_core.norm import Norm
+from saev_core.plugins import resolve
 from saev_core.resume import States
 from saev_core.sae import SAE, make_sae
 from saev_core.schedule import Schedule
@@ -117,19 +119,18 @@ def make_passes(
     folder: Folder,
     device: torch.device,
     *,
-    limit: int = 0,
+    limit: int,
     n_timed: int = 0,
 ) -> list[Pass]:
     """The passes that train these points: what differs in its data apart, what a killed run began first, no pass larger than memory.
 
     Args:
-        limit: bytes that a pass may take; 0: four fifths of what is free on `device`.
+        limit: bytes that a pass may take; see `limit_of`.
         n_timed: steps of each shape of SAE that are timed.
 
     Raises:
         ConfigError, TrainError: a point cannot be trained on these data.
     """
-    limit = limit or int(SHARE_OF_FREE * available(device))
     measured = _Measured(device, n_timed)
     made: list[Pass] = []
     for group in grouped(points):
@@ -149,6 +150,11 @@ def make_passes(
                         Pass(tuple(some[i] for i in part), source, mine, cost_of(mine, shared), (number, len(parts)), resumes=resumes)
                     )
     return made
+
+
+def limit_of(memory_gb: float, device: torch.device) -> int:
+    """Bytes that a pass may take: what was asked for, or four fifths of what is free."""
+    return int(memory_gb * 1e9) or int(SHARE_OF_FREE * available(device))
 
 
 def shared_bytes(source: ActivationSource, point: Point, device: torch.device) -> int:
@@ -181,6 +187,33 @@ class Expected(ActivationSource):
         return {}
 
 
+def expected(read: ReadConfig, model: VisionModel, n_images: int) -> Expected:
+    """The vectors that a recording of `n_images` would give."""
+    sites = read.n_sites
+    layer = read.layer if isinstance(read.layer, str) else "+".join(str(model.site(block, read.stream).layer) for block in _blocks(read))
+    per_image = model.grid.n_patches if read.tokens == "patches" else 1
+    n_training = max(1, round(n_images * (1 - read.heldout)))
+    return Expected(sites * model.d_model, n_training * per_image, sites, f"{read.stream}.{layer}")
+
+
+def _blocks(read: ReadConfig) -> tuple[int, ...]:
+    if isinstance(read.layer, str):
+        return ()
+    return read.layer if isinstance(read.layer, tuple) else (read.layer,)
+
+
+def plan_of(passes: Sequence[Pass], n_points: int, limit: int) -> dict[str, Any]:
+    """Passes as they are told before they are taken, with what they need together."""
+    told = [one.to_json() for one in passes]
+    return {
+        "points": n_points,
+        "passes": told,
+        "memory_limit": limit,
+        "seconds": sum(one["seconds"] for one in told),
+        "disk": sum(one["disk"] for one in told),
+    }
+
+
 class _Measured:
     """Needs by shape: SAEs that differ in seeds and rates alone are measured once."""
 
@@ -191,9 +224,12 @@ class _Measured:
 
     def need(self, point: Point, source: ActivationSource) -> Need:
         cfg = point.config.train
-        sizes = [source.d_model, source.n_vectors]
-        settled = {**point.config.sae.options, "variant": point.config.sae.name}
-        shape = json.dumps([sizes, shape_of(settled, cfg.model_dump(mode="json"))], sort_keys=True)
+        _, options = resolve("sae", point.config.sae)
+        try:
+            sized = options.model_copy(update={"n_sites": source.n_sites}).sized(source.d_model, source.n_vectors)
+        except ConfigError as error:
+            raise ConfigError(f"{point.name}: {error}") from None
+        shape = json.dumps([point.config.sae.name, shape_of(sized.model_dump(mode="json"), cfg.model_dump(mode="json"))], sort_keys=True)
         if shape not in self._needs:
             job = Job(Trainee(point.name, build(point, source), cfg, point.seed), cfg, Schedule.of(cfg, source.n_vectors), self.device)
             self._needs[shape] = need_of(job, self._vectors(point, source), n_timed=self.n_timed)

@@ -8,6 +8,7 @@ what is kept in the run's `stages.json`: a stage's key is a digest of its settin
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import time
@@ -21,9 +22,9 @@ import numpy as np
 
 from saev_core.checkpoint import Checkpoint
 from saev_core.compare import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
-from saev_core.config import Config, ReadConfig
-from saev_core.dataset import ImageDataset, digest, load_dataset
-from saev_core.errors import RunError, SaevError, TrainError
+from saev_core.config import ReadConfig
+from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.errors import RunError, TrainError
 from saev_core.evaluate import measure
 from saev_core.features import FeatureIndex
 from saev_core.hooks import Observers
@@ -33,13 +34,14 @@ from saev_core.live import LiveSource
 from saev_core.model import VisionModel, load_model, pick_device
 from saev_core.pareto import Point as Scored
 from saev_core.pareto import pareto
-from saev_core.passes import Pass, make_passes
+from saev_core.passes import Pass, expected, limit_of, make_passes, plan_of
 from saev_core.plugins import find, installed, resolve
 from saev_core.progress import Track, silent
 from saev_core.record import record
-from saev_core.run import STAGES, Run, write_json
+from saev_core.run import STAGES, Run
 from saev_core.sae import make_sae
 from saev_core.source import ActivationSource, StoreSource
+from saev_core.stamps import Stamps
 from saev_core.store import ActivationStore
 from saev_core.sweep import Point, expand
 from saev_core.types import Site
@@ -49,30 +51,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HOW = {"evaluate": {"best_l0", "consensus"}}
-"""Settings that leave no mark on what a stage makes."""
+INDEX_ALL = 4
+"""SAEs that are all indexed; of more, which a sweep has, only the best."""
 
 
-class Pipeline:
+class Pipeline(Stamps):
     """One run's work. `run_stages` does what is asked; the stages can also be called one by one."""
 
-    def __init__(self, run: Run, *, track: Track = silent, say: Callable[[str], None] = log.info, observers: Iterable[object] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        track: Track = silent,
+        say: Callable[[str], None] = log.info,
+        observers: Iterable[object] = (),
+        only: Sequence[str] = (),
+    ) -> None:
         """
         Args:
             track: told how far each stage is.
             say: given one line for a person whenever a stage is done or skipped.
             observers: hook implementations beside the run's trackers and the installed `saev.hooks`.
+            only: SAEs to index; none named: all up to four, of more the best.
         """
-        self.run, self.track, self.say = run, track, say
+        super().__init__(run, say)
+        self.track, self.only = track, only
         trackers = []
         for name in run.config.trackers:
             cls, cfg = resolve("tracker", name)
             trackers.append(cls(cfg))
         self._observers = Observers(*trackers, *observers)
         self._live: dict[str, LiveSource] = {}
-        self._stamps = run.stamps()
-        self.summary: dict[str, Any] = {"run": str(run.path), "seconds": {}}
-        """What the stages found, for a table at the end and for `--json`."""
 
     def run_stages(self, stages: Iterable[str] = STAGES) -> dict[str, Any]:
         """Do the stages in their order; what one has made stays when a later one fails.
@@ -210,12 +219,19 @@ class Pipeline:
         if len(points) > len(todo) + len(stopped):
             n_there = len(points) - len(todo) - len(stopped)
             self.say(f"train: {names[0] if len(points) == 1 else f'{n_there} of {len(points)} SAEs'} already there, skipped.")
-        passes = self.passes(todo) if todo else []
+        device = pick_device(self.run.config.device)
+        limit = limit_of(self.run.config.train.memory_gb, device)
+        passes = make_passes(todo, self.source, self.run.sae_dir, device, limit=limit)
         if len(passes) > 1:
             self.say(f"train: {len(todo)} SAEs in {len(passes)} passes over the data.")
         for one in passes:
             if one.part[1] > 1 and one.part[0] == 1:
-                self.say(f"train: {one.part[1]} of the passes read the same data, since memory does not hold all their SAEs at once.")
+                self.say(f"train: {one.part[1]} of them read the same data: {limit / 1e9:.3g} GB do not hold all those SAEs at once.")
+            if one.cost and one.cost.memory > limit:
+                self.say(
+                    f"train: {one.names[0]} takes about {one.cost.memory / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB it may, and is "
+                    "tried nevertheless; lower sae.d_sae or train.batch_size if it fails."
+                )
             stopped |= self._train(one)
         for name in names:
             self._note(f"train:{name}")
@@ -252,11 +268,18 @@ class Pipeline:
         meta = self.live(read).meta if self.run.config.train.live else self.store.meta
         return self._key(point.says(), meta.fingerprint)
 
-    def passes(self, points: Sequence[Point], *, n_timed: int = 0) -> list[Pass]:
-        """The passes over the data that would train these points; see `make_passes`."""
+    def plan(self) -> dict[str, Any]:
+        """What `train` would do and what it takes, from a few steps of each kind of SAE; see `plan_of`. Writes nothing."""
         config = self.run.config
-        limit = int(config.train.memory_gb * 1e9)
-        return make_passes(points, self.source, self.run.sae_dir, pick_device(config.device), limit=limit, n_timed=n_timed)
+        device, source = pick_device(config.device), self.source
+        limit = limit_of(config.train.memory_gb, device)
+        if config.train.live or self._is_recorded():
+            points, todo, _ = self._points()
+        else:
+            points = todo = list(expand(config).points)
+            n_images = min(len(self.dataset), config.record.n_images or len(self.dataset))
+            source = partial(expected, model=self.model, n_images=n_images)
+        return plan_of(make_passes(todo, source, self.run.sae_dir, device, limit=limit, n_timed=3), len(points), limit)
 
     def _train(self, one: Pass) -> dict[str, str]:
         """One pass; each SAE is stamped when it is saved. Returns those that diverged, and why."""
@@ -381,8 +404,8 @@ class Pipeline:
         self.run.write_result("recovery", {**self.run.result("recovery"), name: table.to_json()})
 
     def index(self) -> None:
-        """Checkpoint to feature index."""
-        for name in self.sae_names:
+        """Checkpoint to feature index: of every SAE, or where there are many of the best one, or of those asked for."""
+        for name in self._to_index():
             stage, path = f"index:{name}", self.run.features_path(name)
             checkpoint = self.checkpoint(name)
             key = self._key(self.run.config.index, checkpoint.fingerprint, self.store.meta.fingerprint)
@@ -395,6 +418,22 @@ class Pipeline:
                 self._emit("indexed", name=name, path=path)
                 self.say(f"index: {name} is in {path}")
             self._note(stage)
+
+    def _to_index(self) -> list[str]:
+        names = self.sae_names
+        if self.only:
+            if unknown := [name for name in self.only if name not in names]:
+                near = " or ".join(difflib.get_close_matches(unknown[0], names, n=3) or names[:5])
+                raise RunError(f"{self.run.path} has no SAE {unknown[0]!r}; did you mean {near}?")
+            return list(self.only)
+        if len(names) <= INDEX_ALL:
+            return names
+        if (best := self.run.best) is None:
+            raise RunError(
+                f"none of the {len(names)} SAEs of {self.run.path} is marked best; saev evaluate {self.run.path} first, or --only NAME."
+            )
+        self.say(f"index: of {len(names)} SAEs only {best}, the best; others with saev index {self.run.path} --only NAME.")
+        return [best]
 
     def report(self) -> None:
         """Everything to one illustrated file, if a viewer plugin is installed that makes it."""
@@ -413,34 +452,6 @@ class Pipeline:
             self._stamp("report", key, began)
         self._note("report")
         self.summary["report"] = str(path)
-
-    # What was made from what.
-
-    def _key(self, *parts: Any) -> str:
-        plain = [part.model_dump(mode="json") if isinstance(part, Config) else part for part in parts]
-        for part, settings in zip(parts, plain, strict=True):
-            for free in _HOW.get(type(part).__name__.removesuffix("Config").lower(), ()):
-                settings.pop(free, None)
-        return digest(plain)
-
-    def _valid(self, stage: str, key: str, opens: Callable[[], object] = lambda: None) -> bool:
-        """Whether `stage` was finished with this key and its artifact can still be opened."""
-        if self._stamps.get(stage, {}).get("key") != key:
-            return False
-        try:
-            opens()
-        except SaevError as error:
-            self.say(f"{stage.partition(':')[0]}: done again, for {error}")
-            return False
-        return True
-
-    def _stamp(self, stage: str, key: str, began: float, *, share: int = 1, **more: Any) -> None:
-        self._stamps[stage] = {"key": key, "seconds": round((time.monotonic() - began) / share, 3), **more}
-        write_json(self.run.stages_path, self._stamps)
-
-    def _note(self, stage: str) -> None:
-        if stage in self._stamps:
-            self.summary["seconds"][stage] = self._stamps[stage]["seconds"]
 
     def _emit(self, hook: str, **arguments: Any) -> None:
         self._observers.emit(hook, run=self.run, **arguments)

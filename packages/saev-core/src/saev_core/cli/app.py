@@ -18,7 +18,8 @@ app = typer.Typer(
 )
 
 _RECORD = ("--model", "--dataset", "--layers", "--stream", "--n-images", "--dtype", "--on-bad-image")
-_TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "--n-tokens", "--lr", "--seed")
+_TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "--n-tokens", "--lr", "--seed", "--live")
+_SWEEP = ("--sweep", "--dry-run", "--yes")
 _INDEX = ("--top-k", "--n-features", "--include")
 _WHERE = ("--out", "--store", "--config", "--set", "--device")
 _RUN = "The run folder (as --out)."
@@ -27,7 +28,7 @@ _Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and debug mess
 
 
 @app.command()
-@takes(*_RECORD, *_TRAIN, *_INDEX, "--tracker", *_WHERE, batch="train")
+@takes(*_RECORD, *_TRAIN, *_SWEEP, *_INDEX, "--tracker", *_WHERE, batch="train")
 def run(flags: Flags) -> None:
     """Record, train, evaluate, index and report in one go.
 
@@ -49,9 +50,9 @@ def record(flags: Flags) -> None:
 
 
 @app.command()
-@takes("--model", "--dataset", *_TRAIN, "--tracker", *_WHERE, run=_RUN, batch="train")
+@takes("--model", "--dataset", *_TRAIN, *_SWEEP, "--stream", "--n-images", "--dtype", "--tracker", *_WHERE, run=_RUN, batch="train")
 def train(flags: Flags) -> None:
-    """Activation store to SAE checkpoint. Resumes where it stopped."""
+    """Activation store to SAE checkpoints, one or a sweep; with --live, images to SAE checkpoint. Resumes where it stopped."""
     from saev_core.cli.stages import run_stages
 
     run_stages(flags, ["train"])
@@ -67,9 +68,12 @@ def evaluate(flags: Flags) -> None:
 
 
 @app.command()
-@takes(*_INDEX, *_WHERE, run=_RUN)
+@takes("--only", *_INDEX, *_WHERE, run=_RUN)
 def index(flags: Flags) -> None:
-    """Find each feature's top images and statistics, and write the report."""
+    """Find each feature's top images and statistics, and write the report.
+
+    Of more than four SAEs only the best is indexed, and those that --only names.
+    """
     from saev_core.cli.stages import run_stages
 
     run_stages(flags, ["index", "report"])

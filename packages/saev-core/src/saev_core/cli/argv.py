@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--set": r"[\w.-]+=.*"}
+SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
 """Flag -> what its second and later values look like; the first that does not ends the list."""
 
 

@@ -50,6 +50,11 @@ FLAGS = {
         Flag("--part", "record.part", str, "2/4: record the second of four disjoint parts."),
         Flag("--n-tokens", "train.n_tokens", int, "Training vectors in all; 0: 20 passes over the training images."),
         Flag("--lr", "train.lr", float, "Peak learning rate; 0: the variant's own choice."),
+        Flag("--live", "train.live", bool, "Train straight from the model; nothing is recorded."),
+        Flag("--sweep", "sweep", str, "TOML file whose lists expand to a grid of SAEs, trained together where their data agree."),
+        Flag("--dry-run", "", bool, "Say what would be trained, with memory, time and disk, and write nothing."),
+        Flag("--yes", "", bool, "A sweep of more than 1,000 SAEs is meant."),
+        Flag("--only", "", list[str], "SAE to index; may be repeated."),
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
         Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),
         Flag("--top-k", "index.top_k", int, "Distinct images kept per feature."),
@@ -96,10 +101,15 @@ class Flags:
             merge(data, {key: parse_ref(key, value).model_dump() if _names_plugin(key, value) else value for key, value in loaded.items()})
         for name, value in self.given.items():
             key = f"{self.batch}.batch_size" if name == "--batch-size" else FLAGS[name].key
-            if key and name != "--tracker":
+            if key and name not in ("--tracker", "--sweep"):
                 place(data, key, parse_ref(key, value).model_dump() if _names_plugin(key, value) else value)
+        if "--sweep" in self.given:
+            data["sweep"] = load_toml(self.given["--sweep"], flag="--sweep")
         if "--layers" in self.given and "--layer" not in self.given:
             place(data, "read.layer", self.given["--layers"][0])
+        if "--live" in self.given and "--layers" not in self.given and isinstance(layer := data["read"]["layer"], int):
+            # What the SAE is trained on is what a later recording must hold.
+            place(data, "record.layers", [layer])
         if "--stream" in self.given:
             place(data, "read.stream", self.given["--stream"])
         if "--tracker" in self.given:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saev_core.cli.compared import show as show_compared
 from saev_core.cli.options import Flags
 from saev_core.cli.screen import Screen, duration
+from saev_core.cli.sweeps import show_plan
 from saev_core.errors import StoreError
 from saev_core.run import STAGES, Run, check_config, default_path
+from saev_core.sweep import check_size
 
 if TYPE_CHECKING:
     from saev_core.config import RunConfig
@@ -20,18 +23,24 @@ def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
     """Do the stages on the run that the flags name or configure, and print what was found."""
     screen = Screen(as_json=flags.json, debug=flags.debug)
     path, config = run_and_config(flags, must_exist=stages[0] not in ("record", "train"))
+    if "--sweep" in flags.given:
+        check_size(config.sweep, config.sae.name, yes="--yes" in flags.given)
     check_config(config)
+    if "--dry-run" in flags.given:
+        show_plan(screen, path, config)
+        return
     from saev_core.pipeline import Pipeline
 
     run = Run.create(path, config)
     screen.say(f"run: {run.path}")
-    summary = Pipeline(run, track=screen.track, say=screen.say).run_stages(stages)
+    summary = Pipeline(run, track=screen.track, say=screen.say, only=flags.given.get("--only", ())).run_stages(stages)
     screen.result(summary)
     if stages == STAGES:
         screen.say("")
         screen.table(summary_rows(summary))
         screen.say("")
         _recovery(screen, summary)
+    show_compared(screen, summary)
     if "report" in summary:
         screen.say(f"report: {summary['report']}")
 
@@ -60,7 +69,7 @@ def _of_store(url: str) -> RunConfig | None:
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The table at the end of `saev run`."""
     rows = [("images", f"{summary['n_images']:,}" + (f" ({summary['n_missing']:,} missing)" if summary["n_missing"] else ""))]
-    for name, card in summary["sae"].items():
+    for name, card in summary["sae"].items() if "pareto" not in summary else ():
         rows.append(("SAE", name))
         for key in ("nmse", "explained_variance", "l0"):
             if key in card:
@@ -71,6 +80,9 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         if recovered := summary.get("recovery", {}).get(name):
             rows.append(("  recovered truth", f"mean F1 {recovered['mean']:.3f}"))
     seconds = summary["seconds"]
+    if len(summary["sae"]) > 1:
+        kinds = dict.fromkeys(stage.partition(":")[0] for stage in seconds)
+        seconds = {kind: sum(s for stage, s in seconds.items() if stage.partition(":")[0] == kind) for kind in kinds}
     rows.append(("time", ", ".join(f"{stage} {duration(s)}" for stage, s in seconds.items())))
     return rows
 
@@ -80,8 +92,11 @@ def _share(value: float) -> str:
 
 
 def _recovery(screen: Screen, summary: dict[str, Any]) -> None:
-    """Of every factor of the truth, the best and worst value that a feature recovers."""
-    for name, found in summary.get("recovery", {}).items():
+    """Of every factor of the truth, the best and worst value that a feature recovers; of several SAEs, for the best."""
+    recovery = summary.get("recovery", {})
+    for name, found in recovery.items():
+        if "pareto" in summary and name != summary["pareto"]["best"]:
+            continue
         rows = []
         for factor, mean in found["factors"].items():
             values = sorted((row["f1"], row["value"]) for row in found["rows"] if row["factor"] == factor and row["n_positive"])
