@@ -16,6 +16,7 @@ from saev_core.codes import Codes
 from saev_core.config import PluginRef, SAEConfig
 from saev_core.errors import ConfigError, ShapeError
 from saev_core.kernels import Workspace, backward_codes
+from saev_core.memory import enough_memory
 from saev_core.plugins import resolve
 from saev_core.ramp import Shape, ramp
 
@@ -293,7 +294,9 @@ def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0, *, n_vectors: int =
         raise ConfigError(f"sae.n_sites is {cfg.n_sites}, but read.layer gives {n_sites}; leave sae.n_sites out.")
     cfg = cfg.model_copy(update={"n_sites": n_sites})
     generator = torch.Generator().manual_seed(seed)
-    sae = cls(cfg.sized(d_in, n_vectors), generator)
+    cfg = cfg.sized(d_in, n_vectors)
+    with enough_memory(f"lower sae.d_sae ({cfg.d_sae:,}).", ConfigError):
+        sae = cls(cfg, generator)
     if not isinstance(sae, SAE):
         raise ConfigError(f"sae plugin {cls.__module__}.{cls.__qualname__} is not an SAE.")
     return sae

@@ -18,6 +18,7 @@ from saev_core.errors import TrainError
 from saev_core.evaluate import Heldout
 from saev_core.job import Job, Trainee
 from saev_core.kernels import Workspace
+from saev_core.memory import enough_memory
 from saev_core.norm import Norm
 from saev_core.progress import Track, silent
 from saev_core.resume import States, config_of
@@ -63,13 +64,10 @@ def train(
         TrainError: nothing can be trained, every SAE diverged, or the folder holds the state of another configuration.
     """
     schedule = _check(source, trainees, cfg)
-    group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device))
-    try:
+    with enough_memory("lower train.batch_size, sae.d_sae, or the number of SAEs.", TrainError):
+        group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device))
         group.run(track)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        why = str(error).splitlines()[0]
-        raise TrainError(f"out of memory ({why}); lower train.batch_size, sae.d_sae, or the number of SAEs.") from None
-    return group.finish()
+        return group.finish()
 
 
 def _nobody(hook: str, **arguments: Any) -> None:
