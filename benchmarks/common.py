@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def interleave(work: Mapping[str, Callable[[], float]], rounds: int, before: Callable[[], None] = lambda: None) -> dict[str, list[float]]:
@@ -33,3 +34,19 @@ def table(title: str, unit: str, rates: Mapping[str, list[float]], floor: str, s
     for name, each in rates.items():
         best, median = max(each) / scale, statistics.median(each) / scale
         print(f"{name:44}{best:>12,.0f}{median:>12,.0f}{max(each) / base:>10.3f}   {unit}")
+
+
+def asked(what: str, rates: Mapping[str, Sequence[float]], ours: str, over: str, least: float) -> dict[str, Any]:
+    """A line of the table of what was asked: the best rate of `ours` over that of `over`, and whether that is `least`."""
+    reached = {over: max(rates[ours]) / max(rates[over])} if over in rates else {}
+    return {"what": what, "aim": f"{least:g}x {over}", "reached": reached, "missed": any(value < least for value in reached.values())}
+
+
+def summary(told: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of what was asked, with what was reached against each."""
+    print("\n| what | asked | reached | |\n| --- | --- | --- | --- |")
+    for line in told:
+        several = len(line["reached"]) > 1
+        reached = ", ".join(f"{who} {value:.2f}" if several else f"{value:.2f}" for who, value in line["reached"].items())
+        reached = reached or "not installed here"
+        print(f"| {line['what']} | {line['aim']} | {reached} | {'MISSED' if line['missed'] else ''} |")

@@ -36,10 +36,10 @@ def head_module(name: str) -> Any:
     # It is written for Python 3.12, where this class can be subscripted in annotations.
     if not hasattr(multiprocessing.queues.Queue, "__class_getitem__"):
         multiprocessing.queues.Queue.__class_getitem__ = classmethod(lambda cls, item: cls)  # type: ignore[attr-defined]
-    return _quiet(name)
+    return quiet(name)
 
 
-def _quiet(name: str) -> Any:
+def quiet(name: str) -> Any:
     """A module that sets up logging for everybody when it is imported, without that."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
@@ -84,7 +84,7 @@ class Released(Original):
     variants = ("relu",)
 
     def __init__(self, variant: str, work: Work) -> None:
-        config, nn, training = (_quiet(f"saev.{name}") for name in ("config", "nn", "training"))
+        config, nn, training = (quiet(f"saev.{name}") for name in ("config", "nn", "training"))
         if work.d_sae % work.d_in:
             raise ValueError(f"saev 0.1.0 takes a width that is a multiple of the input's; {work.d_sae} is none of {work.d_in}.")
         coefficient = 4e-4 if work.l1 is None else work.l1
