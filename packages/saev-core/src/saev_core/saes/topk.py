@@ -111,6 +111,11 @@ class TopK(SAE):
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         with self.at(progress):
             step = super().backward_lean(x, progress)
+        return self.add_auxk(x, step, progress)
+
+    @torch.no_grad()
+    def add_auxk(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Step:
+        """A step with AuxK in its loss, and AuxK's gradient added to the parameters'."""
         if progress.dead is None or self.cfg.auxk == 0:
             return step
         error = self.split(x)[1] - step.x_hat
