@@ -153,6 +153,26 @@ def test_a_feature_must_agree_over_every_two_seeds() -> None:
         consensus(group, found, 0.7)
 
 
+@pytest.mark.parametrize("variant", [*VARIANTS[:5], "mp:3"])
+def test_calibration_never_makes_a_consensus_worse(variant: str) -> None:
+    a = randomised(variant)
+    if not a.tied:
+        with torch.no_grad():
+            a.W_enc.copy_(0.3 * a.W_dec.T)
+            a.b_enc.zero_()
+            a.b_dec.zero_()
+    group = {n: checkpoint(shuffled(a, torch.arange(64), 0.01, s), variant.partition(":")[0], s) for s, n in enumerate("ab")}
+    x = 2 * torch.randn(500, 24, generator=torch.Generator().manual_seed(3))
+
+    def error(made: Checkpoint) -> float:
+        return float((x - made.decode(made.codes(x))).square().sum())
+
+    plain, scaled = (error(consensus(group, compared(group), 0.9, sample)) for sample in (None, x))
+    assert scaled <= plain * (1 + 1e-6)
+    if variant in ("topk:3", "relu", "jumprelu:3"):
+        assert scaled < 0.98 * plain
+
+
 def test_a_computed_dictionary_is_refused_in_one_line() -> None:
     a = make_sae("archetypal:3", 24, n_vectors=128 * 64)
     group = {name: checkpoint(a, "archetypal", seed) for seed, name in enumerate("ab")}
@@ -241,5 +261,5 @@ def test_best_has_the_lowest_error_within_a_stated_l0() -> None:
     assert pareto(some, 4).best is None
     assert pareto(some, 32).to_json()["points"][1] == {
         **{"name": "k32", "variant": "topk", "l0": 32, "nmse": 0.2, "dead": 0.0, "d_sae": 64, "seed": 0, "lr": 1e-3},
-        **{"on_front": True, "best": True},
+        **{"consensus": False, "on_front": True, "best": True},
     }

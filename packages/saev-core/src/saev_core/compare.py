@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from saev_core.checkpoint import META, Checkpoint
 from saev_core.consensus import consensus
@@ -68,13 +69,19 @@ def seeds_of(found: Mapping[str, Measured]) -> dict[str, list[str]]:
 
 
 def compare_seeds(
-    run: Run, name: str, checkpoints: Mapping[str, Checkpoint], frequency: Mapping[str, Float[np.ndarray, " d_sae"]], above: float
+    run: Run,
+    name: str,
+    checkpoints: Mapping[str, Checkpoint],
+    frequency: Mapping[str, Float[np.ndarray, " d_sae"]],
+    above: float,
+    x: Float[Tensor, "n d_in"] | None = None,
 ) -> dict[str, Any]:
     """Match the seeds of one point, write what each feature's stability is, and make their consensus.
 
     Args:
         name: of the point; the consensus is called `<name>-consensus`.
         above: least cosine of a feature of the consensus; 0: none is made.
+        x: raw training vectors that it is scaled on.
 
     Returns:
         The point's entry in `results/stability.json`.
@@ -89,7 +96,7 @@ def compare_seeds(
         return entry
     made = run.sae_dir(f"{name}-consensus")
     try:
-        one = consensus(checkpoints, found, above)
+        one = consensus(checkpoints, found, above, x)
         one.save(made)
     except CheckpointError as error:
         if is_consensus(run, made.name):

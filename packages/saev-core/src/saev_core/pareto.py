@@ -24,8 +24,9 @@ class Point:
     dead: float
     d_sae: int
     seed: int | None
-    """None for a consensus of several."""
     lr: float | None
+    consensus: bool = False
+    """Whether it was made from several seeds."""
     on_front: bool = False
     best: bool = False
 
@@ -42,6 +43,7 @@ class Point:
             d_sae=checkpoint.sae.d_sae,
             seed=train.get("seed"),
             lr=train.get("lr"),
+            consensus="consensus" in train,
         )
 
 
@@ -69,13 +71,14 @@ def pareto(points: Iterable[Point], best_l0: float = 0.0) -> Pareto:
     On the front is an SAE if no other has both an L0 and an NMSE as low, and one of them lower.
 
     Args:
-        best_l0: largest L0 of the best one; 0: 1.1 times the median L0, so that a denser SAE does not win for being denser.
+        best_l0: largest L0 of the best one; 0: 1.1 times the median L0 of those that were trained,
+            so that a denser SAE does not win for being denser.
     """
     given = list(points)
     scores = {point.name: (point.l0, point.nmse) for point in given}
     if not given:
         return Pareto([], best_l0)
-    bound = best_l0 or SLACK * median(l0 for l0, _ in scores.values())
+    bound = best_l0 or SLACK * median(point.l0 for point in given if not point.consensus or all(p.consensus for p in given))
     front = set(_front(scores))
     # Of equal errors the sparser one.
     allowed = [name for name, (l0, _) in scores.items() if l0 <= bound]

@@ -40,6 +40,7 @@ from saev_core.progress import Track, silent
 from saev_core.record import record
 from saev_core.run import STAGES, Run
 from saev_core.sae import make_sae
+from saev_core.saes.init import CALIBRATE_ON
 from saev_core.source import ActivationSource, StoreSource
 from saev_core.stamps import Stamps
 from saev_core.store import ActivationStore
@@ -359,7 +360,9 @@ class Pipeline(Stamps):
         else:
             began = time.monotonic()
             checkpoints = {name: self.checkpoint(name) for name in seeds}
-            entry = compare_seeds(self.run, point, checkpoints, {name: self._frequency(name, c) for name, c in checkpoints.items()}, above)
+            frequency = {name: self._frequency(name, c) for name, c in checkpoints.items()}
+            x = self.source(checkpoints[seeds[0]].read).sample(CALIBRATE_ON, 0) if above else None
+            entry = compare_seeds(self.run, point, checkpoints, frequency, above, x)
             self.run.write_result("stability", {**self.run.result("stability"), point: entry})
             self._stamp(stage, key, began)
             self.say(f"evaluate: the {len(seeds)} seeds of {point} agree to a mean cosine of {entry['mean_cosine']:.3f}")

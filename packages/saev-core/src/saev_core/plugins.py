@@ -61,7 +61,7 @@ _OURS = {
             "nmf",
         ]
     },
-    "saev-viz": {"viewer": ["report"]},
+    "saev-viz": {"viewer": ["report", "pareto"]},
 }
 """What to pip install for a name of ours that is missing."""
 

@@ -59,7 +59,7 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
     y0, y1 = strip + 12, height - bottom
     if len(numbers) == 0:
         return '<p class="note">No feature fires at all: there is nothing to draw.</p>'
-    fx, fy = _frame(log_freq), _frame(log_value)
+    fx, fy = frame(log_freq), frame(log_value)
 
     def px(v: Float[np.ndarray, " n"] | float) -> Float[np.ndarray, " n"]:
         return np.asarray(x0 + (np.asarray(v) - fx[0]) / (fx[1] - fx[0]) * (x1 - x0))
@@ -71,13 +71,13 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
         f'<svg class="chart scatter" id="scatter" viewBox="0 0 {width} {height}" role="group" '
         'aria-label="Scatter of log10 frequency against log10 mean value of all features">'
     ]
-    for tick in _log_ticks(*fx):
+    for tick in log_ticks(*fx):
         x = float(px(tick))
         out.append(
             f'<path class="grid" d="M{x:.1f} {y0}V{y1}"/>'
             f'<text class="tick" x="{x:.1f}" y="{y1 + 20}" text-anchor="middle">{_power(tick)}</text>'
         )
-    for tick in _log_ticks(*fy):
+    for tick in log_ticks(*fy):
         y = float(py(tick))
         out.append(
             f'<path class="grid" d="M{x0} {y:.1f}H{x1}"/>'
@@ -130,7 +130,7 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
     low, high = float(points[:, 1].min()), float(points[:, 1].max())
     log = low > 0 and high / low > 30
     values = np.log10(points[:, 1]) if log else points[:, 1]
-    lo, hi = _frame(values, 0.06)
+    lo, hi = frame(values, 0.06)
     if not log and low >= 0:
         lo = max(lo, 0.0)
     y1 = height - bottom
@@ -140,7 +140,7 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
         return f"{left + step / x_max * (width - left - 12):.1f} {y1 - (v - lo) / (hi - lo) * (y1 - 12):.1f}"
 
     out = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)} over training steps">']
-    for tick in _ticks(lo, hi, 4):
+    for tick in ticks(lo, hi, 4):
         y = y1 - (tick - lo) / (hi - lo) * (y1 - 12)
         text = _power(tick) if log else number(tick)
         out.append(
@@ -157,13 +157,14 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
     return "".join(out) + "</svg>"
 
 
-def _frame(values: Float[np.ndarray, " n"], margin: float = 0.04) -> tuple[float, float]:
+def frame(values: Float[np.ndarray, " n"] | Sequence[float], margin: float = 0.04) -> tuple[float, float]:
+    """Ends of an axis that shows all values, with a little room."""
     low, high = float(np.min(values)), float(np.max(values))
     room = margin * (high - low) or max(abs(high) * 0.1, 0.5)
     return low - room, high + room
 
 
-def _ticks(low: float, high: float, most: int = 7) -> list[float]:
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between two ends."""
     rough = (high - low) / most
     size = 10 ** math.floor(math.log10(rough))
@@ -172,12 +173,12 @@ def _ticks(low: float, high: float, most: int = 7) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Exponents of round numbers: whole powers of ten, and 2 and 5 between them where there is room."""
     digits = (1,) if high - low > 2.5 else (1, 2, 5)
     exponents = range(math.floor(low), math.ceil(high) + 1)
     found = [e + math.log10(d) for e in exponents for d in digits if low <= e + math.log10(d) <= high]
-    return found if len(found) > 1 else _ticks(low, high, 5)
+    return found if len(found) > 1 else ticks(low, high, 5)
 
 
 def _power(exponent: float) -> str:

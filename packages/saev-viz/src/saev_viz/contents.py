@@ -45,8 +45,8 @@ class Contents:
         if not self.checkpoints:
             raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
         self.store = ActivationStore.open(run.store_url)
-        # Of several the one that reconstructs held-out images best is shown; one without a card comes last.
-        self.name = min(self.checkpoints, key=lambda name: self.checkpoints[name].card.get("nmse", np.inf))
+        # Of several the best by `saev evaluate` is shown, or else the one with the lowest error; one without a card comes last.
+        self.name = min(self.checkpoints, key=lambda name: (name != run.best, self.checkpoints[name].card.get("nmse", np.inf)))
         self.checkpoint = self.checkpoints[self.name]
         self.index = FeatureIndex.open(run.features_path(self.name), self.checkpoint)
         self.no_pictures = ""

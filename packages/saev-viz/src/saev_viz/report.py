@@ -12,7 +12,7 @@ from PIL import Image
 
 from saev_core.errors import RunError
 from saev_core.run import Run
-from saev_viz import sections
+from saev_viz import pareto, sections
 from saev_viz.charts import percent
 from saev_viz.contents import Contents, read_curves
 from saev_viz.overlay import heat_map
@@ -51,6 +51,7 @@ def page(have: Contents) -> str:
     parts = [
         ("gallery", "Features", sections.gallery(have, entries, album)),
         ("map", "All features", sections.overview(have, shown)),
+        ("saes", "SAEs compared", pareto.section(have.run.result("pareto"), have.run.result("stability"))),
         ("truth", "Recovered truth", sections.truth(have, shown)),
         ("numbers", "How good it is", sections.metrics(have)),
         ("training", "Training", sections.training(read_curves(have.run.metrics_path))),
