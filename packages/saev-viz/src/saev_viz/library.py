@@ -17,6 +17,7 @@ from saev_core.errors import RunError, SaevError
 from saev_core.features import FeatureIndex
 from saev_core.run import Run
 from saev_core.types import Box
+from saev_viz.notes import Notes
 from saev_viz.pictures import Pictures
 from saev_viz.seen import Seen, new, recorded
 from saev_viz.table import FeatureTable
@@ -198,6 +199,31 @@ class View:
         """Which features fire where on a new picture; runs the model."""
         with self._lock:
             return new(self.checkpoint, self.library.model, image)
+
+    @cached_property
+    def _directions(self) -> np.ndarray[Any, Any]:
+        """Decoder rows of length 1, float32 `[d_sae, d_in]`; read without loading the SAE."""
+        from safetensors.numpy import load_file
+
+        try:
+            W_dec = load_file(self.library.run.sae_dir(self.name) / "sae.safetensors")["W_dec"].astype(np.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise RunError(f"the decoder of {self.name} cannot be read ({error}); train it again or restore it.") from None
+        W_dec /= np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
+        return W_dec
+
+    def nearest(self, feature: int, n: int = 8) -> list[tuple[int, float]]:
+        """Other living features whose decoder directions are nearest, with their cosines; nearest first."""
+        cosine = self._directions @ self._directions[feature]
+        cosine[~self.table.alive] = -2
+        cosine[feature] = -2
+        some = np.argpartition(-cosine, min(n, len(cosine) - 1))[:n]
+        return [(int(i), float(cosine[i])) for i in some[np.argsort(-cosine[some], kind="stable")] if cosine[i] > -2]
+
+    @cached_property
+    def notes(self) -> Notes:
+        """What people wrote about its features."""
+        return Notes(self.library.run.path / "notes" / f"{self.name}.json")
 
     @cached_property
     def uppers(self) -> np.ndarray[Any, Any]:
