@@ -27,6 +27,8 @@ SHARED = 0.8
 class CrosscoderConfig(TopKConfig):
     """Options of `crosscoder`."""
 
+    main = "k"
+
     activation: Literal["topk", "relu"] = "topk"
     """How features are chosen: the k largest of each vector, or all positive ones under an L1 penalty."""
     sparsity_coeff: float = Field(default=0.1, ge=0)
@@ -85,7 +87,8 @@ class Crosscoder(TopK):
 
     def lengths(self) -> Float[Tensor, "d_sae n_sites"]:
         """|W_dec[j, s]|, differentiable."""
-        return self._blocks().norm(dim=2)
+        lengths: Tensor = torch.linalg.vector_norm(self._blocks(), dim=2)
+        return lengths
 
     def _blocks(self) -> Float[Tensor, "d_sae n_sites d_model"]:
         return self.W_dec.reshape(self.d_sae, self.cfg.n_sites, -1)

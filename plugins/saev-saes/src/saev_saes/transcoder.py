@@ -24,6 +24,8 @@ MIX = 0.8
 class TranscoderConfig(TopKConfig):
     """Options of `transcoder`."""
 
+    main = "k"
+
     skip: bool = False
     """Add a linear map of the input to the prediction, which leaves the features what is not linear."""
     k_aux: int = Field(default=0, ge=0)
