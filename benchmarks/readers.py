@@ -22,6 +22,7 @@ import peers
 import torch
 import zarr
 from common import asked, summary, table
+from peers.loaders import original
 from store import CHUNK, D, T, forget, write_memmap, write_store, write_zarr
 
 from saev_core.config import ReadConfig
@@ -108,8 +109,6 @@ def readers(work: Path, x: torch.Tensor) -> dict[str, Reader]:
         FITS: Window(half, 4.0, forget(work / "half")),
     }
     if "saev" in peers.available():
-        from peers.loaders import original
-
         loader = original(work / "original", x)
         drop = forget(loader.folder)
 
