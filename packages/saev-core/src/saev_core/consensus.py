@@ -133,8 +133,8 @@ def _refuse_computed(sae: SAE) -> None:
     others = [name for name, p in parameters.items() if p.ndim > 1 and name != "W_enc"]
     if "W_dec" not in parameters and others:
         raise CheckpointError(
-            f"{type(sae).__name__} computes its dictionary from {', '.join(others)}, which have no mean over seeds; "
-            "set evaluate.consensus to 0."
+            f"{type(sae).__name__} computes its dictionary from {', '.join(others)}, which have no mean over seeds: "
+            "its seeds can be compared, not joined."
         )
 
 

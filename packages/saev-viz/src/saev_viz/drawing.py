@@ -68,10 +68,10 @@ class Drawing:
             out.append(f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in corners)}"/>')
         for mark in self.marks:
             colour = COLOURS[mark.kind % len(COLOURS)]
-            look = f'stroke="{colour}" ' + ('class="mark hollow"' if mark.hollow else f'class="mark" fill="{colour}"')
-            faint = ' opacity=".45"' if mark.faint else ""
+            classes = "mark" + " hollow" * mark.hollow + " faint" * mark.faint
+            look = f'class="{classes}" stroke="{colour}"' + ("" if mark.hollow else f' fill="{colour}"')
             d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline(mark)) + "z"
-            out.append(f'<path {look} d="{d}"{faint}><title>{escape(mark.title)}</title></path>')
+            out.append(f'<path {look} d="{d}"><title>{escape(mark.title)}</title></path>')
         for word in self.words:
             out.append(
                 f'<text class="{word.style}" x="{word.x:.1f}" y="{word.y:.1f}" text-anchor="{word.anchor}">{escape(word.text)}</text>'

@@ -99,7 +99,7 @@ def _stability(stable: Mapping[str, Any]) -> str:
         shares = [percent(entry[key]) for key in ("above_0.9", "above_0.7")]
         cells = [str(len(entry["saes"])), live, f"{entry['mean_cosine']:.3f}", *shares]
         numbers = "".join(f'<td class="num">{cell}</td>' for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{numbers}<td>{one}</td></tr>')
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{numbers}<td class="made">{one}</td></tr>')
     heads = ("Seeds", "Live features", "Mean cosine", "Above .9", "Above .7")
     top = "<th></th>" + "".join(f'<th class="num">{head}</th>' for head in heads) + "<th>Consensus</th>"
     return (
