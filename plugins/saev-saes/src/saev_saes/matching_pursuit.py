@@ -70,7 +70,7 @@ class MatchingPursuit(SAE):
         z = x.new_zeros(*x.shape[:-1], self.d_sae)
         for _ in range(self.cfg.k):
             value, feature = (r @ self.W_dec.T).max(-1, keepdim=True)
-            value = value.relu()
+            value = value.relu().to(x.dtype)  # the matmul gives less under autocast
             z = z.scatter_add(-1, feature, value)
             r = r - value * self.W_dec[feature.squeeze(-1)]
         return z
