@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core.codes import Codes
-from saev_core.kernels import ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
+from saev_core.kernels import DENSE_ROWS, ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
 from saev_core.sae import Progress
 from saev_core.saes.relu import ReLU, ReLUConfig
 from saev_core.saes.topk import TopK, TopKConfig
@@ -66,8 +66,35 @@ def test_dense_batches_are_turned_away_from_the_sparse_path() -> None:
     assert encode_above(x, W, torch.full((50,), -99.0), Workspace(), below=SPARSE_BELOW) is not None
 
 
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 64 + ROWS, 64 + ROWS + 1])
+def test_looking_at_the_first_rows_loses_none(n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, W = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((n, 8), (8, 50)))
+    b = torch.full((50,), -7.0).double()
+    codes = encode_above(x, W, b, Workspace(), below=SPARSE_BELOW)
+    assert codes is not None
+    torch.testing.assert_close(codes.dense(), (x @ W + b).relu())
+
+
+def test_no_vectors_have_no_codes() -> None:
+    codes = encode_above(torch.zeros(0, 8), torch.randn(8, 50), torch.zeros(50), Workspace())
+    assert codes is not None
+    assert codes.dense().shape == (0, 50)
+
+
+def test_a_dense_step_forgets_what_gradients_held() -> None:
+    sae, x = ReLU(ReLUConfig(d_in=12, d_sae=90), torch.Generator().manual_seed(0)), torch.randn(70, 12)
+    sae.backward(x, Progress(0, 1))
+    first = [p.grad.clone() for p in sae.parameters() if p.grad is not None]
+    for p in sae.parameters():
+        assert p.grad is not None
+        p.grad.fill_(float("nan"))
+    sae.backward(x, Progress(0, 1))
+    assert all(torch.equal(p.grad, before) for p, before in zip(sae.parameters(), first, strict=True) if p.grad is not None)
+
+
 @pytest.mark.parametrize("shift", [0.0, -1.2, -2.5, -99.0])
-@pytest.mark.parametrize("n", [30, ROWS + 300])
+@pytest.mark.parametrize("n", [30, ROWS + 300, DENSE_ROWS + 300])
 def test_relu_gradients_agree_on_both_sides_of_the_switch(shift: float, n: int) -> None:
     sae = ReLU(ReLUConfig(d_in=12, d_sae=90, sparsity_coeff=0.4), torch.Generator().manual_seed(0)).double()
     with torch.no_grad():

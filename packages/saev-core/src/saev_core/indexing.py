@@ -71,4 +71,4 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
         "percentile": cfg.percentile,
     }
     found.write(path, attributes, sorted({*PERCENTILES, cfg.percentile}))
-    return FeatureIndex.open(path, checkpoint)
+    return FeatureIndex.open(path)  # without the checkpoint, whose fingerprint takes long and has just been written
