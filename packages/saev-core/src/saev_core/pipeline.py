@@ -103,7 +103,7 @@ class Pipeline(Stamps):
                     getattr(self, stage)()
             if missed:
                 again = f"make one with saev record {self.run.path}, then saev index {self.run.path}"
-                self.say(f"{' and '.join(missed)}: need a recording; {again}.")
+                self.say(f"{' and '.join(missed)} need a recording; {again}.")
         except BaseException as error:
             self._emit("run_ended", error=error)
             raise

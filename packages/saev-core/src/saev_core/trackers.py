@@ -1,4 +1,4 @@
-"""`jsonl`: the tracker that is always there, one line of JSON per event."""
+"""`jsonl`: the tracker that is always there, one line of JSON per event; and what tracker plugins share."""
 
 from __future__ import annotations
 
@@ -62,3 +62,41 @@ class JsonLines:
 def _append(run: Run, event: str, **facts: Any) -> None:
     with run.metrics_path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")
+
+
+def settings_of(run: Run, name: str) -> dict[str, Any]:
+    """The run's configuration, and what decides the result of SAE `name` beside it, as one dict.
+
+    The SAE's own settings are nested under `train`, `sae`, `source` and `schedule`; they are known while it is in training.
+    """
+    settings: dict[str, Any] = run.config.model_dump(mode="json")
+    file = run.sae_dir(name).with_name(f"{name}.training") / "config.json"
+    if file.exists():
+        for key, value in json.loads(file.read_text(encoding="utf-8")).items():
+            place = settings
+            *parents, last = key.split(".")
+            for parent in parents:
+                inner = place.get(parent)
+                place[parent] = place = inner if isinstance(inner, dict) else {}
+            place[last] = value
+    return settings
+
+
+def history(run: Run, name: str, before: int) -> list[tuple[str, int, dict[str, float]]]:
+    """`stepped` and `evaluated` events of SAE `name` at steps below `before`: (event, step, numbers), by step.
+
+    They are in `metrics.jsonl`, whatever a process that was killed had in hand. A tracker that hears of a training which goes
+    on begins with them.
+    """
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    for line in run.metrics_path.read_text(encoding="utf-8").splitlines() if run.metrics_path.exists() else ():
+        # A line that was cut off is of a killed process, and the step was taken again.
+        facts = json.loads(line) if line.endswith("}") else {}
+        if facts.get("event") in ("stepped", "evaluated") and facts["sae"] == name and facts["step"] < before:
+            found[facts["step"], facts["event"]] = numbers({key: facts[key] for key in facts.keys() - {"time", "step"}})
+    return [(event, step, metrics) for (step, event), metrics in sorted(found.items(), key=lambda item: item[0][0])]
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The plain numbers among metrics, or of an evaluation card: what can be drawn over steps."""
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}

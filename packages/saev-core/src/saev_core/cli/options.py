@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,9 +108,9 @@ class Flags:
             data["sweep"] = load_toml(self.given["--sweep"], flag="--sweep")
         if "--layers" in self.given and "--layer" not in self.given:
             place(data, "read.layer", self.given["--layers"][0])
-        if "--live" in self.given and "--layers" not in self.given and isinstance(layer := data["read"]["layer"], int):
+        if "--live" in self.given and "--layers" not in self.given and (blocks := re.findall(r"-?\d+", str(data["read"]["layer"]))):
             # What the SAE is trained on is what a later recording must hold.
-            place(data, "record.layers", [layer])
+            place(data, "record.layers", [int(block) for block in blocks])
         if "--stream" in self.given:
             place(data, "read.stream", self.given["--stream"])
         if "--tracker" in self.given:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from saev_core.testing.contracts import DatasetContract as DatasetContract
     from saev_core.testing.contracts import ExecutorContract as ExecutorContract
     from saev_core.testing.contracts import ModelContract as ModelContract
-    from saev_core.testing.contracts import TrackerContract as TrackerContract
     from saev_core.testing.sae_contract import ArraySource as ArraySource
     from saev_core.testing.sae_contract import SAEContract as SAEContract
     from saev_core.testing.shapes import Shapes as Shapes
     from saev_core.testing.stores import store_of as store_of
     from saev_core.testing.tiny import Tiny as Tiny
+    from saev_core.testing.tracker_contract import TrackerContract as TrackerContract
 
 _HOME = {
     "ArraySource": "sae_contract",
@@ -27,7 +27,7 @@ _HOME = {
     "SAEContract": "sae_contract",
     "Shapes": "shapes",
     "Tiny": "tiny",
-    "TrackerContract": "contracts",
+    "TrackerContract": "tracker_contract",
     "store_of": "stores",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from saev_core.config import DatasetConfig, ModelConfig, PluginConfig
 from saev_core.dataset import ImageDataset
 from saev_core.errors import BadImageError, SaevError
-from saev_core.hooks import Hooks, Observers
 from saev_core.model import VisionModel
 from saev_core.types import Example, Site
 
@@ -301,48 +300,6 @@ def _same(a: Example, b: Example) -> None:
     assert np.array_equal(np.asarray(a.image), np.asarray(b.image)), f"image {a.index} differs"
     assert (a.mask is None) == (b.mask is None)
     assert a.mask is None or b.mask is None or np.array_equal(a.mask, b.mask), f"the mask of image {a.index} differs"
-
-
-class TrackerContract(_Plugin):
-    """Tests of a tracker: an observer that hears a whole run, also one that fails."""
-
-    tracker: ClassVar[Callable[..., object]]
-    """The tracker's class, or a function of one Config."""
-    config: ClassVar[PluginConfig | None] = None
-    """Its options; by default `Config()`."""
-
-    def make(self) -> object:
-        factory = self._factory("tracker")
-        return factory(self.config or factory.Config())
-
-    def test_its_hooks_are_spelt_as_ours(self) -> None:
-        observers = Observers(discover=False)
-        observers.add(self.make())  # a misspelt hook or argument fails here
-        heard = [name for name in vars(Hooks) if not name.startswith("_") and getattr(observers._manager.hook, name).get_hookimpls()]
-        assert heard, "it listens to nothing: mark its methods with saev_core.hookimpl"
-
-    def test_it_follows_a_run_to_its_end(self, tmp_path: Path) -> None:
-        self._follow(tmp_path, None)
-
-    def test_it_follows_a_run_that_fails(self, tmp_path: Path) -> None:
-        self._follow(tmp_path, SaevError("the disk is full"))
-
-    def _follow(self, folder: Path, error: BaseException | None) -> None:
-        from saev_core.config import RunConfig
-        from saev_core.run import Run
-
-        tracker = self.make()
-        observers = Observers(tracker, discover=False)
-        run = Run.create(folder / "run", RunConfig())
-        observers.emit("run_started", run=run, config=run.config.model_dump(mode="json"))
-        observers.emit("recorded", run=run, store=str(folder / "store"), n_images=3, n_missing=1)
-        for step in (25, 50):
-            observers.emit("stepped", run=run, name="topk", step=step, metrics={"mse": 1.0 / step, "l0": 32.0})
-        observers.emit("checkpointed", run=run, name="topk", step=50, path=folder / "run" / "sae" / "topk")
-        observers.emit("indexed", run=run, name="topk", path=folder / "run" / "features" / "topk.zarr")
-        observers.emit("run_ended", run=run, error=error)
-        # An observer that raises is dropped; it is still there, so none of its hooks raised.
-        assert observers._manager.is_registered(tracker), "a hook raised; the log has its traceback"
 
 
 class ExecutorProtocol(Protocol):

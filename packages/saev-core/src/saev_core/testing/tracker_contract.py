@@ -1,0 +1,167 @@
+"""`TrackerContract`: what a tracker must keep to. It hears real trainings, whole, failed and resumed.
+
+class TestMine(TrackerContract):
+    tracker = Mine
+
+    def logged(self, run):                 # optional: what it wrote, read back from its files
+        return {"topk": {10: {"nmse": 0.5}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from saev_core.config import PluginConfig, ReadConfig, RunConfig, TrainConfig
+from saev_core.hooks import Hooks, Observers, hookimpl
+from saev_core.run import Run
+from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.source import StoreSource
+from saev_core.testing.stores import store_of
+from saev_core.train import Trainee, train
+from saev_core.types import Site
+
+Logged = dict[str, dict[int, dict[str, float]]]
+"""SAE -> step -> metric -> value."""
+
+CFG = TrainConfig(batch_size=64, n_tokens=64 * 40, lr=1e-3, log_every=4, checkpoint_every=10, evaluate_every=20)
+NAMES = ("one", "two")
+
+
+class Stop(Exception):
+    """Ends a training in its midst."""
+
+
+class Heard:
+    """The events themselves, to compare with."""
+
+    def __init__(self) -> None:
+        self.trained: Logged = {}
+        self.heldout: Logged = {}
+
+    @hookimpl
+    def stepped(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.trained.setdefault(name, {})[step] = dict(metrics)
+
+    @hookimpl
+    def evaluated(self, name: str, step: int, card: Mapping[str, Any]) -> None:
+        self.heldout.setdefault(name, {})[step] = {key: card[key] for key in ("nmse", "l0", "dead")}
+
+
+class TrackerContract:
+    """Tests of a tracker. `logged` and `logged_heldout` let them compare what it wrote with what it was told."""
+
+    tracker: ClassVar[Callable[..., object]]
+    """The tracker's class, or a function of one Config."""
+    config: ClassVar[PluginConfig | None] = None
+    """Its options; by default `Config()`."""
+
+    def logged(self, run: Run) -> Logged | None:
+        """Metrics of training that the tracker wrote of `run`; None: that is not tested. Numbers it leaves out are not missed."""
+        return None
+
+    def logged_heldout(self, run: Run) -> Logged | None:
+        """The same of measurements on held-out images."""
+        return None
+
+    def make(self) -> object:
+        found = next(vars(klass)["tracker"] for klass in type(self).__mro__ if "tracker" in vars(klass))
+        # A plain function in a class body would be taken for a method.
+        factory: Any = found.__func__ if isinstance(found, staticmethod) else found
+        return factory(self.config or factory.Config())
+
+    def test_its_hooks_are_spelt_as_ours(self) -> None:
+        observers = Observers(discover=False)
+        observers.add(self.make())  # a misspelt hook or argument fails here
+        heard = [name for name in vars(Hooks) if not name.startswith("_") and getattr(observers._manager.hook, name).get_hookimpls()]
+        assert heard, "it listens to nothing: mark its methods with saev_core.hookimpl"
+
+    def test_it_follows_a_run_to_its_end(self, tmp_path: Path) -> None:
+        run, heard = self._run(tmp_path), Heard()
+        self.follow(run, heard)
+        self._agree(run, heard)
+
+    def test_it_follows_a_run_that_fails_and_goes_on_in_the_same_one(self, tmp_path: Path) -> None:
+        run, heard = self._run(tmp_path), Heard()
+        with pytest.raises(Stop):
+            self.follow(run, heard, until=24)
+        self._agree(run, heard)  # it was ended in order, so all of it is there
+        # A new process: from the checkpoint of step 20, so that 24 comes once more.
+        again = Heard()
+        self.follow(run, again)
+        assert min(again.trained["one"]) == 24
+        self._agree(run, _joined(heard, again))
+
+    def test_it_survives_a_run_that_trains_nothing(self, tmp_path: Path) -> None:
+        run, tracker = self._run(tmp_path), self.make()
+        observers = Observers(tracker, discover=False)
+        observers.emit("run_started", run=run, config=run.config.model_dump(mode="json"))
+        observers.emit("recorded", run=run, store=str(tmp_path / "store"), n_images=3, n_missing=1)
+        observers.emit("indexed", run=run, name="one", path=run.features_path("one"))
+        observers.emit("run_ended", run=run, error=None)
+        self._alive(observers, tracker)
+
+    def follow(self, run: Run, heard: Heard, until: int = 0) -> None:
+        """Train two SAEs in `run` from where they are, told to a new tracker and to `heard`; fail at step `until`, if it is given."""
+        tracker = self.make()
+        observers = Observers(tracker, heard, discover=False)
+        observers.emit("run_started", run=run, config=run.config.model_dump(mode="json"))
+
+        def emit(hook: str, **arguments: Any) -> None:
+            observers.emit(hook, run=run, **arguments)
+            if hook == "stepped" and arguments["step"] == until and arguments["name"] == NAMES[-1]:
+                raise Stop
+
+        error: BaseException | None = None
+        try:
+            train(_source(run.path.parent / "store"), _trainees(), CFG, out=run.sae_dir, emit=emit)
+        except Stop as stop:
+            error = stop
+            raise
+        finally:
+            observers.emit("run_ended", run=run, error=error)
+            self._alive(observers, tracker)
+
+    def _run(self, folder: Path) -> Run:
+        torch.manual_seed(0)
+        store_of(folder / "store", {Site(10): torch.randn(40, 8, 16)})
+        return Run.create(folder / "run", RunConfig(train=CFG))
+
+    def _agree(self, run: Run, heard: Heard) -> None:
+        for wrote, told in ((self.logged(run), heard.trained), (self.logged_heldout(run), heard.heldout)):
+            if wrote is None:
+                continue
+            assert {name: sorted(steps) for name, steps in wrote.items()} == {name: sorted(steps) for name, steps in told.items()}
+            for name, steps in wrote.items():
+                for step, metrics in steps.items():
+                    assert metrics, f"{name} has no number at step {step}"
+                    for key in metrics.keys() & told[name][step].keys() - {"vectors_per_s"}:
+                        assert metrics[key] == pytest.approx(told[name][step][key], rel=1e-6, abs=1e-12), f"{name}, step {step}: {key}"
+
+    def _alive(self, observers: Observers, tracker: object) -> None:
+        # An observer that raises is dropped; it is still there, so none of its hooks raised.
+        assert observers._manager.is_registered(tracker), "a hook raised; the log has its traceback"
+
+
+def _joined(*parts: Heard) -> Heard:
+    """What was heard in several processes, the later counting."""
+    whole = Heard()
+    for part in parts:
+        for mine, theirs in ((whole.trained, part.trained), (whole.heldout, part.heldout)):
+            for name, steps in theirs.items():
+                mine.setdefault(name, {}).update(steps)
+    return whole
+
+
+def _source(url: Path) -> StoreSource:
+    from saev_core.store import ActivationStore
+
+    return StoreSource(ActivationStore.open(url), ReadConfig())
+
+
+def _trainees() -> list[Trainee]:
+    return [Trainee(name, TopK(TopKConfig(d_in=16, d_sae=24, k=3)), seed=seed) for seed, name in enumerate(NAMES)]
