@@ -108,16 +108,17 @@ def make(row: Row, who: str, x: Tensor) -> Callable[[], object]:
     if who in (ENCODE, FIVE, ADAM):
         return _floor(row.size, who, x)
     if who == OURS:
-        jobs = [_ours(row, seed) for seed in range(row.saes)]
+        jobs = [ours(row, seed) for seed in range(row.saes)]
         work = Workspace()
         for job in jobs:
             job.sae.work = work
         return lambda: [job.step(x, 1) for job in jobs][-1] and None
-    rivals = [_peer(row, who, seed, x) for seed in range(row.saes)]
+    rivals = [rival(row, who, seed, x) for seed in range(row.saes)]
     if row.saes > 1:
-        from peers.original import step_all
+        from peers.original import Original, step_all
 
-        return lambda: step_all(rivals, x)
+        saes = [each for each in rivals if isinstance(each, Original)]
+        return lambda: step_all(saes, x)
     return lambda: rivals[0].step(x)
 
 
@@ -157,9 +158,14 @@ def trainee(variant: str, size: Size, seed: int = 0) -> Trainee:
 
 
 @torch.no_grad()
-def _ours(row: Row, seed: int, device: str = "cpu") -> Job:
+def ours(row: Row, seed: int, device: str = "cpu", **options: Any) -> Job:
+    """Our SAE of a row, ready to step.
+
+    Args:
+        options: of `TrainConfig`.
+    """
     made = trainee(row.variant, row.size, seed)
-    job = Job(made, TrainConfig(batch_size=row.size.batch, lr=STILL), SCHEDULE, torch.device(device))
+    job = Job(made, TrainConfig(batch_size=row.size.batch, lr=STILL, **options), SCHEDULE, torch.device(device))
     if row.sparse:
         made.sae.b_enc.sub_(SPARSE)  # its encoder's columns are of length 1 here, so pre-activations have variance 1
     if row.dead:
@@ -169,7 +175,13 @@ def _ours(row: Row, seed: int, device: str = "cpu") -> Job:
     return job
 
 
-def _peer(row: Row, who: str, seed: int, x: Tensor, device: str = "cpu", **options: Any) -> Any:
+def rival(row: Row, who: str, seed: int, x: Tensor, device: str = "cpu", **options: Any) -> peers.Peer:
+    """Another library's SAE of a row, ready to step.
+
+    Args:
+        x: vectors on which a wanted density is set.
+        options: of its adapter.
+    """
     size = row.size
     if row.dead and who == "sparsify":
         options["auxk"] = 1 / 32

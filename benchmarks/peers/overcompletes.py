@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from overcomplete.sae import SAE, BatchTopKSAE, TopKSAE, train_sae
+from overcomplete.sae import SAE, BatchTopKSAE, TopKSAE
 from overcomplete.sae.losses import mse_l1, top_k_auxiliary_loss
 from overcomplete.sae.optimizer import CosineScheduler
+from overcomplete.sae.train import train_sae, train_sae_amp
 from torch import Tensor
 
 from peers import Peer, Work
@@ -18,11 +19,15 @@ def _plain(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionar
 
 
 class Adapter(Peer):
-    """Options: `auxiliary`, whether TopK and BatchTopK train with its loss for dead codes (its own choice in examples varies)."""
+    """Options.
+
+    `auxiliary`: whether TopK and BatchTopK train with its loss for dead codes (its own choice in examples varies).
+    `amp`: its float16 training for CUDA.
+    """
 
     variants = ("topk", "batchtopk", "relu")
 
-    def __init__(self, variant: str, work: Work, *, auxiliary: bool = False) -> None:
+    def __init__(self, variant: str, work: Work, *, auxiliary: bool = False, amp: bool = False) -> None:
         shape: dict[str, Any] = {"input_shape": work.d_in, "nb_concepts": work.d_sae, "device": work.device}
         if variant == "topk":
             self.model = TopKSAE(top_k=work.k, **shape)
@@ -34,7 +39,7 @@ class Adapter(Peer):
         rate = 5e-4 if work.lr is None else work.lr
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate)
         self.scheduler = CosineScheduler(self.optimizer, rate, rate / 100, work.n_steps + 1)
-        self.device = work.device
+        self.device, self.train = work.device, train_sae_amp if amp else train_sae
         if variant == "relu":
             penalty = 1e-4 if work.l1 is None else work.l1
 
@@ -51,7 +56,7 @@ class Adapter(Peer):
             self.note = f"Adam, lr {rate:g}, cosine, {loss}, gradient norm clipped at 1, monitoring off"
 
     def step(self, x: Tensor) -> None:
-        train_sae(self.model, [x], self.criterion, self.optimizer, self.scheduler, nb_epochs=1, monitoring=0, device=self.device)
+        self.train(self.model, [x], self.criterion, self.optimizer, self.scheduler, nb_epochs=1, monitoring=0, device=self.device)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
