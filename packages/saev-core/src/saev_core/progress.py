@@ -13,6 +13,9 @@ class Meter:
     def update(self, n: int = 1, **facts: float) -> None:
         """`n` more units are done; `facts` are the numbers worth showing now."""
 
+    def skip(self, n: int) -> None:
+        """`n` units were done before, by a process that did not end: they say nothing of how fast this one is."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -131,7 +131,7 @@ class Group:
         clock, since = time.perf_counter(), start
         try:
             with track("train", n_steps * size, "vectors") as meter:
-                meter.update(start * size)
+                meter.skip(start * size)
                 for step in range(start, n_steps):
                     raw = next(stream).to(self.device, non_blocking=True)
                     torch.sub(raw, self.norm.mean, out=x).mul_(factor)

@@ -99,8 +99,11 @@ class _Lines(Meter):
 
     def __init__(self, screen: Screen, title: str, total: int, unit: str) -> None:
         self._screen, self._title, self._total, self._unit = screen, title, total, unit
-        self._done, self._facts = 0, dict[str, float]()
+        self._done, self._before, self._facts = 0, 0, dict[str, float]()
         self._began = self._last = time.monotonic()
+
+    def skip(self, n: int) -> None:
+        self._done, self._before = self._done + n, self._before + n
 
     def update(self, n: int = 1, **facts: float) -> None:
         self._done += n
@@ -108,7 +111,7 @@ class _Lines(Meter):
         now = time.monotonic()
         if now - self._last >= EVERY_S:
             self._last = now
-            rate = self._done / (now - self._began)
+            rate = (self._done - self._before) / (now - self._began)
             left = duration((self._total - self._done) / rate) if rate and self._total else "?"
             text = f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.1f}/s, {left} left"
             self._screen.say("  ".join(filter(None, [text, facts_text(self._facts)])))
@@ -116,7 +119,8 @@ class _Lines(Meter):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             seconds = time.monotonic() - self._began
-            text = f"{self._title}: {self._done:,} {self._unit} in {duration(seconds)}"
+            text = f"{self._title}: {self._done - self._before:,} {self._unit} in {duration(seconds)}"
+            text += f", {self._before:,} done before" if self._before else ""
             self._screen.say("  ".join(filter(None, [text, facts_text(self._facts)])))
 
 
@@ -140,6 +144,10 @@ class _Bar(Meter):
         self._task = self._bar.add_task(title, total=total or None, unit=unit, rate="", facts="")
         self._facts = dict[str, float]()
         self._done = 0
+
+    def skip(self, n: int) -> None:
+        # Not an advance: the time that is left would be reckoned from it.
+        self._bar.reset(self._task, completed=n)
 
     def update(self, n: int = 1, **facts: float) -> None:
         self._done += n
