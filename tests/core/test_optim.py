@@ -136,7 +136,7 @@ def test_orthogonal_survives_zero_and_badly_conditioned_matrices() -> None:
 def test_muon_is_its_equations() -> None:
     def plain(w: Tensor, name: str) -> Tensor:
         if w.ndim != 2:
-            return plain_adam(w, name, lambda step: rate(step) / 20)
+            return plain_adam(w, name, lambda step: rate(step) / 10)
         memory = torch.zeros_like(w)
         for t in range(STEPS):
             g = gradients(t)[name].double()
@@ -301,7 +301,9 @@ def test_every_optimizer_learns(tmp_path: Path) -> None:
     for checkpoint in train(data, made, changed(**cfg)):
         x_hat = checkpoint.decode(checkpoint.codes(data.x))
         assert float((x_hat - data.x).square().sum()) / spread < 0.25, checkpoint.train["config"]
-        assert checkpoint.train["lr"] == pytest.approx(2e-3 * (20 if checkpoint.train["config"]["optimizer"] == "muon" else 1))
+        assert checkpoint.train["lr"] == pytest.approx(
+            2e-3 * {"muon": 10, "schedule-free": 4}.get(checkpoint.train["config"]["optimizer"], 1)
+        )
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ class TrainConfig(Config):
     batch_size: int = Field(default=4096, ge=1)
     """Vectors per step."""
     lr: float = Field(default=0.0, ge=0)
-    """Peak learning rate; 0: the variant's own choice for its width, times 20 for muon."""
+    """Peak learning rate; 0: the variant's own choice for its width, times 10 for muon, 4 for schedule-free."""
     optimizer: Literal["adam", "muon", "schedule-free"] = "adam"
     """What moves the weights: Adam; muon for matrices and Adam for the rest; Adam whose steps are averaged, with no decay."""
     n_lr_warmup: int = Field(default=500, ge=0)

@@ -23,13 +23,14 @@ class Muon:
     """M <- 0.95 M + G;  W <- W - lr sqrt(max(1, rows / cols)) NS(G + 0.95 M), where NS(U S V^T) is about U V^T.
 
     Rows are features, also of `W_enc`, which is stored the other way round: so a feature's weights move by about `lr` in
-    length at every step where there are more features than dimensions. Biases and other vectors are Adam's, at a
-    twentieth of that learning rate.
+    length at every step where there are more features than dimensions. Biases and other vectors are Adam's, at a tenth of
+    that learning rate.
 
     Source: Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks. https://kellerjordan.github.io/posts/muon/
     """
 
-    rate: ClassVar[float] = 20.0
+    rate: ClassVar[float] = 10.0
+    """TopK on `tiny` and `shapes`, 1,200 steps: held-out NMSE .042 with 31 % dead; twice this .041 with 57 %; Adam .048 with 15 %."""
     momentum: ClassVar[float] = 0.95
 
     def __init__(self, parameters: Iterable[tuple[str, Parameter]], *, betas: tuple[float, float] = (0.9, 0.999)) -> None:

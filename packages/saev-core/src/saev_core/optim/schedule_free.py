@@ -24,7 +24,8 @@ class ScheduleFree:
     Source: Defazio et al. 2024, The Road Less Scheduled, algorithm 1. https://arxiv.org/abs/2405.15682
     """
 
-    rate: ClassVar[float] = 1.0
+    rate: ClassVar[float] = 4.0
+    """The authors advise more than for Adam. TopK on `tiny` and `shapes`, 1,200 steps: held-out NMSE .047, half of this .050."""
     beta: ClassVar[float] = 0.9
 
     def __init__(self, parameters: Iterable[tuple[str, Parameter]], *, beta2: float = 0.999, eps: float = 6.25e-10) -> None:
