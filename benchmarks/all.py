@@ -30,7 +30,7 @@ def main() -> None:
         for name in parser.parse_args().only:
             print(f"\n== benchmarks/{name}.py", flush=True)
             path = Path(folder) / f"{name}.json"
-            command = [sys.executable, str(HERE / f"{name}.py"), *(["--json", str(path)] if name in TABLES else [])]
+            command = [sys.executable, "-u", str(HERE / f"{name}.py"), *(["--json", str(path)] if name in TABLES else [])]
             if subprocess.run(command, check=False).returncode:
                 failed.append(name)
             elif path.exists():
