@@ -214,7 +214,7 @@ def test_what_is_not_an_index_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a readable feature index"):
         FeatureIndex.open(tmp_path)
     (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"saev_features": 99}}))
-    with pytest.raises(RunError, match="format 99, this version reads 1"):
+    with pytest.raises(RunError, match="format 99, this version reads 2"):
         FeatureIndex.open(tmp_path)
 
 

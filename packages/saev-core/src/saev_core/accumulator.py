@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from zarr.codecs import ZstdCodec
 
 from saev_core.codes import Codes
 from saev_core.errors import StoreError
 from saev_core.histogram import LogHistogram
+from saev_core.monosemanticity import Monosemanticity
+from saev_core.samples import Samples
 from saev_core.top_images import TopImages, roomy
 
 PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
@@ -29,10 +31,21 @@ class FeatureAccumulator:
     """
 
     def __init__(
-        self, d_sae: int, n_patches: int, top_k: int, *, n_labels: int = 0, wide: bool = False, folder: Path | None = None
+        self,
+        d_sae: int,
+        n_patches: int,
+        top_k: int,
+        *,
+        n_samples: int = 0,
+        n_labels: int = 0,
+        d_embedding: int = 0,
+        wide: bool = False,
+        folder: Path | None = None,
     ) -> None:
         """
         Args:
+            n_samples: images drawn from all that fire a feature, beside the strongest ones.
+            d_embedding: width of the images' embeddings, by which monosemanticity is measured; 0: there are none.
             n_labels: labels are 0 to `n_labels - 1`; 0: none are known.
             wide: count in 64 bits, for more than 2^31 vectors.
             folder: where arrays above 1 GiB are paged to; None: all in memory.
@@ -41,6 +54,8 @@ class FeatureAccumulator:
         self.n_images = self.n_vectors = 0
         self.histogram = LogHistogram(d_sae, wide=wide)
         self.top = TopImages(d_sae, top_k, n_patches, folder=folder)
+        self.samples = Samples(d_sae, n_samples)
+        self.alike = Monosemanticity(d_sae, d_embedding) if d_embedding else None
         self.sum = np.zeros(d_sae)
         self.max = np.zeros(d_sae, np.float32)
         self.images_firing = np.zeros(d_sae, np.int64)
@@ -48,13 +63,20 @@ class FeatureAccumulator:
         self.label_count = roomy((n_labels, d_sae), np.int32, folder)
         self.label_images = np.zeros(n_labels, np.int64)
 
-    def add(self, index: Int[np.ndarray, " b"], codes: Codes | Sequence[Codes], labels: Int[np.ndarray, " b"] | None = None) -> None:
+    def add(
+        self,
+        index: Int[np.ndarray, " b"],
+        codes: Codes | Sequence[Codes],
+        labels: Int[np.ndarray, " b"] | None = None,
+        embedding: Float[np.ndarray, "b d"] | None = None,
+    ) -> None:
         """Images `index`, with the codes of all their patches in order: row `i * n_patches + token`.
 
         Args:
             codes: of several layers one each, where the SAE reads them as so many examples; every vector then counts
                 for frequency and mean, and a heat map shows each patch's largest value over the layers.
             labels: their labels, -1 where unknown.
+            embedding: of each image, centred, of any length.
 
         Raises:
             ValueError: the images do not ascend, or the codes are not theirs.
@@ -84,14 +106,19 @@ class FeatureAccumulator:
                 if 0 <= label < self.n_labels:
                     self.label_images[label] += 1
                     self.label_count[label] += line
+        if self.alike is not None and embedding is not None:
+            self.alike.add(peak, embedding)
         self.top.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value)
+        self.samples.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value, n_patches=self.n_patches)
 
     def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
         """What is known of every feature, but for heat maps and label counts."""
         self.top.merge()
+        self.samples.merge()
         n = self.histogram.total
         found = self.histogram.percentiles(percentiles)
-        return {
+        numbers = {"monosemanticity": self.alike.result()} if self.alike is not None else {}
+        return numbers | {
             "frequency": n / max(self.n_vectors, 1),
             "image_frequency": self.images_firing / max(self.n_images, 1),
             "mean": (self.sum / np.maximum(n, 1)).astype(np.float32),
@@ -103,6 +130,10 @@ class FeatureAccumulator:
             "top_index": self.top.image,
             "top_token": self.top.token,
             "top_value": self.top.value,
+            "sample_index": self.samples.image,
+            "sample_token": self.samples.token,
+            "sample_value": self.samples.value,
+            "sample_beside": self.samples.beside,
         }
 
     def write(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float] = PERCENTILES) -> None:
@@ -159,8 +190,13 @@ class FeatureAccumulator:
             shards=(shard, k, self.n_patches),
             compressors=ZstdCodec(level=1),
         )
+        concentration = np.full(self.d_sae, np.nan, np.float32)
         for start in range(0, self.d_sae, shard):
-            maps[start : start + shard] = self.top.maps(start, min(start + shard, self.d_sae))
+            stop = min(start + shard, self.d_sae)
+            block = self.top.maps(start, stop)
+            maps[start:stop] = block
+            concentration[start:stop] = concentrated(block)
+        group.create_array("concentration", data=concentration)
         group.attrs.update(
             {
                 "n_images": self.n_images,
@@ -172,6 +208,21 @@ class FeatureAccumulator:
                 **attributes,
             }
         )
+
+
+def concentrated(maps: Float[np.ndarray, "n k n_patches"]) -> Float[np.ndarray, " n"]:
+    """1 - the share of a picture that a feature takes up, mean over its top images: near 1 on one patch, 0 evenly on all.
+
+    The share is the effective number of patches, (sum v)^2 / sum v^2, over that of all patches; with a single patch in
+    all, or no image, it is NaN.
+    """
+    n_patches = maps.shape[2]
+    values = maps.astype(np.float32)
+    energy = np.einsum("nkp,nkp->nk", values, values)
+    area = np.divide(values.sum(2) ** 2, energy * n_patches, out=np.zeros_like(energy), where=energy > 0)
+    n = (energy > 0).sum(1)
+    share = np.divide(area.sum(1), n, out=np.full(len(n), np.nan, np.float32), where=n > 0)
+    return np.asarray(1 - share if n_patches > 1 else np.full(len(n), np.nan, np.float32))
 
 
 def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

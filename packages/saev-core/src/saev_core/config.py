@@ -287,6 +287,8 @@ class IndexConfig(Config):
 
     top_k: int = Field(default=24, ge=1)
     """Distinct images kept per feature."""
+    n_samples: int = Field(default=40, ge=0)
+    """Images per feature drawn from all that fire it, so that weak ones are seen too; 0: none."""
     batch_images: int = Field(default=32, ge=1)
     """Images per step."""
     percentile: float = Field(default=99.0, gt=0, lt=100)

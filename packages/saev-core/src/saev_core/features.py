@@ -21,7 +21,7 @@ from saev_core.types import Grid
 if TYPE_CHECKING:
     from saev_core.checkpoint import Checkpoint
 
-FORMAT = 1
+FORMAT = 2
 """Version of the index's layout; another one is refused."""
 
 
@@ -33,6 +33,17 @@ class TopImage:
     token: int
     value: float
     map: Float[np.ndarray, " n_patches"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image that fires a feature, drawn at random: its number, its strongest patch, that value, other features there."""
+
+    index: int
+    token: int
+    value: float
+    beside: tuple[int, ...]
+    """The strongest other features on that patch, strongest first."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,18 @@ class FeatureIndex:
         return self._read("mean")
 
     @cached_property
+    def monosemanticity(self) -> Float[np.ndarray, " d_sae"]:
+        """How alike the images are that fire it, see `Monosemanticity`; the embedding is the image's mean recorded vector,
+        centred. NaN where fewer than two images fire."""
+        return self._read("monosemanticity")
+
+    @cached_property
+    def concentration(self) -> Float[np.ndarray, " d_sae"]:
+        """1 - the share of the picture it takes up on its top images: near 1 on one patch, 0 evenly on all; NaN where it never
+        fires, or there is one patch."""
+        return self._read("concentration")
+
+    @cached_property
     def max(self) -> Float[np.ndarray, " d_sae"]:
         """Largest value."""
         return self._read("max")
@@ -172,6 +195,35 @@ class FeatureIndex:
         rows = (self._row(name, feature) for name in ("top_index", "top_token", "top_value", "top_map"))
         images = [TopImage(int(i), int(t), float(v), m) for i, t, v, m in zip(*rows, strict=True) if i >= 0]
         return images[:n]
+
+    def samples(self, feature: int) -> list[Sample]:
+        """Images drawn evenly from all that fire a feature, weakest first.
+
+        Raises:
+            RunError: no such feature.
+        """
+        rows = (self._row(f"sample_{name}", feature) for name in ("index", "token", "value", "beside"))
+        found = [
+            Sample(int(i), int(t), float(v), tuple(int(b) for b in beside if b >= 0))
+            for i, t, v, beside in zip(*rows, strict=True)
+            if i >= 0
+        ]
+        return sorted(found, key=lambda sample: (sample.value, sample.index))
+
+    def together(self, feature: int, n: int = 8) -> list[tuple[int, float]]:
+        """Features that often fire on the same patches, and on which share of this one's sampled patches they are among the
+        strongest; those come first whose share is largest over what their frequency gives by chance.
+
+        Raises:
+            RunError: no such feature.
+        """
+        samples = self.samples(feature)
+        others, counts = np.unique([b for sample in samples for b in sample.beside], return_counts=True)
+        share = counts / max(len(samples), 1)
+        # One image more, drawn by chance, so that what was seen once does not come first.
+        lift = (counts + self.frequency[others.astype(int)]) / ((len(samples) + 1) * np.maximum(self.frequency[others.astype(int)], 1e-9))
+        order = np.argsort(-np.where(counts > 1, lift * share, 0), kind="stable")[:n]
+        return [(int(others[i]), float(share[i])) for i in order if counts[i] > 1]
 
     def top_maps(self, features: Sequence[int], n: int) -> Float[np.ndarray, "n_features n n_patches"]:
         """Heat maps of the `n` strongest images of many features, float16; zero where there are fewer images."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from saev_core.accumulator import PERCENTILES, FeatureAccumulator
 from saev_core.codes import Codes
@@ -49,16 +50,29 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
     wide = len(images) * n_patches * reading.n_series >= 1 << 31
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = FeatureAccumulator(d_sae, n_patches, cfg.top_k, n_labels=n_labels, wide=wide, folder=path.parent)
+        found = FeatureAccumulator(
+            d_sae,
+            n_patches,
+            cfg.top_k,
+            n_samples=cfg.n_samples,
+            n_labels=n_labels,
+            d_embedding=reading.d_model,
+            wide=wide,
+            folder=path.parent,
+        )
     except OSError as error:
         raise StoreError(f"{path}: the feature index cannot be written ({error.strerror or error}); choose another --out.") from None
     device = checkpoint.sae.W_dec.device
     layers: list[Codes] = []
+    mean = checkpoint.norm.mean.cpu()
+    embedding = torch.empty(0)
     with track("index", len(images), "images") as meter:
         for index, x in ordered(store, read, images, cfg.batch_images):
             layers.append(checkpoint.codes(x.flatten(0, 1).to(device)))
+            pooled = x.mean(1) - mean
+            embedding = pooled if len(layers) == 1 else embedding + pooled
             if len(layers) == reading.n_series:  # the same images came once per layer
-                found.add(index, layers, labels[index])
+                found.add(index, layers, labels[index], embedding.numpy())
                 layers = []
                 meter.update(len(index))
     grid = store.grid if n_patches == store.grid.n_patches else Grid(1, 1, max(store.grid.height_px, store.grid.width_px))

@@ -1,0 +1,50 @@
+"""`Monosemanticity`: how alike the images are that fire a feature, for every feature, exactly, in one pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+
+class Monosemanticity:
+    """Mean cosine between the embeddings of two images, weighted by how strongly the feature fires on both.
+
+    MS = sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j, with e_i the image's embedding at length 1 and a_i the
+    feature's largest value on image i, shifted and scaled to 0..1 over all images. Both sums over pairs follow from sums
+    over images: (|sum a e|^2 - sum a^2) / ((sum a)^2 - sum a^2); the scale cancels. 1: all its images are alike;
+    about 0 (embeddings are centred): it fires on images of every kind. Undefined, NaN, where fewer than two images fire.
+
+    Source: https://arxiv.org/abs/2602.12403 (the one-pass form); Pach et al. 2025, https://arxiv.org/abs/2504.02821 (MS).
+    """
+
+    def __init__(self, d_sae: int, d: int) -> None:
+        self.n = 0
+        self._weighted = torch.zeros(d_sae, d)  # sum a e
+        self._sum = np.zeros(d_sae)
+        self._sum_sq = np.zeros(d_sae)
+        self._least = np.full(d_sae, np.inf)
+        self._total = np.zeros(d)  # sum e
+
+    def add(self, peak: Float[np.ndarray, "b d_sae"], embedding: Float[np.ndarray, "b d"]) -> None:
+        """Images with the largest value of each feature, and their embeddings, centred, of any length."""
+        length = np.linalg.norm(embedding, axis=1, keepdims=True)
+        unit = np.divide(embedding, length, out=np.zeros_like(embedding), where=length > 0)
+        self.n += len(peak)
+        self._weighted.addmm_(torch.from_numpy(peak).T, torch.from_numpy(unit))
+        self._sum += peak.sum(0, dtype=np.float64)
+        self._sum_sq += np.einsum("ij,ij->j", peak, peak, dtype=np.float64)
+        np.minimum(self._least, peak.min(0, initial=np.inf), out=self._least)
+        self._total += unit.sum(0, dtype=np.float64)
+
+    def result(self) -> Float[np.ndarray, " d_sae"]:
+        """MS of every feature, float32."""
+        least = np.where(np.isfinite(self._least), self._least, 0.0)
+        sum_a = self._sum - self.n * least
+        sum_sq = self._sum_sq - 2 * least * self._sum + self.n * least**2
+        weighted = self._weighted.double().numpy() - least[:, None] * self._total
+        # Images without an embedding have cosine 0 with all; their a^2 is then not in |sum a e|^2, but there are hardly any.
+        above = np.einsum("ij,ij->i", weighted, weighted) - sum_sq
+        below = sum_a**2 - sum_sq
+        defined = below > 1e-9 * np.maximum(sum_a**2, 1e-30)
+        return np.asarray(np.divide(above, below, out=np.full(len(below), np.nan), where=defined).astype(np.float32))

@@ -1,0 +1,135 @@
+"""`Samples`: for every feature a uniform sample of the images that fire it, whatever the strength, kept while images stream by."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+WITH = 8
+"""Other features that are kept of each sample's patch, the strongest ones."""
+_MOST = np.uint32(0xFFFF_FFFF)
+_PIECE = 4096
+"""Samples whose patches are laid out side by side at once."""
+
+
+class Samples:
+    """`n` images of each feature, drawn without replacement from all that fire it, every one as likely as any other.
+
+    Each (feature, image) has a number that looks random and depends on the two alone; the `n` smallest stay. So the
+    sample is the same however the images are batched, and of n images seen a newcomer enters with probability
+    n_kept / n. With each go its strongest patch, that patch's value, and the strongest other features there.
+    """
+
+    def __init__(self, d_sae: int, n: int, *, block: int = 1024) -> None:
+        self.image = np.full((d_sae, n), -1, np.int64)  # -1: empty place
+        self.token = np.full((d_sae, n), -1, np.int32)
+        self.value = np.zeros((d_sae, n), np.float32)
+        self.beside = np.full((d_sae, n, WITH), -1, np.int32)
+        """Features beside it on the patch, strongest first; -1: no more."""
+        self._key = np.full((d_sae, n), _MOST, np.uint32)
+        self._block = block
+        self._pool: list[tuple[np.ndarray, ...]] = []
+        self._n_pooled = self._n_images = 0
+
+    def add(
+        self,
+        images: Int[np.ndarray, " b"],
+        peak: Float[np.ndarray, "b d_sae"],
+        *,
+        row: Int[np.ndarray, " nnz"],
+        token: Int[np.ndarray, " nnz"],
+        feature: Int[np.ndarray, " nnz"],
+        value: Float[np.ndarray, " nnz"],
+        n_patches: int,
+    ) -> None:
+        """One batch of images, none seen before; arguments as `TopImages.add`, entries patch by patch."""
+        if self.image.shape[1] == 0 or len(images) == 0:
+            return
+        rows, features = peak.nonzero()
+        key = drawn(images[rows], features)
+        chosen = np.flatnonzero(key < self._key[features, -1])
+        self._n_images += len(images)
+        if len(chosen):
+            rows, features, key = rows[chosen], features[chosen], key[chosen]
+            best = peak[rows, features]
+            owner = np.full(peak.shape, -1, np.int32)
+            owner[rows, features] = np.arange(len(rows), dtype=np.int32)
+            of_entry = owner.reshape(-1)[row * peak.shape[1] + feature]
+            entries = np.flatnonzero(of_entry >= 0)
+            # Assigned from the last token to the first, so of equal patches the first stays.
+            at_peak = entries[value[entries] == best[of_entry[entries]]][::-1]
+            tokens = np.zeros(len(rows), np.int32)
+            tokens[of_entry[at_peak]] = token[at_peak]
+            patch = row * n_patches + token  # ascending
+            beside = _beside(features, rows * n_patches + tokens, patch, feature, value)
+            self._pool.append((features, key, images[rows], tokens, best, beside))
+            self._n_pooled += len(rows)
+        if self._n_images >= self._block or self._n_pooled >= 500_000:
+            self.merge()
+
+    def merge(self) -> None:
+        """Bring the pool into the kept samples."""
+        pool, self._pool, self._n_pooled, self._n_images = self._pool, [], 0, 0
+        if not pool:
+            return
+        feature, key, image, token, value, beside = (np.concatenate(part) for part in zip(*pool, strict=True))
+        n = self.image.shape[1]
+        order = np.argsort((feature.astype(np.int64) << 32) | key, kind="stable")
+        touched, first, count = np.unique(feature[order], return_index=True, return_counts=True)
+        rank = np.arange(len(order)) - np.repeat(first, count)
+        keep = rank < n
+        order, rank = order[keep], rank[keep]
+        line = np.repeat(np.arange(len(touched)), np.minimum(count, n))
+        new = np.full((len(touched), n), _MOST, np.uint32)
+        new[line, rank] = key[order]
+        member = np.zeros((len(touched), n), np.int64)
+        member[line, rank] = order
+        winners = np.argsort(np.concatenate([self._key[touched], new], 1), axis=1, kind="stable")[:, :n]
+        fresh = winners >= n
+        arrived = np.take_along_axis(member, np.where(fresh, winners - n, 0), 1)
+        stay = np.where(fresh, 0, winners)
+        for held, came in ((self._key, key), (self.image, image), (self.token, token), (self.value, value)):
+            held[touched] = np.where(fresh, came[arrived], np.take_along_axis(held[touched], stay, 1))
+        kept = np.take_along_axis(self.beside[touched], stay[..., None], 1)
+        # A place that no sample fills has the largest key, old or new: what stands there stays empty.
+        self.beside[touched] = np.where(fresh[..., None], beside[arrived], kept)
+        empty = self._key[touched] == _MOST
+        for held, nothing in ((self.image, -1), (self.token, -1), (self.value, 0)):
+            held[touched] = np.where(empty, nothing, held[touched])
+        self.beside[touched] = np.where(empty[..., None], -1, self.beside[touched])
+
+
+def drawn(image: Int[np.ndarray, " n"], feature: Int[np.ndarray, " n"]) -> np.ndarray:
+    """A number from 0 to 2^32 - 2 for each pair, as good as random and always the same.
+
+    Source: the finaliser of SplitMix64, Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195
+    """
+    x = (image.astype(np.uint64) << np.uint64(32)) | feature.astype(np.uint64)
+    x = x + np.uint64(0x9E37_79B9_7F4A_7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+    return np.asarray(np.minimum((x ^ (x >> np.uint64(31))) >> np.uint64(32), _MOST - np.uint32(1)).astype(np.uint32))
+
+
+def _beside(
+    own: Int[np.ndarray, " n"],
+    where: Int[np.ndarray, " n"],
+    patch: Int[np.ndarray, " nnz"],
+    feature: Int[np.ndarray, " nnz"],
+    value: Float[np.ndarray, " nnz"],
+) -> Int[np.ndarray, "n WITH"]:
+    """The strongest features on each patch of `where`, but for the sample's `own`."""
+    out = np.full((len(own), WITH), -1, np.int32)
+    start, stop = np.searchsorted(patch, where), np.searchsorted(patch, where, side="right")
+    for a in range(0, len(own), _PIECE):
+        s, e, mine = start[a : a + _PIECE], stop[a : a + _PIECE], own[a : a + _PIECE]
+        at = s[:, None] + np.arange(max(int((e - s).max()), WITH + 1))
+        inside = at < e[:, None]
+        at = np.minimum(at, len(feature) - 1)
+        candidates = feature[at]
+        strength = np.where(inside & (candidates != mine[:, None]), value[at], -1)
+        best = np.argpartition(-strength, WITH, axis=1)[:, :WITH] if strength.shape[1] > WITH else np.argsort(-strength, axis=1)
+        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(strength, best, 1), axis=1, kind="stable"), 1)
+        found = np.take_along_axis(candidates, best, 1)
+        out[a : a + _PIECE] = np.where(np.take_along_axis(strength, best, 1) > 0, found, -1)
+    return out
