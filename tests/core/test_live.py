@@ -281,6 +281,7 @@ def test_an_sae_trained_live_fits_the_store_that_is_recorded_later(tmp_path: Pat
     store = run(tmp_path / "store", dataset=Pictures(N, bad=BAD), model=Toy()).store
     checkpoint.check(store)
     assert Checkpoint.load(tmp_path / "topk").store["fingerprint"] == store.meta.fingerprint
+    assert checkpoint.train["source"] == {"kind": "live", "n_vectors": 540, "n_images": 36, "n_norm": 540}
     mine = measure(checkpoint, live(), EvaluateConfig()).card
     stored = measure(checkpoint, store, EvaluateConfig()).card
     assert mine["n_vectors"] == stored["n_vectors"] == 3 * P  # one of the four is unreadable

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saev_core.features import FeatureIndex as FeatureIndex
     from saev_core.hooks import hookimpl as hookimpl
     from saev_core.images import open_rgb as open_rgb
+    from saev_core.live import LiveSource as LiveSource
     from saev_core.model import VisionModel as VisionModel
     from saev_core.norm import Norm as Norm
     from saev_core.run import Run as Run
@@ -51,6 +52,7 @@ _HOME = {
     "Grid": "types",
     "ImageBatch": "types",
     "ImageDataset": "dataset",
+    "LiveSource": "live",
     "ModelConfig": "config",
     "Norm": "norm",
     "Progress": "sae",

@@ -279,6 +279,7 @@ class Group:
                 "n_steps": self.schedule.n_steps,
                 "n_vectors": self.schedule.n_steps * self.cfg.batch_size,
                 "dead_after": job.schedule.dead_after,
+                "source": {key: described[key] for key in ("kind", "n_vectors", "n_images", "n_norm") if key in described},
             },
         )
 
