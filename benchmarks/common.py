@@ -43,10 +43,12 @@ def asked(what: str, rates: Mapping[str, Sequence[float]], ours: str, over: str,
 
 
 def summary(told: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of what was asked, with what was reached against each."""
-    print("\n| what | asked | reached | |\n| --- | --- | --- | --- |")
+    """Print the table of what was asked, with what was reached against each, and the peak memory of each where it was measured."""
+    print("\n| what | asked | reached | peak MB | |\n| --- | --- | --- | --- | --- |")
     for line in told:
-        several = len(line["reached"]) > 1
-        reached = ", ".join(f"{who} {value:.2f}" if several else f"{value:.2f}" for who, value in line["reached"].items())
-        reached = reached or "not installed here"
-        print(f"| {line['what']} | {line['aim']} | {reached} | {'MISSED' if line['missed'] else ''} |")
+        named = len(line["reached"]) > 1
+        reached = [f"{who} {value:.2f}" if named else f"{value:.2f}" for who, value in line["reached"].items()]
+        reached += [f"{who} is not here" for who in line.get("absent", ())]
+        memory = ", ".join(f"{who} {value:,.0f}" for who, value in line.get("peak_mb", {}).items())
+        cells = [line["what"], line["aim"], ", ".join(reached) or "not installed here", memory, "MISSED" if line["missed"] else ""]
+        print("| " + " | ".join(cells) + " |")

@@ -153,14 +153,17 @@ def ratio(aim: Aim, best: dict[str, float]) -> dict[str, float]:
     return {who: best[who] / best[OURS] if aim.least else best[OURS] / best[who] for who in whom if who in best}
 
 
-def lines(name: str, row: Row, times: dict[str, list[float]]) -> list[dict[str, Any]]:
+def lines(name: str, row: Row, times: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
     """A row's lines of the table, one for each aim."""
     best = {who: min(each) for who, each in times.items()}
     told = []
     for aim in row.aims:
         reached = ratio(aim, best)
         missed = any(value < aim.least if aim.least else value > aim.most for value in reached.values())
-        told.append({"row": name, "what": row.what, "aim": str(aim), "reached": reached, "missed": missed})
+        absent = [who for who in aim.over if who not in best]
+        held = {who: value for who, value in memory.items() if who == OURS or (who in reached and who in peers.ROOMS)}
+        line = {"row": name, "what": row.what, "aim": str(aim), "reached": reached, "absent": absent, "missed": missed}
+        told.append({**line, "peak_mb": held})
     return told
 
 
@@ -224,7 +227,7 @@ def main() -> None:
         if name in chosen:
             times[name] = measure(row, rounds)
             show(row, times[name], memory.get(name, {}))
-            told += lines(name, row, times[name])
+            told += lines(name, row, times[name], memory.get(name, {}))
             gc.collect()
     if "loop" in chosen and not options.quick:
         times["loop"] = loops(SMALL if options.check else FULL, rounds, 3 if options.check else 25)
