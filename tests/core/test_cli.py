@@ -23,6 +23,7 @@ COMMANDS = [
     "train",
     "evaluate",
     "index",
+    "view",
     "store",
     "store info",
     "store verify",
@@ -68,7 +69,7 @@ def test_the_table_of_commands_is_closed() -> None:
 
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     groups = [group.name for group in app.registered_groups]
-    assert sorted([*names, *groups]) == ["data", "evaluate", "index", "plugins", "record", "run", "store", "train"]
+    assert sorted([*names, *groups]) == ["data", "evaluate", "index", "plugins", "record", "run", "store", "train", "view"]
 
 
 @pytest.mark.parametrize(
