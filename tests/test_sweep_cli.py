@@ -17,6 +17,7 @@ from commands import BuildWheel, Saev
 
 from saev_core.checkpoint import Checkpoint
 from saev_core.cli import main
+from saev_core.cli.options import Flags
 from saev_core.features import FeatureIndex
 from saev_core.run import Run
 
@@ -125,6 +126,16 @@ def test_a_dry_run_needs_no_recording(file: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_sweep_reads_is_recorded_unless_layers_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = written(tmp_path, "[read]\nlayer = [-1, -2]")
+    command = ["run", "--out", str(tmp_path / "run"), "--n-images", "40", "--sweep", str(layers), *SMALL, *SET, "--dry-run", "--json"]
+    assert main(command) == 0
+    assert [one["site"] for one in json.loads(capsys.readouterr().out)["passes"]] == ["resid.3", "resid.2"]
+    given = {"--sweep": str(layers)}
+    assert Flags(given, whole=True).config().record.layers == (-1, -2)
+    assert Flags({**given, "--layers": [-3]}, whole=True).config().record.layers == (-3,)
+
+
 def test_adding_points_trains_only_the_new_ones_and_a_changed_one_is_refused(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +152,8 @@ def test_adding_points_trains_only_the_new_ones_and_a_changed_one_is_refused(
     # Without --sweep the run goes on with the one it has.
     assert main(["train", str(out)]) == 0
     assert "4 of 4 SAEs already there, skipped" in capsys.readouterr().out
+    assert main(["run", "--out", str(out), "--store", str(recorded), "--n-images", "40", *SMALL, *SET]) == 1
+    assert "it has a sweep, and none is given now" in capsys.readouterr().err
     # The same name with other settings contradicts what is there.
     assert main(flags(out, recorded, written(tmp_path, grown + "lr = 5e-3\n"))) == 1
     line = capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core.budget import Need, available, cost_of, divided
@@ -153,6 +153,7 @@ values = {
 }
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.fixed_dictionaries({}, optional=values).filter(bool))
 def test_every_combination_is_a_point_once_in_one_group_under_a_safe_name(grid: dict[str, list[Any]]) -> None:
     nested: dict[str, Any] = {}
@@ -193,6 +194,7 @@ def test_every_combination_is_a_point_once_in_one_group_under_a_safe_name(grid: 
         ('device = ["cpu"]', "device cannot be swept: it is the same for every SAE of a run; pass it with --set or --config"),
         ("[index]\ntop_k = [3]", "index cannot be swept"),
         ("[train]\nlog_every = [1, 2]", r"train\.log_every leaves no mark on an SAE"),
+        ("[train]\nlive = [true, false]", r"train\.live is the same for every SAE of a run; pass it with --set train\.live=\.\.\.$"),
         ("[train]\nlr = {min = 1e-4, max = 1e-2}", r"train\.lr is a range; say how many points to draw: \[sweep\] n = 20"),
         ("[sweep]\nn = 3\n[train]\nlr = [1e-3]", "draws from ranges, and there is none"),
         ("[sweep]\nn = 3\n[train]\nlr = {min = 1e-2, max = 1e-4}", "min not above max"),
@@ -255,6 +257,7 @@ def test_a_pass_larger_than_memory_is_divided_into_equal_ones_that_fit(tmp_path:
     assert [one.names for one in alone] == [["s0"], ["s1"], ["s2"]]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=12), st.integers(0, 20), st.integers(1, 200))
 def test_divided_passes_hold_every_sae_once_and_fit_where_one_alone_does(sizes: list[tuple[int, int]], shared: int, limit: int) -> None:
     needs = [Need(own, passing, 1, 1) for own, passing in sizes]

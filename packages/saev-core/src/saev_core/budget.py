@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,10 +22,15 @@ from saev_core.resume import KEEP
 
 SHARE_OF_FREE = 0.8
 """Of the free memory, what a pass may plan with: the rest is for the allocator's gaps and for other programs."""
+TIMED_S = 0.3
+"""Seconds of steps that are timed at least, where ten times as many as asked for do not take that long."""
 INIT_BYTES = 16
 """Per number of the sample that weights start from: raw, normalised, and once in float64."""
 
-_APART = {"seed", "lr", "n_tokens", "dead_after", "n_lr_warmup", "n_init", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"}
+_APART = {
+    *("seed", "lr", "n_tokens", "dead_after", "n_lr_warmup", "n_init", "live", "memory_gb"),
+    *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"),
+}
 """Keys of `train` that a step does not feel."""
 
 
@@ -61,7 +65,7 @@ def need_of(job: Job, x: Float[Tensor, "n d_in"], *, n_timed: int = 0) -> Need:
 
     Args:
         x: a batch of normalised activations of the size to be trained with.
-        n_timed: steps to time, after the two that measure memory.
+        n_timed: steps to time at least, after the two that measure memory.
     """
     with torch.no_grad(), _Live() as starting:
         job.sae.initialise(x, job.generator)
@@ -87,12 +91,16 @@ def _step_seconds(job: Job, x: Tensor, n: int) -> float:
     if not n:
         return 0.0
     job.fired_at.zero_()
-    seconds = []
-    for step in range(2, 2 + n):
+    seconds: list[float] = []
+    step = 2
+    # Short steps are taken more often: what else the machine does would show in three of them.
+    while len(seconds) < n or (sum(seconds) < TIMED_S and len(seconds) < 10 * n):
         began = time.perf_counter()
         job.step(x, step).loss.item()  # a GPU answers before it is done; this waits
         seconds.append(time.perf_counter() - began)
-    return median(seconds)
+        step += 1
+    # A step is held up by others, never sped up.
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def shape_of(options: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:

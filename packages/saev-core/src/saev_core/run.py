@@ -188,6 +188,8 @@ class Run:
                 continue
             if key not in _FREE + _FREE_TRAIN and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
                 changes.append(f"{key} is {_text(old)}, not {_text(new)}")
+        if made["train"] and self.config.sweep and not config.sweep:
+            changes.append("it has a sweep, and none is given now: pass --sweep again, or go on with saev train RUN")
         return changes + (self._changed_saes(config) if swept and made["train"] else [])
 
     def _changed_saes(self, config: RunConfig) -> list[str]:

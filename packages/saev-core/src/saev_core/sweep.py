@@ -242,6 +242,8 @@ def _parse(sweep: Mapping[str, Any]) -> tuple[_Head, list[_Block]]:
     for block, key, _ in settings:
         if key in HOW:
             raise ConfigError(f"{block.where}{key} leaves no mark on an SAE; pass it with --set {key}=...")
+        if key == "train.live":
+            raise ConfigError(f"{block.where}{key} is the same for every SAE of a run; pass it with --set {key}=...")
     if head.n and not any(is_range(value) for _, _, value in settings):
         raise ConfigError("sweep.n draws from ranges, and there is none; write for example lr = {min = 1e-4, max = 1e-2, log = true}.")
     return head, blocks

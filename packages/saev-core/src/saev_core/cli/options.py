@@ -120,7 +120,24 @@ class Flags:
         for key in PLUGIN_KEYS:
             if _names_plugin(key, data[key]):
                 data[key] = parse_ref(key, data[key]).model_dump()
-        return validate(RunConfig, data)
+        config = validate(RunConfig, data)
+        if "--sweep" in self.given and self.whole and "--layers" not in self.given:
+            config = _recording_swept_layers(config)
+        return config
+
+
+def _recording_swept_layers(config: RunConfig) -> RunConfig:
+    """The same, recording the blocks that its sweep reads."""
+    from saev_core.config import RunConfig, validate
+    from saev_core.sweep import expand
+
+    read = [point.config.read.layer for point in expand(config).points]
+    if any(isinstance(layer, str) for layer in read):
+        return config  # `all` and `mean` are those that --layers names
+    blocks = [block for layer in read for block in (layer if isinstance(layer, tuple) else [layer])]
+    data = config.model_dump(mode="json")
+    place(data, "record.layers", list(dict.fromkeys(blocks)))
+    return validate(RunConfig, data)
 
 
 def _names_plugin(key: str, value: Any) -> bool:
