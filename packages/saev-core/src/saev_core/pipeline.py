@@ -8,7 +8,6 @@ what is kept in the run's `stages.json`: a stage's key is a digest of its settin
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import time
@@ -51,9 +50,6 @@ if TYPE_CHECKING:
     from saev_core.recovery import KnownTruth
 
 log = logging.getLogger(__name__)
-
-INDEX_ALL = 4
-"""SAEs that are all indexed; of more, which a sweep has, only the best."""
 
 
 class Pipeline(Stamps):
@@ -306,11 +302,12 @@ class Pipeline(Stamps):
 
     def _tell_missing(self, live: LiveSource) -> None:
         """What a recording would have said of the images, as far as they were read."""
-        told = {image["index"] for image in self.summary.get("missing", [])}
-        for index, name, why in [image for image in live.missing[:20] if image[0] not in told]:
+        missing = {image["index"]: image for image in self.summary.get("missing", [])}
+        new = [image for image in live.missing if image[0] not in missing]
+        for index, name, why in new[:20]:
             self.say(f"train: image {index} is left out: {name} ({why})")
-        self.summary["missing"] = [{"index": index, "name": name, "why": why} for index, name, why in live.missing]
-        self.summary |= {"n_images": live.n_images, "n_missing": len(live.missing)}
+        missing |= {index: {"index": index, "name": name, "why": why} for index, name, why in new}
+        self.summary |= {"missing": [missing[index] for index in sorted(missing)], "n_images": live.n_images, "n_missing": len(missing)}
 
     def evaluate(self) -> None:
         """Checkpoint to evaluation card, and to recovered truth where the data set knows it; of several SAEs, which is best."""
@@ -408,7 +405,11 @@ class Pipeline(Stamps):
 
     def index(self) -> None:
         """Checkpoint to feature index: of every SAE, or where there are many of the best one, or of those asked for."""
-        for name in self._to_index():
+        names = self.run.to_index(self.only)
+        if not self.only and len(names) < len(self.sae_names):
+            told = f"of {len(self.sae_names)} SAEs only {names[0]}, the best"
+            self.say(f"index: {told}; others with saev index {self.run.path} --only NAME.")
+        for name in names:
             stage, path = f"index:{name}", self.run.features_path(name)
             checkpoint = self.checkpoint(name)
             key = self._key(self.run.config.index, checkpoint.fingerprint, self.store.meta.fingerprint)
@@ -421,22 +422,6 @@ class Pipeline(Stamps):
                 self._emit("indexed", name=name, path=path)
                 self.say(f"index: {name} is in {path}")
             self._note(stage)
-
-    def _to_index(self) -> list[str]:
-        names = self.sae_names
-        if self.only:
-            if unknown := [name for name in self.only if name not in names]:
-                near = " or ".join(difflib.get_close_matches(unknown[0], names, n=3) or names[:5])
-                raise RunError(f"{self.run.path} has no SAE {unknown[0]!r}; did you mean {near}?")
-            return list(self.only)
-        if len(names) <= INDEX_ALL:
-            return names
-        if (best := self.run.best) is None:
-            raise RunError(
-                f"none of the {len(names)} SAEs of {self.run.path} is marked best; saev evaluate {self.run.path} first, or --only NAME."
-            )
-        self.say(f"index: of {len(names)} SAEs only {best}, the best; others with saev index {self.run.path} --only NAME.")
-        return [best]
 
     def report(self) -> None:
         """Everything to one illustrated file, if a viewer plugin is installed that makes it."""
