@@ -25,7 +25,7 @@ from saev_core.stability import Stability, identity, points, stability
 from saev_core.testing.sae_contract import ArraySource, planted
 from saev_core.train import Trainee, train
 
-VARIANTS = ("topk:3", "relu", "batchtopk:3", "jumprelu:3", "gated", "matryoshka", "p-anneal", "mp:3", "kmeans")
+VARIANTS = ("topk:3", "relu", "batchtopk:3", "jumprelu:3", "gated", "matryoshka", "p-anneal", "mp:3", "kmeans", "transcoder", "crosscoder")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def checkpoint(sae: SAE, variant: str, seed: int, **train: Any) -> Checkpoint:
 
 def randomised(variant: str, d_in: int = 24, d_sae: int = 64, seed: int = 0) -> SAE:
     """An SAE of a variant with weights that no two features share."""
-    sae = make_sae(variant, d_in, n_vectors=128 * d_sae)
+    sae = make_sae(variant, d_in, n_vectors=128 * d_sae, n_sites=2 if variant in ("transcoder", "crosscoder") else 1)
     assert sae.d_sae == d_sae
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

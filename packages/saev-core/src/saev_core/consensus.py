@@ -106,8 +106,10 @@ def _calibrate(sae: SAE, x: Tensor, names: list[str]) -> None:
 
     def residual() -> tuple[Tensor, Tensor]:
         frozen = sae.frozen()
-        fit = (frozen.decode(frozen.codes(x)) - sae.b_dec).double()
-        return fit, x.double() - sae.b_dec
+        codes = frozen.codes(x)
+        fit = (frozen.decode(codes) - sae.b_dec).double()
+        # What is not of the features, such as a transcoder's skip connection, is left to it.
+        return fit, sae.split(x)[1].double() - (frozen.reconstruct(x, codes) - fit)
 
     fit, want = residual()
     factor = float((fit * want).sum() / fit.square().sum().clamp_min(1e-30))
