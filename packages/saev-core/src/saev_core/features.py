@@ -260,6 +260,26 @@ class FeatureIndex:
         order = np.argsort(-(lift if by == "lift" else count), kind="stable")[:n]
         return [LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i])) for i in order if count[i] > 0]
 
+    @cached_property
+    def best_labels(self) -> tuple[Int[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
+        """Of every feature the label with the largest lift, see `labels`, and that lift; -1 and NaN where there is none."""
+        best, found = np.full(self.d_sae, -1), np.full(self.d_sae, np.nan, np.float32)
+        if not self.has_labels:
+            return best, found
+        counts = self._group["label_count"]
+        assert isinstance(counts, zarr.Array)
+        base = (self._label_images / max(self._label_images.sum(), 1)).astype(np.float32)
+        step = counts.chunks[0]
+        for start in range(0, self.d_sae, step):  # bounds the memory
+            count = np.asarray(counts[start : start + step])
+            lift = (count + 5 * base) / (count.sum(1, keepdims=True) + 5) / np.where(base > 0, base, 1)
+            lift[count == 0] = -1
+            label = lift.argmax(1)
+            top = np.take_along_axis(lift, label[:, None], 1)[:, 0]
+            best[start : start + step] = np.where(top > 0, label, -1)
+            found[start : start + step] = np.where(top > 0, top, np.nan)
+        return best, found
+
     def select(
         self,
         log_freq_range: tuple[float, float] = (-math.inf, math.inf),

@@ -17,6 +17,7 @@ from saev_core.errors import RunError, SaevError
 from saev_core.features import FeatureIndex
 from saev_core.run import Run
 from saev_core.types import Box
+from saev_viz.known import known_truth, read_names, read_stability
 from saev_viz.notes import Notes
 from saev_viz.pictures import Pictures
 from saev_viz.seen import Seen, new, recorded
@@ -162,7 +163,14 @@ class View:
     @cached_property
     def table(self) -> FeatureTable:
         """Every feature's numbers, to search, filter and sort."""
-        return FeatureTable.of(self.index, self.library.classes)
+        return FeatureTable.of(
+            self.index,
+            self.library.classes,
+            labels=self.library.labels,
+            names=read_names(self.library.run.features_path(self.name).with_suffix(".names.json")),
+            truth=known_truth(self.library.run, self.name),
+            stability=read_stability(self.library.run, self.name),
+        )
 
     @cached_property
     def start(self) -> int:

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saev_core.features import FeatureIndex
+from saev_viz.gallery import common_label, purity
 
 Numbers = Float[np.ndarray, " d_sae"]
 
+NUMBER = "number"
+"""Sorts by the feature's own number."""
+GOES_WITH = 0.2
+"""Share of a feature's top pictures that must carry a label for a search to find the feature by it."""
+_BLOCK = 2048
+"""Features whose purity is counted at once: bounds the memory."""
+_WORD = re.compile(r'(?:\w+:)?"[^"]*"?|\S+')
+_COMPARISON = re.compile(r"(\w+)(<=|>=|<|>)([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(%?)")
 
-@dataclass(frozen=True)
+
 class Column:
-    """One number of every feature."""
+    """One number of every feature; worked out when it is first asked for."""
 
-    title: str
-    help: str
-    """One sentence that says what it is."""
-    values: Numbers
-    log: bool = False
-    """Whether it spans orders of magnitude and is drawn and filtered by its logarithm."""
+    def __init__(self, title: str, help: str, values: Numbers | Callable[[], Numbers], *, log: bool = False) -> None:
+        """
+        Args:
+            help: one sentence that says what it is, with the formula in words.
+            values: the numbers, or what makes them; NaN where a feature has none.
+            log: whether it spans orders of magnitude.
+        """
+        self.title, self.help, self.log = title, help, log
+        self._from = values
+        self._lock = Lock()
+
+    @property
+    def values(self) -> Numbers:
+        """The numbers."""
+        with self._lock:
+            if callable(self._from):
+                self._from = self._from()
+            return self._from
 
 
 @dataclass(frozen=True)
@@ -31,10 +54,10 @@ class Query:
     """What a person looks for; every part that is not empty must hold."""
 
     text: str = ""
-    """Words that must occur in a feature's name, labels or note; `123` or `#123` is feature 123 itself; `frequency<0.01`
-    and so on compare a column."""
+    """Words that must occur in a feature's name, labels, known truth or note, `"two words"` together; `name:`, `label:` and
+    `note:` before a word look there alone; `123` or `#123` is feature 123 itself; `frequency<1%` and so on compare a column."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Column -> least and largest value, ends included."""
+    """Column -> least and largest value, ends included; a feature without a value is left out."""
     sort: str = "max"
     ascending: bool = False
     alive: bool = True
@@ -42,64 +65,219 @@ class Query:
 
 
 class FeatureTable:
-    """Columns by name, and for each feature the words that a search looks through."""
+    """Columns by name, and for each feature what a search looks through."""
 
-    def __init__(self, columns: Mapping[str, Column], words: Sequence[str]) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        d_sae: int,
+        *,
+        names: Mapping[int, tuple[str, float]] | None = None,
+        truth: Mapping[int, Sequence[tuple[str, float]]] | None = None,
+        top_labels: Int[np.ndarray, "d_sae k"] | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            names: proposed name and its score, by feature; the others are unnamed.
+            truth: what a feature is known to tell, with its F1, best first.
+            top_labels: labels of each feature's top pictures, -1 where unknown.
+            classes: names of the labels.
+        """
         self.columns = dict(columns)
-        self.words = list(words)
-        self.names = [""] * len(self.words)
+        self.names = [""] * d_sae
         """What a feature is called, where something says so."""
-        self.notes: dict[int, str] = {}
-        """What people wrote, by feature; searched too."""
+        self.scores: dict[int, float] = {}
+        for feature, (name, score) in (names or {}).items():
+            if 0 <= feature < d_sae:
+                self.names[feature], self.scores[feature] = name, score
+        self.truth = {feature: list(found) for feature, found in (truth or {}).items() if 0 <= feature < d_sae}
+        self.classes = list(classes)
+        self._top_labels = top_labels
 
     @classmethod
-    def of(cls, index: FeatureIndex, classes: Sequence[str] = ()) -> FeatureTable:
-        """The table of an index; `classes` names its labels."""
+    def of(
+        cls,
+        index: FeatureIndex,
+        classes: Sequence[str] = (),
+        *,
+        labels: Int[np.ndarray, " n_images"] | None = None,
+        names: Mapping[int, tuple[str, float]] | None = None,
+        truth: Mapping[int, Sequence[tuple[str, float]]] | None = None,
+        stability: Numbers | None = None,
+    ) -> FeatureTable:
+        """The table of an index.
+
+        Args:
+            classes: names of its labels.
+            labels: label of each image, -1 where unknown.
+            names, truth: as `FeatureTable`.
+            stability: of every feature, its agreement with SAEs of other seeds.
+        """
+        d_sae, k = index.top_index.shape
         columns = {
-            "frequency": Column("Frequency", "Share of patches that fire the feature.", index.frequency, log=True),
-            "image_frequency": Column("Image frequency", "Share of images with such a patch.", index.image_frequency, log=True),
-            "mean": Column("Mean value", "Mean of the values that are not zero.", index.mean, log=True),
-            "max": Column("Largest value", "Largest value anywhere.", index.max, log=True),
+            "max": Column("Largest value", "The largest value the feature takes on any patch of any picture.", index.max, log=True),
+            "mean": Column("Mean value", "The sum of its values over the number of patches on which it fires.", index.mean, log=True),
+            "frequency": Column(
+                "Frequency", "How often it fires: patches with a value above 0 over all patches (0.01 is 1 %).", index.frequency, log=True
+            ),
+            "image_frequency": Column(
+                "Image frequency", "Pictures with at least one patch on which it fires, over all pictures.", index.image_frequency, log=True
+            ),
+            "monosemanticity": Column(
+                "Monosemanticity",
+                "How alike the pictures are that fire it: the mean likeness (cosine) of two pictures, each pair weighted by how strongly "
+                "the feature fires on both. 1: all alike; about 0: no more alike than any two pictures.",
+                lambda: index.monosemanticity,
+            ),
+            "concentration": Column(
+                "Concentration",
+                "How small a part of the picture it covers: 1 minus the share of patches it fires on, patches counted by their "
+                "strength, mean over its top pictures. Near 1: a single patch; 0: the whole picture evenly.",
+                lambda: index.concentration,
+            ),
         }
-        return cls(columns, [""] * index.d_sae)
+        known = labels is not None and bool((labels >= 0).any())
+        top_labels = None
+        if labels is not None and known:
+            top_labels = np.where(index.top_index >= 0, labels[index.top_index], -1).astype(np.int32)
+            there, of = index.top_index, labels
+            columns["purity"] = Column(
+                f"Label purity@{k}",
+                f"The share of its {k} top pictures that carry the label most of them carry; a missing picture counts against it.",
+                lambda: _purity(there, of),
+            )
+        if index.has_labels:
+            columns["lift"] = Column(
+                "Lift of its best label",
+                "How many times more often than by chance the pictures that fire it carry one label: the label's share of those "
+                "pictures over its share of all pictures; drawn towards 1 where few pictures fire.",
+                lambda: index.best_labels[1],
+                log=True,
+            )
+        if stability is not None and len(stability) == d_sae:
+            columns["stability"] = Column(
+                "Stability across seeds",
+                "Whether an SAE trained from another seed finds it again: the likeness (cosine) of its direction and its matched "
+                "partner's, mean over the other seeds. 1: found again exactly; 0: not at all.",
+                stability,
+            )
+        if names:
+            scores = np.full(d_sae, np.nan)
+            for feature, (_, score) in names.items():
+                if 0 <= feature < d_sae:
+                    scores[feature] = score
+            columns["name_score"] = Column(
+                "Score of its name",
+                "How well the proposed name foretells, on pictures not used to choose it, which of them fire the feature: the share of "
+                "pairs of a firing and a silent picture that it puts in the right order (AUROC). 0.5: by chance; 1: always.",
+                scores,
+            )
+        return cls(columns, d_sae, names=names, truth=truth, top_labels=top_labels, classes=classes)
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.names)
 
     @property
     def alive(self) -> Bool[np.ndarray, " d_sae"]:
         """Features that fire at all."""
         return np.asarray(self.columns["frequency"].values > 0)
 
-    def find(self, query: Query) -> Int[np.ndarray, " n"]:
-        """Features that match, in order.
+    @cached_property
+    def common(self) -> Int[np.ndarray, " d_sae"]:
+        """The label that at least half of each feature's top pictures carry; -1: none."""
+        if self._top_labels is None:
+            return np.full(len(self), -1)
+        n = int(self._top_labels.max(initial=-1)) + 1
+        # `common_label` looks labels up by image number: here the label is its own number.
+        return common_label(self._top_labels, np.arange(max(n, 1)))
+
+    def title(self, feature: int) -> str:
+        """What a feature is called: its proposed name, else what it is known to tell, else its top pictures' label; or nothing."""
+        if self.names[feature]:
+            return self.names[feature]
+        if feature in self.truth:
+            return self.truth[feature][0][0]
+        return self.label(int(self.common[feature]))
+
+    def label(self, number: int) -> str:
+        """Name of a label; empty for -1."""
+        if number < 0:
+            return ""
+        return self.classes[number] if number < len(self.classes) else f"label {number}"
+
+    def find(self, query: Query, notes: Mapping[int, str] | None = None) -> Int[np.ndarray, " n"]:
+        """Features that match, in order; those without a value come last.
+
+        Args:
+            notes: what people wrote, by feature.
 
         Raises:
-            ValueError: the text compares a column that is not there.
+            ValueError: the query names a column that is not there.
         """
         keep = self.alive if query.alive else np.ones(len(self), bool)
         for key, (low, high) in query.ranges.items():
-            values = self.columns[key].values
-            keep = keep & (values >= low) & (values <= high)
-        keep = keep & self._matches(query.text)
+            values = self.columns[self._column(key)].values
+            keep = keep & (values >= low) & (values <= high)  # NaN is in no range
+        keep = keep & self._matches(query.text, notes or {})
         found = np.flatnonzero(keep)
-        values = self.columns[query.sort].values[found] if query.sort in self.columns else found
-        # Equal values keep their number's order in both directions.
-        return np.asarray(found[np.argsort(values if query.ascending else -np.asarray(values, float), kind="stable")])
+        if query.sort == NUMBER:
+            return found if query.ascending else found[::-1]
+        values = np.asarray(self.columns[self._column(query.sort)].values[found], float)
+        # Equal values keep their number's order in both directions; numpy puts NaN last.
+        return np.asarray(found[np.argsort(values if query.ascending else -values, kind="stable")])
 
-    def _matches(self, text: str) -> Bool[np.ndarray, " d_sae"]:
+    def _column(self, name: str) -> str:
+        """A column by its key or the beginning of it."""
+        if name in self.columns:
+            return name
+        fitting = [key for key in self.columns if key.startswith(name.lower())]
+        if len(fitting) != 1:
+            raise ValueError(f"there is no number called {name!r}; there are {', '.join(self.columns)}.")
+        return fitting[0]
+
+    def _matches(self, text: str, notes: Mapping[int, str]) -> Bool[np.ndarray, " d_sae"]:
         keep = np.ones(len(self), bool)
-        for word in text.lower().split():
-            if comparison := re.fullmatch(r"(\w+)([<>]=?)([-+.\de]+)", word):
-                name, sign, number = comparison.groups()
-                if name not in self.columns:
-                    raise ValueError(f"there is no column {name!r}; there are {', '.join(self.columns)}.")
-                values, bound = self.columns[name].values, float(number)
+        for word in _WORD.findall(text.lower()):
+            if comparison := _COMPARISON.fullmatch(word):
+                name, sign, number, percent = comparison.groups()
+                values, bound = self.columns[self._column(name)].values, float(number) / (100 if percent else 1)
                 keep &= {"<": values < bound, "<=": values <= bound, ">": values > bound, ">=": values >= bound}[sign]
             elif re.fullmatch(r"#?\d+", word):
                 keep &= np.arange(len(self)) == int(word.lstrip("#"))
             else:
-                keep &= np.fromiter(
-                    (word in known or word in self.notes.get(i, "").lower() for i, known in enumerate(self.words)), bool, len(self)
-                )
+                where, _, rest = word.partition(":")
+                where, rest = (where, rest) if where in ("name", "label", "note") and rest else ("", word)
+                keep &= self._named(rest.strip('"'), where, notes)
         return keep
+
+    def _named(self, word: str, where: str, notes: Mapping[int, str]) -> Bool[np.ndarray, " d_sae"]:
+        """Features of which something says `word`."""
+        found = np.zeros(len(self), bool)
+        if where in ("", "name"):
+            found |= np.fromiter((word in name for name in self._lower), bool, len(self))
+        if where in ("", "label"):
+            numbers = [i for i, name in enumerate(self.classes) if word in name.lower()]
+            if numbers and self._top_labels is not None:
+                top = self._top_labels
+                some = (top >= 0).sum(1)
+                found |= (some > 0) & (np.isin(top, numbers).sum(1) >= np.maximum(GOES_WITH * some, 1))
+            for feature, told in self.truth.items():
+                if any(word in what.lower() for what, _ in told):
+                    found[feature] = True
+        if where in ("", "note"):
+            for feature, note in notes.items():
+                if 0 <= feature < len(self) and word in note.lower():
+                    found[feature] = True
+        return found
+
+    @cached_property
+    def _lower(self) -> list[str]:
+        return [name.lower() for name in self.names]
+
+
+def _purity(top_index: Int[np.ndarray, "d_sae k"], labels: Int[np.ndarray, " n_images"]) -> Numbers:
+    """Purity of every feature's top pictures; NaN where none of them has a known label."""
+    parts = [purity(top_index[start : start + _BLOCK], labels) for start in range(0, len(top_index), _BLOCK)]
+    found = np.concatenate(parts).astype(np.float32)
+    return np.where(found > 0, found, np.nan)

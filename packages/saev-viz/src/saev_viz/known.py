@@ -1,0 +1,56 @@
+"""What a run knows of single features beside their index: proposed names, known truth, agreement across seeds. Knows no gradio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from saev_core.errors import RunError
+from saev_core.run import Run
+
+TELLING = 0.6
+"""F1 from which a feature counts as telling a known truth."""
+
+
+def read_names(path: Path) -> dict[int, tuple[str, float]]:
+    """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty where none were made.
+
+    Raises:
+        RunError: the file is not what `saev index --names` writes.
+    """
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {int(feature): (str(said["name"]), float(said["score"])) for feature, said in saved["names"].items() if said.get("name")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); make it again with saev index --names, or delete it.") from None
+
+
+def known_truth(run: Run, sae: str) -> dict[int, list[tuple[str, float]]]:
+    """Feature -> what it tells of the pictures, such as `colour: red`, with its F1 on held-out pictures, best first."""
+    rows = run.result("recovery").get(sae, {}).get("rows", [])
+    found: dict[int, list[tuple[str, float]]] = {}
+    for row in sorted(rows, key=lambda row: -float(row["f1"])):
+        if float(row["f1"]) >= TELLING:
+            found.setdefault(int(row["feature"]), []).append((f"{row['factor']}: {row['value']}", float(row["f1"])))
+    return found
+
+
+def read_stability(run: Run, sae: str) -> Float[np.ndarray, " d_sae"] | None:
+    """Of every feature the mean cosine to its partners in the SAEs of other seeds; None where there are none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = run.results_path("stability").with_suffix("") / f"{sae}.npy"
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} cannot be read ({error}); make it again with saev run, or delete it.") from None
