@@ -114,8 +114,8 @@ def quality(steps: int, seeds: int, images: int = 300, batch: int = 512, width: 
     """Print held-out NMSE, L0 and dead share of each."""
     with tempfile.TemporaryDirectory() as folder:
         model, dataset = load_model("tiny", "cpu"), load_dataset(PluginRef(name="shapes", options={"n": images}))
-        refs = {"model_ref": model_ref(PluginRef(name="tiny")), "dataset_ref": dataset_ref(PluginRef(name="shapes"))}
-        record(model, dataset, f"{folder}/store", RecordConfig(), **refs)
+        refs = model_ref(PluginRef(name="tiny")), dataset_ref(PluginRef(name="shapes"))
+        record(model, dataset, f"{folder}/store", RecordConfig(), model_ref=refs[0], dataset_ref=refs[1])
         store = ActivationStore.open(f"{folder}/store")
         source = StoreSource(store, ReadConfig())
         shared = {"batch_size": batch, "n_tokens": batch * steps, "log_every": steps}
