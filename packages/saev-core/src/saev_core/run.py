@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ FORMAT = 1
 
 STAGES = ("record", "train", "evaluate", "index", "report")
 """The stages of a run, each reading what the one before it made."""
+
+INDEX_ALL = 4
+"""SAEs that are all indexed; of more, which a sweep has, only the best."""
 
 _STAGE_OF = {
     "model": "record",
@@ -109,6 +113,23 @@ class Run:
             return names[0]
         best = self.result("pareto").get("best")
         return best if best in names else None
+
+    def to_index(self, only: Sequence[str] = ()) -> list[str]:
+        """SAEs whose features are indexed: those that are named, or all up to `INDEX_ALL`, or of more the best.
+
+        Raises:
+            RunError: one that is named is not there; there is none; or there are many and none is marked best.
+        """
+        if not (names := self.sae_names):
+            raise RunError(f"{self.path} has no trained SAE; train one with saev train {self.path}.")
+        if unknown := [name for name in only if name not in names]:
+            near = " or ".join(difflib.get_close_matches(unknown[0], names, n=3) or names[:5])
+            raise RunError(f"{self.path} has no SAE {unknown[0]!r}; did you mean {near}?")
+        if only or len(names) <= INDEX_ALL:
+            return list(only) or names
+        if self.best is None:
+            raise RunError(f"none of the {len(names)} SAEs of {self.path} is marked best; saev evaluate {self.path} first, or --only NAME.")
+        return [self.best]
 
     def sae_dir(self, name: str) -> Path:
         """The checkpoint folder of SAE `name`."""

@@ -64,7 +64,7 @@ def train(
         TrainError: nothing can be trained, every SAE diverged, or the folder holds the state of another configuration.
     """
     schedule = _check(source, trainees, cfg)
-    with enough_memory("lower train.batch_size, sae.d_sae, or the number of SAEs.", TrainError):
+    with enough_memory("lower train.batch_size or sae.d_sae, or train.memory_gb, which divides a sweep.", TrainError):
         group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device))
         group.run(track)
         return group.finish()
