@@ -18,8 +18,6 @@ from saev_core.types import Site
 
 TODO, RECORDED, MISSING = 0, 1, 2
 """Values of `done`: not yet; recorded; unreadable, its rows are zero."""
-TOKENS = ("patches", "cls", "mean")
-"""Token policies, in the order of the moments' second axis."""
 
 
 def not_finite(site: Site, image: int, x: Tensor) -> str:

@@ -25,6 +25,8 @@ ALIGN = 4096
 ABSENT = 2**64 - 1
 """What zarr's index says, in both fields, of a chunk that is not there."""
 CRC = 4
+TOKENS = ("patches", "cls", "mean")
+"""Token policies, in the order of the moments' second axis."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

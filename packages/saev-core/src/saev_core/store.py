@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -16,11 +16,13 @@ from pydantic import Field, ValidationError, model_validator
 from saev_core.arrays import Arrays, Reader, Table, create_arrays, local_path
 from saev_core.config import Config, differences
 from saev_core.errors import StoreError
-from saev_core.norm import Norm
 from saev_core.progress import Track, silent
-from saev_core.shard_set import TOKENS, ShardSetWriter
-from saev_core.shards import Layout
+from saev_core.shards import TOKENS, Layout
 from saev_core.types import Box, Grid, Site
+
+if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
+    from saev_core.norm import Norm
+    from saev_core.shard_set import ShardSetWriter
 
 FORMAT = 1
 """Format version this code reads and writes."""
@@ -269,6 +271,8 @@ class ActivationStore:
         Raises:
             StoreError: no such site or shard, or the store is not writable.
         """
+        from saev_core.shard_set import ShardSetWriter
+
         if not 0 <= shard < self.n_shards:
             raise StoreError(f"{self.url} has shards 0 to {self.n_shards - 1}, not {shard}.")
         return ShardSetWriter(self._arrays, shard, [self._known(site) for site in sites], self._layouts, self._tables)
@@ -324,6 +328,8 @@ class ActivationStore:
         Raises:
             StoreError: nothing is recorded, or `cls` is asked of a model without prefix tokens.
         """
+        from saev_core.norm import Norm
+
         return Norm.from_moments(*self.moments(site, tokens))
 
     def resolve(self, layer: int, stream: str = "resid") -> Site:
