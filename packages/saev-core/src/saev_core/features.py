@@ -196,6 +196,22 @@ class FeatureIndex:
         images = [TopImage(int(i), int(t), float(v), m) for i, t, v, m in zip(*rows, strict=True) if i >= 0]
         return images[:n]
 
+    def values(self, feature: int) -> Int[np.ndarray, " n_bins"]:
+        """Its line of `histogram`, read alone.
+
+        Raises:
+            RunError: no such feature.
+        """
+        return self._row("histogram", feature)
+
+    def place(self, feature: int) -> Float[np.ndarray, "rows cols"]:
+        """Its line of `position` as a map, read alone.
+
+        Raises:
+            RunError: no such feature.
+        """
+        return self._row("position", feature).reshape(self.grid.rows, self.grid.cols)
+
     def samples(self, feature: int) -> list[Sample]:
         """Images drawn evenly from all that fire a feature, weakest first.
 

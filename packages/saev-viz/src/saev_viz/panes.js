@@ -1,0 +1,13 @@
+// A pane in which what carries `data-feature` opens that feature, `data-picture` that picture, `data-page` that page of a list,
+// and `data-clear` takes a filter away. `element`, `trigger` and `watch` come from gradio's HTML component.
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-feature], [data-picture], [data-page], [data-clear]");
+  if (!button || button.disabled) return;
+  const { feature, picture, page, clear } = button.dataset;
+  if (feature !== undefined) trigger("select", { feature: +feature });
+  else if (picture !== undefined) trigger("input", { picture: +picture });
+  else if (page !== undefined) trigger("input", { page: +page });
+  else trigger("clear", { what: clear });
+});
+watch("value", () => { saevMark(); saevHeats(element); });
+saevMark();
