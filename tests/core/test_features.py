@@ -77,6 +77,8 @@ def test_index_agrees_with_a_dense_float64_reference(tmp_path: Path, ties: bool,
     np.testing.assert_array_equal(index.max, flat.max(0).astype(np.float32))
     np.testing.assert_array_equal(index.histogram.sum(1), fires.sum(0))
     np.testing.assert_allclose(index.position.sum(1), fires.any(0), atol=1e-5)
+    np.testing.assert_array_equal(index.patch_active, np.bincount(fires.sum(1)))
+    np.testing.assert_array_equal(index.image_active, np.bincount((z > 0).any(1).sum(1)))
     for feature in range(D):
         top = index.top(feature)
         assert [(t.index, t.token, t.value) for t in top] == reference_top(z, numbers, feature)
@@ -98,7 +100,9 @@ def test_several_layers_are_so_many_examples_and_a_map_shows_their_largest_value
     index = FeatureIndex.open(tmp_path / "a.zarr")
     assert (index.n_images, index.n_vectors) == (N, 2 * N * T)
     np.testing.assert_allclose(index.frequency, ((first > 0).mean((0, 1)) + (second > 0).mean((0, 1))) / 2)
+    np.testing.assert_array_equal(index.patch_active, np.bincount((np.stack([first, second]) > 0).sum(-1).ravel()))
     larger = np.maximum(first, second)
+    np.testing.assert_array_equal(index.image_active, np.bincount((larger > 0).any(1).sum(1)))
     for feature in range(D):
         top = index.top(feature)
         assert [(t.index, t.token, t.value) for t in top] == reference_top(larger, np.arange(N), feature)

@@ -59,6 +59,8 @@ class FeatureAccumulator:
         self.sum = np.zeros(d_sae)
         self.max = np.zeros(d_sae, np.float32)
         self.images_firing = np.zeros(d_sae, np.int64)
+        self.patch_active = np.zeros(1, np.int64)
+        self.image_active = np.zeros(1, np.int64)
         self.position = np.zeros((d_sae, n_patches), np.float32)
         self.label_count = roomy((n_labels, d_sae), np.int32, folder)
         self.label_images = np.zeros(n_labels, np.int64)
@@ -86,7 +88,7 @@ class FeatureAccumulator:
         for part in parts:
             if len(part) != b * self.n_patches or part.d_sae != self.d_sae:
                 raise ValueError(f"{len(part)} codes of {part.d_sae} features are not those of {b} images of {self.n_patches} patches.")
-        value, feature, row = _joined(parts)
+        value, feature, row, active = _joined(parts)
         row, token = np.divmod(row, self.n_patches)
         if not np.isfinite(value).all():
             raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} gives feature values that are not finite; run saev store verify.")
@@ -101,6 +103,8 @@ class FeatureAccumulator:
         np.add.at(self.position.reshape(-1), feature * self.n_patches + token, value)
         np.maximum(self.max, peak.max(0, initial=0), out=self.max)
         self.images_firing += fired.sum(0)
+        self.patch_active = _counted(self.patch_active, active)
+        self.image_active = _counted(self.image_active, fired.sum(1))
         if labels is not None:
             for label, line in zip(labels, fired, strict=True):
                 if 0 <= label < self.n_labels:
@@ -112,7 +116,7 @@ class FeatureAccumulator:
         self.samples.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value, n_patches=self.n_patches)
 
     def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
-        """What is known of every feature, but for heat maps and label counts."""
+        """What is known of every feature, but for heat maps and label counts, and how many are active at once."""
         self.top.merge()
         self.samples.merge()
         n = self.histogram.total
@@ -166,6 +170,8 @@ class FeatureAccumulator:
         for name, array in self.arrays(percentiles).items():
             chunks = (min(1024, self.d_sae), *array.shape[1:])
             group.create_array(name, data=array, chunks=chunks, compressors=ZstdCodec(level=1))
+        group.create_array("patch_active", data=self.patch_active)
+        group.create_array("image_active", data=self.image_active)
         if self.n_labels:
             step = min(256, self.d_sae)
             counts = group.create_array(
@@ -225,16 +231,22 @@ def concentrated(maps: Float[np.ndarray, "n k n_patches"]) -> Float[np.ndarray, 
     return np.asarray(1 - share if n_patches > 1 else np.full(len(n), np.nan, np.float32))
 
 
-def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value, feature and row of every active code of all parts, rows ascending."""
-    value, feature, row = (
-        np.concatenate([part.cpu().numpy() for part in each])
-        for each in zip(*((c.value.detach().float(), c.feature, c.rows) for c in parts), strict=True)
-    )
+def _counted(counts: Int[np.ndarray, " n"], numbers: Int[np.ndarray, " m"]) -> Int[np.ndarray, " n_or_more"]:
+    """`counts[i]`, how often number i came, and now how often it came among `numbers` as well."""
+    new = np.bincount(numbers, minlength=len(counts))
+    new[: len(counts)] += counts
+    return new
+
+
+def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Value, feature and row of every active code of all parts, rows ascending; how many are active on each vector."""
+    each = [[part.cpu().numpy() for part in (c.value.detach().float(), c.feature, c.rows)] for c in parts]
+    active = np.concatenate([np.bincount(row[value > 0], minlength=len(c)) for c, (value, _, row) in zip(parts, each, strict=True)])
+    value, feature, row = (np.concatenate(part) for part in zip(*each, strict=True))
     if len(parts) > 1:
         order = np.argsort(row, kind="stable")
         value, feature, row = value[order], feature[order], row[order]
     if not (value > 0).all():
         live = ~(value <= 0)  # not `value > 0`: what is not a number must be seen and refused
         value, feature, row = value[live], feature[live], row[live]
-    return value, feature, row
+    return value, feature, row, active

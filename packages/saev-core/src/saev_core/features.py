@@ -159,6 +159,16 @@ class FeatureIndex:
         """The largest patch value in each top image."""
         return self._read("top_value")
 
+    @cached_property
+    def patch_active(self) -> Int[np.ndarray, " n"]:
+        """How many patches have 0, 1, 2 ... active features: the distribution whose mean is L0."""
+        return self._read("patch_active")
+
+    @cached_property
+    def image_active(self) -> Int[np.ndarray, " n"]:
+        """How many images have 0, 1, 2 ... different features that fire on them anywhere."""
+        return self._read("image_active")
+
     @property
     def histogram_edges(self) -> Float[np.ndarray, " n_bins_plus_1"]:
         return edges(4)
