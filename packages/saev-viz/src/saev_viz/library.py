@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,15 @@ class Library:
         RunError: no SAE of the run has a feature index yet.
     """
 
-    def __init__(self, run: Run, dataset: str = "") -> None:
+    def __init__(self, run: Run, dataset: str = "", others: Sequence[Run] = ()) -> None:
         """
         Args:
             dataset: where the pictures lie now, as `--dataset` takes it; empty: where the run says.
+            others: further runs, whose SAEs come under `RUN:SAE`; those of the same data set have their pictures at the same place.
         """
+        self.title = run.path.resolve().name
+        self.number = 0
+        """Its place among the runs that are open: 0, and the others from 1."""
         self.run = run
         self._where = dataset
         self._lock = RLock()
@@ -53,6 +58,17 @@ class Library:
         self.names = [name for name in run.sae_names if run.features_path(name).exists()]
         if not self.names:
             raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
+        self.own = list(self.names)
+        """Names of this run's SAEs, without those of the others."""
+        self.others = [Library(other, dataset if other.config.dataset == run.config.dataset else "") for other in others]
+        self._elsewhere: dict[str, tuple[Library, str]] = {}
+        for i, library in enumerate(self.others, 1):
+            taken = {self.title, *(before.title for before in self.others[: i - 1])}
+            while library.title in taken:
+                library.title += f"-{i}"
+            library.number = i
+            self._elsewhere |= {f"{library.title}:{name}": (library, name) for name in library.own}
+        self.names += self._elsewhere
 
     def __getitem__(self, name: str) -> View:
         """The view of SAE `name`.
@@ -62,6 +78,9 @@ class Library:
         """
         if name not in self.names:
             raise RunError(f"{self.run.path} has no indexed SAE {name!r}; it has {', '.join(self.names)}.")
+        if name in self._elsewhere:
+            library, bare = self._elsewhere[name]
+            return library[bare]
         with self._lock:
             if name not in self._views:
                 self._views[name] = View(self, name)
@@ -70,7 +89,7 @@ class Library:
     @cached_property
     def first(self) -> str:
         """The SAE that is shown first: of several the one with the least held-out error."""
-        return min(self.names, key=lambda name: float(card_of(self.run, name).get("nmse", np.inf)))
+        return min(self.own, key=lambda name: float(card_of(self.run, name).get("nmse", np.inf)))
 
     @cached_property
     def store(self) -> ActivationStore:
@@ -117,6 +136,10 @@ class Library:
         """Why there are no pictures, and what to do; empty where there are."""
         return self._opened[1]
 
+    def src(self, index: int, px: int) -> str:
+        """Address of picture `index`, its longer side about `px` pixels."""
+        return f"/saev/image/{index}?px={px}" + (f"&run={self.number}" if self.number else "")
+
     @cached_property
     def pictures(self) -> Pictures:
         """Thumbnails of the data set's pictures."""
@@ -159,6 +182,11 @@ class View:
         self.card: dict[str, Any] = self.meta.get("card", {})
         self._lock = RLock()
         self._seen: OrderedDict[int, Seen] = OrderedDict()
+
+    @property
+    def key(self) -> str:
+        """The name by which the viewer finds it: with its run, where that is not the one that is viewed."""
+        return f"{self.library.title}:{self.name}" if self.library.number else self.name
 
     @cached_property
     def table(self) -> FeatureTable:

@@ -28,10 +28,11 @@ def make_app(library: Library) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get(f"{PREFIX}/image/{{index}}")
-    def image(index: int, px: int = 224) -> Response:
-        if not 0 <= index < len(library.pictures):
+    def image(index: int, px: int = 224, run: int = 0) -> Response:
+        runs = [library, *library.others]
+        if not 0 <= run < len(runs) or not 0 <= index < len(runs[run].pictures):
             return Response(status_code=404)
-        return Response(library.pictures.jpeg(index, px), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(runs[run].pictures.jpeg(index, px), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     return app
 
