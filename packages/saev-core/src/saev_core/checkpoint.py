@@ -100,6 +100,11 @@ class Checkpoint:
         parts["read"] = self.read.model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(json.dumps([parts, _digest(self._weights())], sort_keys=True).encode()).hexdigest()
 
+    @property
+    def weights_digest(self) -> str:
+        """sha256 over the tensors alone: what `checkpoint.json` calls `sha256`, to compare without loading anything."""
+        return _digest(self._weights())
+
     def _weights(self) -> bytes:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.sae.state_dict().items()}
         return save({**tensors, "norm.mean": self.norm.mean.detach().cpu().contiguous()})

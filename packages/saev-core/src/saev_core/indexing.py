@@ -79,6 +79,7 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
     attributes = {
         "saev_features": FORMAT,
         "checkpoint": checkpoint.fingerprint,
+        "weights": checkpoint.weights_digest,
         "store": store.meta.fingerprint,
         "grid": {"rows": grid.rows, "cols": grid.cols, "patch_px": grid.patch_px},
         "tokens": read.tokens,

@@ -1,20 +1,33 @@
-"""The viewer: a gradio application of tabs on a run. `build` makes it, `serve` serves it."""
+"""The viewer: a gradio application of tabs on a run. `build` makes it, `serve` serves it.
+
+Ways between the tabs: set `viewer.feature`, `viewer.picture` or `viewer.sae` and return `gr.Tabs(selected=...)` to
+`viewer.tabs`; every tab follows. In a pane of one's own (`gr.HTML`) the tabs' `panes.js` turns a press on what carries
+`data-feature` or `data-picture` into events that do so. Pictures are fetched from `/saev/image/{number}?px=` alone: the
+page can reach no other host, no file, and only the routes of `server.SERVED`.
+"""
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import logging
+import os
+import shutil
 import socket
+import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 import uvicorn
 
-from saev_core.errors import RunError, SaevError
+from saev_core.errors import RunError, SaevError, UsageError
 from saev_core.hooks import Observers
 from saev_core.run import Run
 from saev_viz.library import Library, View
@@ -45,7 +58,9 @@ class Viewer:
     feature: gr.Number
     """Number of the feature that is shown."""
     picture: gr.Number
-    """Number of the picture that the image tab shows; -1: an uploaded one."""
+    """Number of the picture that the image tab shows; -1: the uploaded one."""
+    upload: gr.Textbox
+    """Key in `library.uploads` of the picture that a person brought last; empty: none yet."""
     box: gr.JSON
     """What is selected on the map of all features, column -> [least, largest]; None: everything."""
     tabs: gr.Tabs
@@ -77,38 +92,64 @@ def told(callback: Callable[P, R]) -> Callable[P, R]:
 def build(library: Library) -> gr.Blocks:
     """The application on a run: our tabs, then those that plugins add through `viewer_tabs`."""
     blocks: gr.Blocks
-    with gr.Blocks(title=f"{library.run.path.resolve().name} · saev", analytics_enabled=False, fill_width=True) as blocks:
+    # Our own uploads stay in memory; those of a plugin's tab are taken away an hour later.
+    with gr.Blocks(
+        title=f"{library.run.path.resolve().name} · saev", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    ) as blocks:
         with gr.Row(elem_id="saev-top"):
-            gr.HTML(f"<h1>{library.run.path.resolve().name}</h1>", elem_id="saev-title")
+            gr.HTML(f"<h1>{escape(library.run.path.resolve().name)}</h1>", elem_id="saev-title")
             sae = gr.Dropdown(library.names, value=library.first, label="SAE", elem_id="saev-sae", visible=len(library.names) > 1)
+        for i, warning in enumerate(filter(None, (library.no_pictures, library.lost))):
+            gr.HTML(f'<p class="warn" role="alert">{escape(warning)}</p>', elem_id=f"saev-warning-{i}")
         feature = gr.Number(0, precision=0, minimum=0, label="Feature", elem_id="saev-feature", visible="hidden")
         picture = gr.Number(0, precision=0, minimum=-1, label="Picture", elem_id="saev-picture", visible="hidden")
+        upload = gr.Textbox("", label="Upload", elem_id="saev-uploaded", visible="hidden")
         box = gr.JSON(None, visible=False)
         with gr.Tabs(selected="features", elem_id="saev-tabs") as tabs:
-            viewer = Viewer(library, sae, feature, picture, box, tabs, blocks)
+            viewer = Viewer(library, sae, feature, picture, upload, box, tabs, blocks)
             for name in TABS:
                 module = importlib.import_module(f"saev_viz.tabs.{name}")
                 with gr.Tab(module.TITLE, id=name):
                     module.build(viewer)
             for title, make in plugin_tabs(library.run):
-                with gr.Tab(title, id=title.lower()):
-                    make(viewer)
+                add(viewer, title, make)
 
-        def opened(request: gr.Request) -> tuple[Any, Any, Any]:
+        def opened(request: gr.Request) -> tuple[Any, Any, Any, Any]:
+            warm(library)
             asked = request.query_params
             name = asked.get("sae", library.first)
-            name = name if name in library.names else library.first
-            text = asked.get("feature", "")
-            number = int(text) if text.isdigit() else library[name].start
+            if name not in library.names:
+                gr.Warning(f"There is no SAE {name!r} with an index here; this is {library.first}.")
+                name = library.first
+            text, image = asked.get("feature", ""), asked.get("image", "")
+            number = int(text) if text.isdecimal() else library[name].start
             if number >= library[name].index.d_sae:
                 gr.Warning(f"Feature {number}: this SAE has features 0 to {library[name].index.d_sae - 1}.")
                 number = library[name].start
-            where = "features" if text else "overview"
-            return gr.Dropdown(value=name), number, gr.Tabs(selected=asked.get("tab", where))
+            shown = int(image) if image.isdecimal() else 0
+            where = "features" if text else "image" if image else "overview"
+            return gr.Dropdown(value=name), number, shown, gr.Tabs(selected=asked.get("tab", where))
 
-        blocks.load(told(opened), None, [sae, feature, tabs], queue=False)
+        blocks.load(told(opened), None, [sae, feature, picture, tabs], queue=False)
         feature.change(None, [feature, sae], None, js="(feature, sae) => saevLink(feature, sae)")
     return blocks
+
+
+def add(viewer: Viewer, title: str, make: Callable[[Viewer], None]) -> None:
+    """A plugin's tab; one whose making fails is logged and left out, and the others live."""
+    blocks = viewer.blocks
+    known = set(blocks.blocks), set(blocks.fns)
+    tab: gr.Tab
+    try:
+        with gr.Tab(str(title), id=str(title).lower()) as tab:
+            make(viewer)
+    except Exception:
+        log.exception("the tab %r of a plugin cannot be made and is left out", title)
+        viewer.tabs.children.remove(tab)
+        for number in set(blocks.blocks) - known[0]:
+            del blocks.blocks[number]
+        for number in set(blocks.fns) - known[1]:
+            del blocks.fns[number]
 
 
 def plugin_tabs(run: Run) -> list[tuple[str, Callable[[Viewer], None]]]:
@@ -119,22 +160,53 @@ def plugin_tabs(run: Run) -> list[tuple[str, Callable[[Viewer], None]]]:
     return found
 
 
-def make_server(library: Library, *, auth: str = "") -> Guard:
-    """The whole application, ready for an ASGI server."""
+@functools.cache
+def private_folder() -> Path:
+    """Where gradio keeps what is uploaded to it: readable by this user alone, gone when the viewer ends."""
+    folder = Path(tempfile.mkdtemp(prefix="saev-view-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def make_server(library: Library, *, auth: str = "", local: bool = False) -> Guard:
+    """The whole application, ready for an ASGI server.
+
+    Args:
+        auth: `user:password`; empty: no login.
+        local: answer only to names of this machine.
+    """
     here = files("saev_viz")
+    os.environ["GRADIO_TEMP_DIR"] = str(private_folder())
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # a plugin's tab may make blocks of its own
+    blocks = build(library)
     app = gr.mount_gradio_app(
         make_app(library),
-        build(library),
+        blocks,
         "/",
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
+        allowed_paths=[],
+        blocked_paths=[str(library.run.path.resolve())],
+        ssr_mode=False,
         max_file_size="50mb",
         theme=gr.themes.Base(font=FONT, font_mono=MONO),
         css=(here / "viewer.css").read_text(encoding="utf-8"),
         head=f"<script>{(here / 'viewer.js').read_text(encoding='utf-8')}</script>",
     )
-    return Guard(app, auth)
+    # A mounted application never counts as launched; until it does, gradio takes any path that a call names for an upload,
+    # copies it, and serves uploaded SVG as it would its own.
+    blocks.has_launched = blocks.is_running = True
+    return Guard(app, auth, files=private_folder(), local=local)
+
+
+def warm(library: Library) -> None:
+    """Ready what the first click in the Image tab needs, soon after the first page is out."""
+    if not library.warmed:
+        library.warmed = True
+        timer = threading.Timer(1.5, library.warm)
+        timer.daemon = True
+        timer.start()
 
 
 def serve(
@@ -143,19 +215,27 @@ def serve(
     """Serve the viewer until it is interrupted.
 
     Raises:
-        RunError: nothing is indexed yet, or the port is taken.
+        UsageError: `auth` is not `user:password`, or there is no such port.
+        RunError: nothing is indexed yet, the index is of another checkpoint or format, or the port is taken.
     """
+    if auth and not all(auth.partition(":")):
+        raise UsageError("--auth takes USER:PASSWORD, both not empty.")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"there is no port {port}; choose one from 1 to 65535, or 0 for any that is free.")
     library = Library(run, dataset)
-    library[library.first]
+    _ = library[library.first]
     try:
-        taken = socket.create_server((host, port))
+        taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise RunError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port.") from None
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        say(f"anyone who reaches {host}:{port} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
-    server = uvicorn.Server(uvicorn.Config(make_server(library, auth=auth), log_level="warning"))
-    say(f"viewer: http://{host}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
-    server.run(sockets=[taken])
+    local = host in ("127.0.0.1", "localhost", "::1")
+    place = f"[{host}]" if ":" in host else host
+    if not local:
+        say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
+    # Pages hold a connection open for as long as they live: at the end nobody waits for them.
+    config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)
+    say(f"viewer: http://{place}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
+    uvicorn.Server(config).run(sockets=[taken])
 
 
 def link(sae: str, feature: int) -> str:

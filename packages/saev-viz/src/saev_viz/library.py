@@ -23,6 +23,7 @@ from saev_viz.notes import Notes
 from saev_viz.pictures import Pictures
 from saev_viz.seen import Seen, new, recorded
 from saev_viz.table import FeatureTable
+from saev_viz.uploads import Uploads
 
 if TYPE_CHECKING:
     from saev_core.checkpoint import Checkpoint
@@ -70,6 +71,16 @@ class Library:
             self._elsewhere |= {f"{library.title}:{name}": (library, name) for name in library.own}
         self.names += self._elsewhere
 
+    warmed = False
+    """Whether `warm` was asked for."""
+
+    def warm(self) -> None:
+        """Load the SAE that is shown first, and with it torch, so that the first picture comes at once."""
+        try:
+            _ = self[self.first].checkpoint
+        except SaevError as error:
+            log.info("the SAE was not loaded beforehand: %s", error)
+
     def __getitem__(self, name: str) -> View:
         """The view of SAE `name`.
 
@@ -103,6 +114,34 @@ class Library:
         return ActivationStore.open(self.run.store_url)
 
     @cached_property
+    def _recorded(self) -> tuple[ActivationStore | None, str]:
+        try:
+            return self.store, ""
+        except SaevError as error:
+            if self.run.config.train.live:
+                return None, ""  # such a run never had one
+            return None, (
+                f"The run's recorded activations cannot be opened ({error}) Features are shown from their index; "
+                "opening a picture in the Image tab runs the model."
+            )
+
+    @property
+    def lost(self) -> str:
+        """That the store is gone, and what of the viewer works without; empty where it is at hand or was never there."""
+        return self._recorded[1]
+
+    @cached_property
+    def n_images(self) -> int:
+        """Images of the run."""
+        store = self._recorded[0]
+        return store.n_images if store is not None else self[self.first].index.n_images
+
+    @cached_property
+    def uploads(self) -> Uploads:
+        """Pictures that people brought."""
+        return Uploads()
+
+    @cached_property
     def model(self) -> VisionModel:
         """The run's model, for new pictures and for steering; loaded when it is first needed."""
         from saev_core.model import load_model
@@ -118,7 +157,8 @@ class Library:
                 None,
                 f"The pictures cannot be shown: {error} If they have moved, say where: saev view {self.run.path} --dataset NAME:FOLDER.",
             )
-        recorded = self.store.meta.dataset.get("identity", dataset.identity())
+        # Every SAE of a run is of the same pictures, and says which; the store, which may be gone, is not needed for it.
+        recorded = self[self.first].meta["store"]["dataset"].get("identity", dataset.identity())
         if recorded == dataset.identity():
             return dataset, ""
         return None, (
@@ -153,16 +193,27 @@ class Library:
     @cached_property
     def labels(self) -> np.ndarray[Any, Any]:
         """int32 label of each image, -1 where unknown."""
-        return self.store.labels
+        store = self._recorded[0]
+        return store.labels if store is not None else np.full(self.n_images, -1, np.int32)
 
     @cached_property
-    def sizes(self) -> np.ndarray[Any, Any]:
-        """Width and height of each original, int32 `[n_images, 2]`."""
-        return self.store.sizes
+    def sizes(self) -> Sizes | np.ndarray[Any, Any]:
+        """Width and height of each original: `sizes[index]`."""
+        store = self._recorded[0]
+        return store.sizes if store is not None else Sizes(self)
 
     def crop(self, index: int) -> Box:
-        """What of image `index` the model saw, in pixels of the original."""
-        return self.store.crop(index)
+        """What of image `index` the model saw, in pixels of the original; without a store as its transform has it, and all of
+        it where there is no model either."""
+        store = self._recorded[0]
+        if store is not None:
+            return store.crop(index)
+        width, height = (int(side) for side in self.sizes[index])
+        try:
+            return self.model.crop(width, height)
+        except SaevError as error:
+            log.warning("what the model saw of image %d is not known: %s", index, error)
+            return Box(0, 0, width, height)
 
     def label(self, index: int) -> str:
         """Name of an image's label; empty where it has none."""
@@ -172,13 +223,36 @@ class Library:
         return self.classes[number] if number < len(self.classes) else f"label {number}"
 
 
+class Sizes:
+    """Width and height of pictures of which no store tells: of each when it is asked for."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        if index not in self._known:
+            try:
+                self._known[index] = self._library.pictures.original(index).size
+            except SaevError:  # there is a grey card in its place, see `Pictures.jpeg`; what it shows has the model's shape
+                grid = self._library[self._library.first].index.grid
+                return grid.width_px, grid.height_px
+        return self._known[index]
+
+
 class View:
     """One SAE of a run."""
 
     def __init__(self, library: Library, name: str) -> None:
         self.library, self.name = library, name
         self.index = FeatureIndex.open(library.run.features_path(name))
-        self.meta: dict[str, Any] = json.loads((library.run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8"))
+        try:
+            self.meta: dict[str, Any] = json.loads((library.run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{library.run.sae_dir(name)} cannot be read ({error}); train it again or restore it.") from None
+        # Told by the weights' digest at once; `checkpoint` compares all else when it loads them.
+        if self.index.attributes.get("weights", self.meta["sha256"]) != self.meta["sha256"]:
+            raise RunError(f"{self.index.path} is the index of another checkpoint; make it again with saev index {library.run.path}.")
         self.card: dict[str, Any] = self.meta.get("card", {})
         self._lock = RLock()
         self._seen: OrderedDict[int, Seen] = OrderedDict()
@@ -223,9 +297,13 @@ class View:
 
     def seen(self, index: int) -> Seen:
         """Which features fire where on picture `index` of the data set; the latest are kept."""
+        store = self.library._recorded[0]
         with self._lock:
             if index not in self._seen:
-                self._seen[index] = recorded(self.checkpoint, self.library.store, index)
+                if store is not None:
+                    self._seen[index] = recorded(self.checkpoint, store, index)
+                else:
+                    self._seen[index] = self.look(self.library.pictures.original(index))
             self._seen.move_to_end(index)
             while len(self._seen) > KEEP_SEEN:
                 self._seen.popitem(last=False)
@@ -233,8 +311,11 @@ class View:
 
     def look(self, image: Image.Image) -> Seen:
         """Which features fire where on a new picture; runs the model."""
+        store, stream = self.library._recorded[0], self.checkpoint.read.stream
         with self._lock:
-            return new(self.checkpoint, self.library.model, image)
+            model = self.library.model
+            sites = store.sites if store is not None else [model.site(layer, stream) for layer in self.library.run.config.record.layers]
+            return new(self.checkpoint, model, image, sites)
 
     @cached_property
     def _directions(self) -> np.ndarray[Any, Any]:

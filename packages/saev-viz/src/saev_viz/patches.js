@@ -7,8 +7,9 @@ const unpack = (text, kind) => new kind(Uint8Array.from(atob(text), (c) => c.cha
 function read() {
   data = props.value ? JSON.parse(props.value) : null;
   patch = kept = -1;
-  if (!data) { element.hidden = true; return; }
-  element.hidden = false;
+  find(".look").classList.toggle("none", !data);
+  busy("");
+  if (!data) { find(".caption").textContent = "Loading…"; return; }
   data.offsets = unpack(data.offsets, Int32Array); data.feature = unpack(data.feature, Int32Array);
   data.value = unpack(data.value, Float32Array); data.upper = unpack(data.upper, Float32Array);
   data.colours = unpack(data.colours, Uint8Array);
@@ -19,6 +20,7 @@ function read() {
   frame.style.aspectRatio = `${data.size[0]}/${data.size[1]}`;
   frame.style.maxWidth = `min(100%, calc(72vh * ${data.size[0] / data.size[1]}))`;
   find("img").src = data.src;
+  find("img").alt = find(".caption").textContent = data.caption;
   for (const layer of [grid, find("canvas")]) ["left", "top", "width", "height"].forEach((side, i) => { layer.style[side] = `${data.box[i]}%`; });
   grid.style.gridTemplate = `repeat(${data.rows}, 1fr) / repeat(${data.cols}, 1fr)`;
   grid.replaceChildren(...Array.from({ length: data.rows * data.cols }, (_, i) => {
@@ -43,9 +45,10 @@ function heat() {
   g.putImageData(pixels, 0, 0);
 }
 function entries() {
-  if (patch >= 0) {
+  const one = data.rows * data.cols === 1 ? 0 : patch;
+  if (one >= 0) {
     const rows = [];
-    for (let j = data.offsets[patch]; j < data.offsets[patch + 1]; j++) rows.push([data.feature[j], data.value[j], data.share[j]]);
+    for (let j = data.offsets[one]; j < data.offsets[one + 1]; j++) rows.push([data.feature[j], data.value[j], data.share[j]]);
     return rows.sort((a, b) => b[2] - a[2]);
   }
   const best = new Map();
@@ -54,16 +57,19 @@ function entries() {
 }
 function list() {
   const rows = entries();
-  find(".what").textContent = patch >= 0
+  const whole = data.rows * data.cols === 1;
+  find(".what").textContent = (data.about ? `${data.about} ` : "") + (whole ? `${rows.length} features fire on this picture.` : patch >= 0
     ? `Patch in row ${Math.floor(patch / data.cols) + 1}, column ${(patch % data.cols) + 1}: ${rows.length} features fire here${kept >= 0 ? " (kept; press it again to let go)" : ""}`
-    : "The picture's strongest features. Point at a patch to see which fire there; press it to keep it.";
+    : rows.length ? "The picture's strongest features. Point at a patch (or press one, to keep it) to see which fire there; choose a feature to see where it fires."
+      : "No feature fires on this picture.");
   find(".list").replaceChildren(...rows.map(([f, value, share]) => {
     const row = document.createElement("button");
     row.dataset.feature = f;
     row.className = f === feature ? "on" : "";
+    row.setAttribute("aria-pressed", f === feature);
     row.title = `value ${value.toPrecision(3)}, ${(100 * share).toFixed(0)} % of what is usual at its strongest`;
     const name = document.createElement("b"), bar = document.createElement("i"), number = document.createElement("span");
-    name.textContent = data.names[f] ? `${f} ${data.names[f]}` : f;
+    name.textContent = data.names[f] ? `${f} · ${data.names[f]}` : f;
     bar.style.width = `${Math.min(100, 100 * share)}%`;
     number.textContent = value.toPrecision(3);
     row.append(bar, name, number);
@@ -82,7 +88,14 @@ element.addEventListener("click", (e) => {
   if (!data) return;
   const cell = e.target.closest("[data-patch]"), row = e.target.closest("[data-feature]");
   if (cell) { const at = +cell.dataset.patch; kept = kept === at ? -1 : at; patch = kept; list(); }
-  if (row) { feature = +row.dataset.feature; heat(); list(); trigger("select", { feature }); }
+  if (row) {
+    const at = +row.dataset.feature;
+    feature = at === feature ? -1 : at;  // once more: without its heat map
+    heat(); list();
+    const again = element.querySelector(`[data-feature="${at}"]`);
+    if (again) again.focus({ preventScroll: true });
+    if (feature >= 0) trigger("select", { feature });
+  }
 });
 element.addEventListener("keydown", (e) => {
   const cell = e.target.closest("[data-patch]");
@@ -90,5 +103,36 @@ element.addEventListener("keydown", (e) => {
   const next = by && element.querySelector(`[data-patch="${+cell.dataset.patch + by}"]`);
   if (next) { e.preventDefault(); next.focus(); if (kept < 0) { patch = +next.dataset.patch; list(); } }
 });
+// A picture of one's own goes to this viewer alone; why it is refused is said here.
+function busy(text) { find(".where").textContent = text || "or drop it here, or paste it"; }
+function trouble(text) { find(".trouble").textContent = text; find(".trouble").hidden = !text; }
+async function bring(file) {
+  if (!file) return;
+  trouble("");
+  if (file.size > 50e6) { trouble(`${file.name} is larger than 50 MB; make it smaller first.`); return; }
+  busy("Looking at your picture… the first takes longer, for the model is loaded.");
+  try {
+    const sent = await fetch("/saev/upload", { method: "POST", body: file, headers: { "X-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" } });
+    const told = await sent.json();
+    if (told.error) { trouble(told.error); busy(""); } else trigger("upload", told);
+  } catch (error) { trouble(`The picture could not be sent (${error.message}); is the viewer still running?`); busy(""); }
+}
+find("input[type=file]").addEventListener("change", (e) => { bring(e.target.files[0]); e.target.value = ""; });
+for (const [name, on] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  element.addEventListener(name, (e) => {
+    e.preventDefault();
+    find(".look").classList.toggle("over", on);
+    if (name === "drop") bring(e.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (e) => {
+  if (!element.isConnected || !element.offsetParent || e.target.closest("input, textarea, [contenteditable]")) return;
+  const file = [...e.clipboardData.files][0];
+  if (file) { e.preventDefault(); bring(file); }
+});
+const opacity = find(".heat input");
+opacity.value = 100 * (parseFloat(getComputedStyle(document.body).getPropertyValue("--heat")) || 0.75);
+opacity.addEventListener("input", () => document.body.style.setProperty("--heat", opacity.value / 100));
 watch("value", read);
 read();
+if (!data) trigger("load", {});

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ from saev_core.errors import RunError
 from saev_core.types import Box, Grid, Site
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from saev_core.checkpoint import Checkpoint
-    from saev_core.codes import Codes
+    from saev_core.config import ReadConfig
     from saev_core.model import VisionModel
     from saev_core.store import ActivationStore
 
@@ -31,6 +34,8 @@ class Seen:
     offsets: Int[np.ndarray, " n_patches_plus_1"]
     feature: Int[np.ndarray, " nnz"]
     value: Float[np.ndarray, " nnz"]
+    about: str = ""
+    """What a person must know to read the patches; empty where they are plainly patches of one block."""
 
     def map(self, feature: int) -> Float[np.ndarray, "rows cols"]:
         """The feature's value on every patch."""
@@ -59,38 +64,90 @@ def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen
     if not 0 <= index < store.n_images:
         raise RunError(f"image {index}: this run has images 0 to {store.n_images - 1}.")
     read = checkpoint.read.model_copy(update={"labels": None})
-    found = next(iter(ordered(store, read, np.array([index]), 1)), None)
-    if found is None:
+    found = [x[0] for _, x in ordered(store, read, np.array([index]), 1)]
+    if not found:
         raise RunError(f"image {index} was not recorded: it could not be read.")
     width, height = (int(side) for side in store.sizes[index])
-    grid = store.grid if read.tokens == "patches" else Grid(1, 1, max(store.grid.width_px, store.grid.height_px))
-    return _seen((width, height), store.crop(index), grid, checkpoint.codes(found[1][0].to(checkpoint.sae.W_dec.device)))
+    return _seen((width, height), store.crop(index), store.grid, checkpoint, found)
 
 
-def new(checkpoint: Checkpoint, model: VisionModel, image: Image.Image) -> Seen:
+def new(checkpoint: Checkpoint, model: VisionModel, image: Image.Image, sites: Sequence[Site] = ()) -> Seen:
     """A picture that the model has not seen yet.
+
+    Args:
+        sites: the recorded ones; needed where the SAE reads all of them, or their mean.
 
     Raises:
         ModelError: its transform refuses the picture.
-        RunError: the SAE reads something else than one block's patches.
+        RunError: the SAE reads all recorded layers, or their mean, and it is not known which those were.
     """
     import torch
 
     read = checkpoint.read
-    if read.tokens != "patches" or not isinstance(read.layer, int):
-        raise RunError(
-            f"this SAE reads {read.tokens} of {checkpoint.site}; a new picture can be shown only where patches of one block are read."
-        )
-    site = Site.parse(checkpoint.site)
+    wanted = _sites(checkpoint.site, read, sites)
     pixels = torch.as_tensor(model.transform(image))[None].to(model.device)
-    tokens = model.record(pixels, [site])[site][0, model.grid.n_prefix :].float()
-    if read.clamp is not None:
-        tokens = tokens.clamp(-read.clamp, read.clamp)
-    return _seen(image.size, model.crop(*image.size), model.grid, checkpoint.codes(tokens))
+    with torch.no_grad():
+        tokens = model.record(pixels, wanted)
+    each = [_read(tokens[site][0], model.grid.n_prefix, read) for site in wanted]
+    if isinstance(read.layer, tuple):
+        each = [torch.cat(each, 1)]  # [patches, n_sites * d]
+    elif read.layer == "mean":
+        each = [torch.stack(each).mean(0)]
+    return _seen(image.size, model.crop(*image.size), model.grid, checkpoint, each)
 
 
-def _seen(size: tuple[int, int], crop: Box, grid: Grid, codes: Codes) -> Seen:
-    value = codes.value.float().cpu().numpy()
-    patch, feature = codes.rows.cpu().numpy()[value > 0], codes.feature.cpu().numpy()[value > 0]
-    offsets = np.searchsorted(patch, np.arange(grid.n_patches + 1))
-    return Seen(size, crop, grid, offsets, feature, value[value > 0])
+def _sites(name: str, read: ReadConfig, held: Sequence[Site]) -> list[Site]:
+    if isinstance(read.layer, int):
+        return [Site.parse(name)]
+    if isinstance(read.layer, tuple):
+        stream, _, layers = name.rpartition(".")
+        return [Site(int(layer), stream) for layer in layers.split("+")]
+    if found := [site for site in held if site.stream == read.stream]:
+        return found
+    raise RunError(f"this SAE reads {name}; without the run's store it is not known which layers those are.")
+
+
+def _read(x: Tensor, n_prefix: int, read: ReadConfig) -> Tensor:
+    """What `read` takes of one site's tokens `[n_tokens, d]`, float32."""
+    x = x.float()
+    x = x[:1] if read.tokens == "cls" else x[n_prefix:]
+    if read.tokens == "mean":
+        x = x.mean(0, keepdim=True)
+    return x if read.clamp is None else x.clamp(-read.clamp, read.clamp)
+
+
+def _seen(size: tuple[int, int], crop: Box, grid: Grid, checkpoint: Checkpoint, vectors: Sequence[Tensor]) -> Seen:
+    """Codes of a picture's vectors `[n_tokens, d]`; of several sites' the largest value of each feature on each patch."""
+    read = checkpoint.read
+    if read.tokens != "patches":
+        grid = Grid(1, 1, max(grid.width_px, grid.height_px))
+    patches, features, values = [], [], []
+    for x in vectors:
+        codes = checkpoint.codes(x.to(checkpoint.sae.W_dec.device))
+        value = codes.value.float().cpu().numpy()
+        patches.append(codes.rows.cpu().numpy()[value > 0])
+        features.append(codes.feature.cpu().numpy()[value > 0])
+        values.append(value[value > 0])
+    patch, feature, value = np.concatenate(patches), np.concatenate(features), np.concatenate(values)
+    if len(vectors) > 1:
+        order = np.lexsort((-value, feature, patch))
+        patch, feature, value = patch[order], feature[order], value[order]
+        first = np.r_[True, (np.diff(patch) != 0) | (np.diff(feature) != 0)][: len(patch)]
+        patch, feature, value = patch[first], feature[first], value[first]
+    return Seen(size, crop, grid, np.searchsorted(patch, np.arange(grid.n_patches + 1)), feature, value, about(checkpoint.site, read))
+
+
+def about(site: str, read: ReadConfig) -> str:
+    """What a person must know to read a picture's patches."""
+    what = {
+        "cls": "This SAE reads the model's summary of the whole picture (its CLS token), so there is one answer for all of it.",
+        "mean": "This SAE reads the mean over all patches, so there is one answer for the whole picture.",
+    }.get(read.tokens, "")
+    layers = ""
+    if read.layer == "all":
+        layers = "This SAE reads every recorded layer; each patch shows a feature's largest value in any of them."
+    elif read.layer == "mean":
+        layers = "This SAE reads the mean over all recorded layers."
+    elif isinstance(read.layer, tuple):
+        layers = f"This SAE reads layers {site.rpartition('.')[2].replace('+', ' and ')} of the model together."
+    return " ".join(part for part in (what, layers) if part)

@@ -3,86 +3,169 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import random
+from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from saev_core.errors import RunError
-from saev_core.images import open_rgb
 from saev_viz.app import Viewer, told
+from saev_viz.feature_page import _top
 from saev_viz.gallery import relative
-from saev_viz.library import View
+from saev_viz.library import Library, View
 from saev_viz.overlay import colours
 from saev_viz.seen import Seen
-from saev_viz.tabs.features import page
 
 TITLE = "Image"
+N_OTHERS = 12
+"""Top pictures of a feature that are shown below the picture."""
 
-PANE = """<div class=look><div class=seen><img alt=""><canvas></canvas><div class=grid role=group aria-label="patches"></div></div>
+PANE = """<div class=look><div class=left>
+<div class=seen><img alt=""><canvas></canvas><div class=grid role=group aria-label="patches; arrow keys move, Enter keeps one"></div></div>
+<p class=caption role=status></p>
+<div class=tools>
+<label class=heat title="How strongly the coloured heat map covers the picture">Heat map <input type=range min=0 max=100 value=75></label>
+<label class=bring title="JPEG, PNG and most others, up to 50 MB. It stays in this viewer's memory and is never written to disk.">
+<input type=file accept="image/*"><span>Use a picture of your own…</span></label>
+<span class="hint where">or drop it here, or paste it</span></div>
+<p class=trouble role=alert hidden></p></div>
 <div class=side><p class=what role=status></p><div class=list></div></div></div>"""
+ASK = '<p class="hint">Choose a feature beside the picture: here come the pictures of the data set that fire it most.</p>'
 
 
 def build(viewer: Viewer) -> None:
     """The tab."""
+    library = viewer.library
+    labels = _labels(library)
     with gr.Row(elem_id="saev-image-choose"):
-        number = gr.Number(0, precision=0, minimum=0, label="Image number", elem_id="saev-image-number", min_width=140)
-        chance = gr.Button("random image", size="sm", min_width=140)
-        upload = gr.File(label="or a picture of your own", file_types=["image"], type="filepath", height=90, elem_id="saev-upload")
-    told_of = gr.Markdown(elem_id="saev-image-name")
+        number = gr.Number(0, precision=0, label=f"Image number (0 to {library.n_images - 1})", elem_id="saev-image-number", min_width=150)
+        among = gr.Dropdown(
+            [("any", -1), *labels],
+            value=-1,
+            label="Label",
+            elem_id="saev-image-label",
+            min_width=150,
+            visible=bool(labels),
+            filterable=True,
+        )
+        back = gr.Button("← previous", size="sm", min_width=90, elem_id="saev-image-previous")
+        on = gr.Button("next →", size="sm", min_width=90, elem_id="saev-image-next")
+        chance = gr.Button("random", size="sm", min_width=90, elem_id="saev-image-random")
     pane = gr.HTML(html_template=PANE, js_on_load=(files("saev_viz") / "patches.js").read_text(encoding="utf-8"), elem_id="saev-look")
-    gr.HTML("<h3>The same feature on its own top pictures</h3>")
-    others = gr.HTML("<p>Choose a feature beside the picture.</p>", elem_id="saev-others")
+    others = gr.HTML(ASK, elem_id="saev-others", js_on_load=(files("saev_viz") / "panes.js").read_text(encoding="utf-8"))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
-    def choose(name: str, number: int | None) -> tuple[str, str]:
-        if number is None:
-            raise RunError("type the number of an image.")
+    def choose(name: str, index: int) -> str:
         view = viewer.view(name)
-        seen = view.seen(int(number))
-        label = view.library.label(int(number))
-        note = view.library.no_pictures or f"Image {int(number)}" + (f", {label}" if label else "")
-        return payload(view, seen, f"/saev/image/{int(number)}?px=896"), note
+        seen = view.seen(index)
+        label = library.label(index)
+        return payload(view, seen, f"/saev/image/{index}?px=896", f"Image {index}" + (f" · {label}" if label else ""))
 
-    def uploaded(name: str, path: str | None) -> tuple[Any, Any]:
-        if path is None:
-            return gr.skip(), gr.skip()
-        image = open_rgb(Path(path), Path(path).name)
-        view = viewer.view(name)
-        seen = view.look(image)
-        small = image.copy()
-        small.thumbnail((896, 896))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=90)
-        src = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        return payload(view, seen, src), f"Your picture, {image.width} × {image.height} pixels"
+    def brought(name: str, key: str) -> str:
+        view, held = viewer.view(name), library.uploads[key]
+        told_of = f"{held.name} · your picture, {held.width} × {held.height} pixels"
+        return payload(view, view.look(held.image()), f"/saev/upload/{key}", told_of)
 
-    def show(name: str, event: gr.EventData) -> tuple[int, str]:
+    def show(name: str, index: int | None, key: str) -> str:
+        if index == -1 and key:
+            return brought(name, key)
+        return choose(name, int(index or 0))
+
+    def typed(index: float | None) -> Any:
+        if index is None:
+            return gr.skip()  # a field that is being emptied to be typed into
+        if not 0 <= index < library.n_images:
+            raise RunError(f"image {int(index)}: this run has images 0 to {library.n_images - 1}.")
+        return int(index)
+
+    def step(by: int, index: int | None, label: int) -> int:
+        # -1, an uploaded picture, lies before the first.
+        found = np.flatnonzero(library.labels == label) if label >= 0 else np.arange(library.n_images)
+        if not len(found):
+            raise RunError("no image has that label.")
+        if by == 0:
+            return int(random.choice(found))
+        at = int(np.searchsorted(found, -1 if index is None else int(index), side="right" if by > 0 else "left"))
+        return int(found[(at if by > 0 else at - 1) % len(found)])
+
+    def labelled(index: int | None, label: int) -> Any:
+        if label < 0 or (index is not None and 0 <= index < library.n_images and library.labels[int(index)] == label):
+            return gr.skip()
+        return step(1, -1, label)
+
+    def upload(event: gr.EventData) -> tuple[int, str]:
+        return -1, str(event._data["picture"])
+
+    def chosen(name: str, event: gr.EventData) -> tuple[int, str]:
         feature = int(event._data["feature"])
-        return feature, page(viewer.view(name), feature, "inferno", "percentile")
+        return feature, top_pictures(viewer.view(name), feature)
 
-    for change in (number.submit, number.change, viewer.sae.change):
-        change(told(choose), [viewer.sae, number], [pane, told_of], **quiet)
-    chance.click(told(lambda: random.randrange(max(1, viewer.library.store.n_images))), None, number, **quiet)
-    upload.change(told(uploaded), [viewer.sae, upload], [pane, told_of], show_progress="minimal")
-    pane.select(told(show), viewer.sae, [viewer.feature, others], **quiet)
-    viewer.picture.change(lambda index: index, viewer.picture, number, **quiet)
-    viewer.blocks.load(told(choose), [viewer.sae, number], [pane, told_of], **quiet)
+    def opened(event: gr.EventData) -> Any:
+        if "picture" in event._data:
+            return int(event._data["picture"]), gr.skip(), gr.skip()
+        if "feature" in event._data:
+            return gr.skip(), int(event._data["feature"]), gr.Tabs(selected="features")
+        return gr.skip(), gr.skip(), gr.skip()
+
+    what = [viewer.sae, viewer.picture, viewer.upload]
+    number.input(told(typed), number, viewer.picture, **quiet)
+    for button, by in ((back, -1), (on, 1), (chance, 0)):
+        button.click(told(_stepper(step, by)), [viewer.picture, among], viewer.picture, **quiet)
+    among.input(told(labelled), [viewer.picture, among], viewer.picture, **quiet)
+    viewer.picture.change(lambda index: index if index is not None and index >= 0 else None, viewer.picture, number, **quiet)
+    # The pane asks for its first picture when it is first seen: until then neither torch nor the SAE is loaded.
+    for change in (pane.load, viewer.picture.change, viewer.upload.change, viewer.sae.change):
+        change(told(show), what, pane, **quiet)
+    viewer.sae.change(lambda: ASK, None, others, **quiet)
+    pane.upload(told(upload), None, [viewer.picture, viewer.upload], **quiet)
+    pane.select(told(chosen), viewer.sae, [viewer.feature, others], **quiet)
+    others.input(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
+    others.select(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
 
 
-def payload(view: View, seen: Seen, src: str) -> str:
+def _stepper(step: Any, by: int) -> Any:
+    def stepped(index: int | None, label: int) -> int:
+        return int(step(by, index, label))
+
+    return stepped
+
+
+def _labels(library: Library) -> list[tuple[str, int]]:
+    """Labels that occur, with their numbers, by name."""
+    found, counts = np.unique(library.labels[library.labels >= 0], return_counts=True)
+    names = {int(number): library.classes[number] if number < len(library.classes) else f"label {number}" for number in found}
+    return sorted((f"{names[int(number)]} ({count})", int(number)) for number, count in zip(found, counts, strict=True))
+
+
+def top_pictures(view: View, feature: int) -> str:
+    """A feature's own top pictures with their heat maps, and a way to its page."""
+    name = escape(view.table.names[feature] or "")
+    upper = view.upper(feature)
+    top = view.index.top(feature, N_OTHERS)
+    pictures = "".join(_top(view, one, upper, "inferno") for one in top)
+    return (
+        f'<div class="title"><h3>Feature {feature} {name}</h3>'
+        f'<button class="small" data-feature="{feature}">All about this feature</button></div>'
+        f'<p class="hint">The pictures of the data set that fire it most, strongest first. Press one to look into it here.</p>'
+        f'<div class="shots">{pictures}</div>'
+    )
+
+
+def payload(view: View, seen: Seen, src: str, caption: str) -> str:
     """A picture and its codes, packed for `patches.js`: everything that pointing at patches needs."""
     known = np.unique(seen.feature)
     names = view.table.names
+    missing = view.library.no_pictures if src.startswith("/saev/image/") else ""
     return json.dumps(
         {
             "src": src,
-            "size": seen.size,
+            "caption": caption,
+            "about": " ".join(part for part in (seen.about, missing) if part),
+            "size": [max(int(side), 1) for side in seen.size],
             "box": relative(seen.crop, seen.size),
             "rows": seen.grid.rows,
             "cols": seen.grid.cols,
