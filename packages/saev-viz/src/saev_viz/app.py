@@ -17,7 +17,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -210,9 +210,19 @@ def warm(library: Library) -> None:
 
 
 def serve(
-    run: Run, *, host: str = "127.0.0.1", port: int = 7860, auth: str = "", dataset: str = "", say: Callable[[str], None] = log.info
+    run: Run,
+    *,
+    others: Sequence[Run] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: str = "",
+    dataset: str = "",
+    say: Callable[[str], None] = log.info,
 ) -> None:
     """Serve the viewer until it is interrupted.
+
+    Args:
+        others: further runs, to compare with.
 
     Raises:
         UsageError: `auth` is not `user:password`, or there is no such port.
@@ -222,7 +232,7 @@ def serve(
         raise UsageError("--auth takes USER:PASSWORD, both not empty.")
     if not 0 <= port <= 65535:
         raise UsageError(f"there is no port {port}; choose one from 1 to 65535, or 0 for any that is free.")
-    library = Library(run, dataset)
+    library = Library(run, dataset, others)
     _ = library[library.first]
     try:
         taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

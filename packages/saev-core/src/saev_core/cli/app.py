@@ -83,6 +83,7 @@ def index(flags: Flags) -> None:
 def view(
     run: Annotated[str, typer.Argument(help="The run folder.", metavar="RUN")],
     dataset: Annotated[str, typer.Option("--dataset", help="Where the pictures lie now, if they have moved: image-folder:FOLDER.")] = "",
+    others: Annotated[list[str] | None, typer.Option("--with", help="Another run to compare with; can be given again.", metavar="RUN")] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; any but this machine's own is warned of.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 7860,
     auth: Annotated[str, typer.Option("--auth", help="USER:PASSWORD that the browser asks for.")] = "",
@@ -91,7 +92,7 @@ def view(
     """Look at the features of a run in the browser."""
     from saev_core.cli.viewer import serve
 
-    serve(run, dataset=dataset, host=host, port=port, auth=auth, debug=debug)
+    serve(run, others=others or (), dataset=dataset, host=host, port=port, auth=auth, debug=debug)
 
 
 store = typer.Typer(help="Look at an activation store, check it, or plan one.", no_args_is_help=True)
