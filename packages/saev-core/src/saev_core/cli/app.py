@@ -83,7 +83,9 @@ def index(flags: Flags) -> None:
 def view(
     run: Annotated[str, typer.Argument(help="The run folder.", metavar="RUN")],
     dataset: Annotated[str, typer.Option("--dataset", help="Where the pictures lie now, if they have moved: image-folder:FOLDER.")] = "",
-    others: Annotated[list[str] | None, typer.Option("--with", help="Another run to compare with; can be given again.", metavar="RUN")] = None,
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="Another run to compare with; can be given again.", metavar="RUN")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; any but this machine's own is warned of.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 7860,
     auth: Annotated[str, typer.Option("--auth", help="USER:PASSWORD that the browser asks for.")] = "",
