@@ -69,7 +69,7 @@ def head(view: View, feature: int) -> str:
     )
     name = table.names[feature] or '<i title="No name was sure enough.">unnamed</i>'
     name = escape(table.names[feature]) if table.names[feature] else name
-    address = f"?sae={quote(view.name)}&amp;feature={feature}"
+    address = f"?sae={quote(view.key)}&amp;feature={feature}"
     return (
         f'<div class="title"><h2>Feature {feature} <span>{name}</span></h2>'
         f'<button class="small" data-copy="{address}">Copy link</button></div>'
@@ -128,7 +128,7 @@ def _shot(view: View, index: int, over: str, value: str, *, px: int = 224, more:
     label = view.library.label(index)
     says = f"picture {index}" + (f", {label}" if label else "")
     there = view.library.dataset is not None
-    image = f'<img src="/saev/image/{index}?px={px}" loading="lazy" alt="{escape(says)}">' if there else f"<span>{escape(says)}</span>"
+    image = f'<img src="{escape(view.library.src(index, px))}" loading="lazy" alt="{escape(says)}">' if there else f"<span>{escape(says)}</span>"
     return (
         f'<figure{data}><button class="frame" data-picture="{index}" style="--r:{width / height:.3f}" title="{escape(says)}">{image}{over}'
         f"</button><figcaption><span>{escape(label) or f'picture {index}'}</span><b>{value}</b></figcaption>{more}</figure>"
@@ -174,7 +174,7 @@ def _tenths(view: View, feature: int, samples: Sequence[Sample], colours: str, e
 def _sample(view: View, feature: int, sample: Sample, colours: str, end: str, patches: bool) -> str:
     over = ""
     if patches:
-        source = f"/saev/map/{quote(view.name, safe='')}/{feature}/{sample.index}?colours={colours}&amp;end={end}"
+        source = f"/saev/map/{quote(view.key, safe='')}/{feature}/{sample.index}?colours={colours}&amp;end={end}"
         over = (
             f'<img class="heat" data-src="{source}" style="{_box(view, sample.index)}" alt="" hidden>'
             f'<i class="patch" style="{_box(view, sample.index, sample.token)}"></i>'
@@ -329,7 +329,7 @@ def line(view: View, feature: int, said: str) -> str:
     """A feature in a list: its strongest picture, its number and name, and something about it; pressing it opens it."""
     top = int(view.index.top_index[feature, 0])
     there = top >= 0 and view.library.dataset is not None
-    image = f'<img src="/saev/image/{top}?px=96" loading="lazy" alt="" width="40" height="40">' if there else "<i></i>"
+    image = f'<img src="{escape(view.library.src(top, 96))}" loading="lazy" alt="" width="40" height="40">' if there else "<i></i>"
     return f"<button data-feature={feature}>{image}<b>{feature}</b><em>{escape(view.table.title(feature))}</em><span>{said}</span></button>"
 
 
