@@ -62,8 +62,8 @@ def build(viewer: Viewer) -> None:
     def choose(name: str, index: int) -> str:
         view = viewer.view(name)
         seen = view.seen(index)
-        label = library.label(index)
-        return payload(view, seen, f"/saev/image/{index}?px=896", f"Image {index}" + (f" · {label}" if label else ""))
+        label = view.library.label(index)
+        return payload(view, seen, view.library.src(index, 896), f"Image {index}" + (f" · {label}" if label else ""))
 
     def brought(name: str, key: str) -> str:
         view, held = viewer.view(name), library.uploads[key]
