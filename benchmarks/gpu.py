@@ -116,7 +116,7 @@ def contestants(row: Row, mode: str, device: str) -> dict[str, Callable[[], Call
 
     names = [name for name in peers.available() if row.variant in peers.variants(name)]
     made: dict[str, Callable[[], Callable[[], object]]] = {AUTOGRAD: lambda: mine(False), LEAN: lambda: mine(True)}
-    return made | {name: lambda name=name: theirs(name) for name in names}  # type: ignore[misc]
+    return made | {name: lambda name=name: theirs(name) for name in names}
 
 
 def clock(step: Callable[[], object], device: str) -> float:
@@ -125,7 +125,8 @@ def clock(step: Callable[[], object], device: str) -> float:
         began = time.perf_counter()
         step()
         return (time.perf_counter() - began) * 1e3
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
     step()

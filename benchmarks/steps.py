@@ -45,7 +45,7 @@ KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_T
 LOOP = "trainer's loop"
 
 
-def measure(row: Row, rounds: int) -> dict[str, list[float]]:
+def measure(row: Row, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Milliseconds of each round, by who."""
     x = vectors(row.size)
 
@@ -60,7 +60,7 @@ def measure(row: Row, rounds: int) -> dict[str, list[float]]:
     for _ in range(2):  # the first makes buffers, the second finds its guesses
         for call in work.values():
             call()
-    rates = interleave(work, rounds)
+    rates = interleave(work, rounds, clock=clock)
     return {who: [1e3 / rate for rate in each] for who, each in rates.items()}
 
 
@@ -188,6 +188,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="ROW", help="topk batchtopk relu relu-sparse auxk four loop")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: holds on a machine that is busy")
     parser.add_argument("--quick", action="store_true", help="one round, no memory, no loop")
     parser.add_argument("--check", action="store_true", help="whether everything runs, at a small size; times mean nothing")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
@@ -199,7 +200,7 @@ def main() -> None:
     if options.malloc == "kept" and os.environ.get("MALLOC_MMAP_MAX_") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
     warnings.simplefilter("ignore")  # of other libraries' own code
-    threads = 1 if options.check else options.threads
+    threads = 1 if options.check or options.cpu_time else options.threads
     torch.set_num_threads(threads)
     table = rows(SMALL, SMALL) if options.check else rows(FULL, MANY)
     if options.memory:
@@ -212,12 +213,15 @@ def main() -> None:
     system = {
         "torch": torch.__version__,
         "threads": threads,
+        "clock": "processor" if options.cpu_time else "wall",
         "cpu": platform.processor() or platform.machine(),
         "allocator": "C library, keeping all (MALLOC_MMAP_MAX_=0)" if options.malloc == "kept" else "C library's default",
         "peers": {name: peers.version(name) for name in here},
         "rounds": rounds,
     }
-    print(f"torch {system['torch']}, {threads} thread(s), allocator: {system['allocator']}; best of {rounds} rounds")
+    print(
+        f"torch {system['torch']}, {threads} thread(s), allocator: {system['allocator']}; best of {rounds} rounds, {system['clock']} time"
+    )
     if not here:
         print("No other library is installed here: make bench-setup installs them, .venv-peers/bin/python runs this with them.")
     memory = {} if options.quick else peaks(options.check)
@@ -225,7 +229,7 @@ def main() -> None:
     times: dict[str, dict[str, list[float]]] = {}
     for name, row in table.items():
         if name in chosen:
-            times[name] = measure(row, rounds)
+            times[name] = measure(row, rounds, time.process_time if options.cpu_time else time.perf_counter)
             show(row, times[name], memory.get(name, {}))
             told += lines(name, row, times[name], memory.get(name, {}))
             gc.collect()

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOMS = {
     "saev": "original",
@@ -59,7 +59,8 @@ class Peer(ABC):
     note: str
     """Which of its recommended settings are in use."""
 
-    model: nn.Module
+    model: Any
+    """The library's own module."""
 
     @abstractmethod
     def step(self, x: Float[Tensor, "n d_in"]) -> None:

@@ -65,7 +65,8 @@ class Adapter(Peer):
 
     @property
     def bias(self) -> Tensor:
-        return self.model.encoder.bias.data
+        found: Tensor = self.model.encoder.bias.data
+        return found
 
     @torch.no_grad()
     def silence(self, n: int) -> None:

@@ -65,7 +65,8 @@ class Original(Peer):
 
     @property
     def bias(self) -> Tensor:
-        return self.model.b_enc.data
+        found: Tensor = self.model.b_enc.data
+        return found
 
 
 def step_all(peers: Sequence[Original], x: Tensor) -> None:
@@ -73,7 +74,7 @@ def step_all(peers: Sequence[Original], x: Tensor) -> None:
     for peer in peers:
         peer.model.normalize_w_dec()
     for loss in [peer.forward(x) for peer in peers]:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     for peer in peers:
         peer.finish()
 
@@ -135,7 +136,7 @@ class _Sample:
         return math.ceil(self.n_samples / self.batch_size)
 
     def __iter__(self) -> Any:
-        return ({"act": each} for each in self.x.cpu().split(self.batch_size))
+        return ({"act": each} for each in torch.split(self.x.cpu(), self.batch_size))
 
 
 class Head(Original):

@@ -72,4 +72,5 @@ class Adapter(Peer):
 
     @property
     def bias(self) -> Tensor:
-        return self.model.encoder.final_block[0].bias.data
+        found: Tensor = self.model.encoder.final_block[0].bias.data
+        return found

@@ -62,18 +62,22 @@ class Adapter(Peer):
     def encode(self, x: Tensor) -> Tensor:
         self.model.eval()
         if not isinstance(self.model, BatchTopKTrainingSAE):
-            return self.model.encode(x)
+            plain: Tensor = self.model.encode(x)
+            return plain
         # Saved and used as a JumpReLU at the running threshold; the trained form would look at the whole batch.
         _, pre = self.model.encode_with_hidden_pre(x)
-        return pre.relu() * (pre > self.model.topk_threshold)
+        jumping: Tensor = pre.relu() * (pre > self.model.topk_threshold)
+        return jumping
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self.model.decode(self.encode(x))
+        made: Tensor = self.model.decode(self.encode(x))
+        return made
 
     @property
     def bias(self) -> Tensor:
-        return self.model.b_enc.data
+        found: Tensor = self.model.b_enc.data
+        return found
 
     @torch.no_grad()
     def silence(self, n: int) -> None:

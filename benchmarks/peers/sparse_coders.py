@@ -38,7 +38,8 @@ class Adapter(Peer):
         if optimizer == "adam":
             rate = 2e-4 / scale if work.lr is None else work.lr
             self.optimizer: Any = torch.optim.Adam(self.model.parameters(), lr=rate)
-            self.schedule = get_linear_schedule_with_warmup(self.optimizer, min(1000, work.n_steps // 10), work.n_steps)
+            warm: Any = get_linear_schedule_with_warmup
+            self.schedule = warm(self.optimizer, min(1000, work.n_steps // 10), work.n_steps)
         else:
             rate = 5e-3 / scale if work.lr is None else work.lr
             self.optimizer = ScheduleFreeWrapper(SignSGD(self.model.parameters(), lr=rate), momentum=0.95)
@@ -80,7 +81,8 @@ class Adapter(Peer):
     def encode(self, x: Tensor) -> Tensor:
         with self._averaged():
             value, index, _ = self.model.encode(x)
-        return value.new_zeros(len(x), self.model.num_latents).scatter_(1, index, value)
+        dense: Tensor = value.new_zeros(len(x), self.model.num_latents).scatter_(1, index, value)
+        return dense
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -91,7 +93,8 @@ class Adapter(Peer):
 
     @property
     def bias(self) -> Tensor:
-        return self.model.encoder.bias.data
+        found: Tensor = self.model.encoder.bias.data
+        return found
 
     @torch.no_grad()
     def silence(self, n: int) -> None:
