@@ -32,9 +32,9 @@ from saev_core.codes import Codes
 from saev_core.config import EvaluateConfig, PluginRef, ReadConfig, RecordConfig, SAEConfig, TrainConfig
 from saev_core.dataset import load_dataset
 from saev_core.evaluate import Tally
+from saev_core.identity import dataset_ref, model_ref
 from saev_core.model import load_model
 from saev_core.norm import Norm
-from saev_core.pipeline import dataset_ref, model_ref
 from saev_core.record import record
 from saev_core.recovery import recover
 from saev_core.sae import SAE, make_sae
