@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 TABS = ("overview", "features", "image", "compare")
 """Our own tabs, modules of `saev_viz.tabs` with a `TITLE` and a `build(viewer)`."""
+SHEETS = ("viewer.css", "overview.css", "compare.css")
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 
@@ -191,7 +192,7 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
         ssr_mode=False,
         max_file_size="50mb",
         theme=gr.themes.Base(font=FONT, font_mono=MONO),
-        css=(here / "viewer.css").read_text(encoding="utf-8"),
+        css="".join((here / sheet).read_text(encoding="utf-8") for sheet in SHEETS),
         head=f"<script>{(here / 'viewer.js').read_text(encoding='utf-8')}</script>",
     )
     # A mounted application never counts as launched; until it does, gradio takes any path that a call names for an upload,

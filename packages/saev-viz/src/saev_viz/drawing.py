@@ -35,6 +35,8 @@ class Mark:
     faint: bool = False
     hollow: bool = False
     title: str = ""
+    key: str = ""
+    """What it stands for, in a page's `data-sae`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Drawing:
             classes = "mark" + " hollow" * mark.hollow + " faint" * mark.faint
             look = f'class="{classes}" stroke="{colour}"' + ("" if mark.hollow else f' fill="{colour}"')
             d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline(mark)) + "z"
-            out.append(f'<path {look} d="{d}"><title>{escape(mark.title)}</title></path>')
+            key = f' data-sae="{escape(mark.key)}"' if mark.key else ""
+            out.append(f'<path {look}{key} d="{d}"><title>{escape(mark.title)}</title></path>')
         for word in self.words:
             out.append(
                 f'<text class="{word.style}" x="{word.x:.1f}" y="{word.y:.1f}" text-anchor="{word.anchor}">{escape(word.text)}</text>'

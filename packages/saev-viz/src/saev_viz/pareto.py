@@ -136,7 +136,7 @@ def chart(ranked: Mapping[str, Any], width: float, height: float, *, by_number: 
         x, y = at[p["name"]]
         title = f"{p['name']}: L0 {number(p['l0'])}, NMSE {p['nmse']:.4f}, dead {percent(p['dead'])}"
         kind, shown = variants.index(p["variant"]), p["on_front"] or p["best"]
-        drawing.marks.append(Mark(x, y, kind, 6.5 if p["best"] else 5.2, not shown, p["consensus"], title))
+        drawing.marks.append(Mark(x, y, kind, 6.5 if p["best"] else 5.2, not shown, p["consensus"], title, p["name"]))
     _name(drawing, area, points, at, by_number, bound)
     return drawing
 
