@@ -102,7 +102,8 @@ def build(library: Library) -> gr.Blocks:
             sae = gr.Dropdown(library.names, value=library.first, label="SAE", elem_id="saev-sae", visible=len(library.names) > 1)
         for i, warning in enumerate(filter(None, (library.no_pictures, library.lost))):
             gr.HTML(f'<p class="warn" role="alert">{escape(warning)}</p>', elem_id=f"saev-warning-{i}")
-        feature = gr.Number(0, precision=0, minimum=0, label="Feature", elem_id="saev-feature", visible="hidden")
+        # -1: none yet, so that opening feature 0 is a change too.
+        feature = gr.Number(-1, precision=0, minimum=-1, label="Feature", elem_id="saev-feature", visible="hidden")
         picture = gr.Number(0, precision=0, minimum=-1, label="Picture", elem_id="saev-picture", visible="hidden")
         upload = gr.Textbox("", label="Upload", elem_id="saev-uploaded", visible="hidden")
         box = gr.JSON(None, visible=False)
@@ -124,14 +125,14 @@ def build(library: Library) -> gr.Blocks:
                 name = library.first
             text, image = asked.get("feature", ""), asked.get("image", "")
             number = int(text) if text.isdecimal() else library[name].start
-            if number >= library[name].index.d_sae:
-                gr.Warning(f"Feature {number}: this SAE has features 0 to {library[name].index.d_sae - 1}.")
+            if number >= library[name].index.d_sae or (text and not text.isdecimal()):
+                gr.Warning(f"There is no feature {text!r}: this SAE has features 0 to {library[name].index.d_sae - 1}.")
                 number = library[name].start
             shown = int(image) if image.isdecimal() else 0
             where = "features" if text else "image" if image else "overview"
             return gr.Dropdown(value=name), number, shown, gr.Tabs(selected=asked.get("tab", where))
 
-        blocks.load(told(opened), None, [sae, feature, picture, tabs], queue=False)
+        blocks.load(told(opened), None, [sae, feature, picture, tabs])  # through the queue: a warning passes no other way
         feature.change(None, [feature, sae], None, js="(feature, sae) => saevLink(feature, sae)")
     return blocks
 

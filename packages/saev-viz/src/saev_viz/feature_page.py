@@ -60,15 +60,14 @@ def head(view: View, feature: int) -> str:
             f"(F1 {f1:.2f})</span>"
         )
     if not table.names[feature] and feature not in table.truth and (label := table.label(int(table.common[feature]))):
-        told.append(f"most of its top pictures are labelled <b>{escape(label)}</b>")
+        told.append(f"at least half of its top pictures are labelled <b>{escape(label)}</b>")
     facts = "".join(
         f'<div title="{escape(column.help)}" tabindex="0"><dt>{escape(column.title)}</dt>'
         f"<dd>{shown(key, float(column.values[feature]))}</dd></div>"
         for key, column in table.columns.items()
         if key != "name_score"
     )
-    name = table.names[feature] or '<i title="No name was sure enough.">unnamed</i>'
-    name = escape(table.names[feature]) if table.names[feature] else name
+    name = escape(table.names[feature]) or '<i title="No name was sure enough, or none were proposed.">unnamed</i>'
     address = f"?sae={quote(view.key)}&amp;feature={feature}"
     return (
         f'<div class="title"><h2>Feature {feature} <span>{name}</span></h2>'
@@ -93,8 +92,9 @@ def page(view: View, feature: int, colours: str = "inferno", end: str = "percent
         )
     samples = view.index.samples(feature)
     note = f'<p class="empty">{escape(view.library.no_pictures)}</p>' if view.library.no_pictures else ""
-    cards = (_values(view, feature, end), _place(view, feature), _labels(view, feature), _together(view, feature), _nearest(view, feature))
-    return f"{note}{strongest(view, feature, colours, end)}<div class=cards>{''.join(cards)}</div>{_tenths(view, feature, samples, colours, end)}"
+    cards = (_values(view, feature), _labels(view, feature), _place(view, feature), _together(view, feature), _nearest(view, feature))
+    below = f"<div class=cards>{''.join(cards)}</div>{_tenths(view, feature, samples, colours, end)}"
+    return f"{note}{strongest(view, feature, colours, end)}{below}"
 
 
 def strongest(view: View, feature: int, colours: str = "inferno", end: str = "percentile", n: int | None = None) -> str:
@@ -128,7 +128,11 @@ def _shot(view: View, index: int, over: str, value: str, *, px: int = 224, more:
     label = view.library.label(index)
     says = f"picture {index}" + (f", {label}" if label else "")
     there = view.library.dataset is not None
-    image = f'<img src="{escape(view.library.src(index, px))}" loading="lazy" alt="{escape(says)}">' if there else f"<span>{escape(says)}</span>"
+    image = (
+        f'<img src="{escape(view.library.src(index, px))}" loading="lazy" alt="{escape(says)}">'
+        if there
+        else f"<span>{escape(says)}</span>"
+    )
     return (
         f'<figure{data}><button class="frame" data-picture="{index}" style="--r:{width / height:.3f}" title="{escape(says)}">{image}{over}'
         f"</button><figcaption><span>{escape(label) or f'picture {index}'}</span><b>{value}</b></figcaption>{more}</figure>"
@@ -160,14 +164,14 @@ def _tenths(view: View, feature: int, samples: Sequence[Sample], colours: str, e
         low, high = f"{100 * part // n_rows}", f"{100 * (part + 1) // n_rows}"
         span = number(some[0].value) if some[0].value == some[-1].value else f"{number(some[0].value)} to {number(some[-1].value)}"
         shots = "".join(_sample(view, feature, sample, colours, end, patches) for sample in reversed(some))
-        rows.append(f'<div class="tenth"><p><b>{low} to {high} %</b><span>{span}</span></p><div class="shots">{shots}</div></div>')
+        rows.append(f'<div class="tenth"><p><b>{low}–{high} %</b><span>{span}</span></p><div class="shots">{shots}</div></div>')
     n_firing = round(float(view.index.image_frequency[feature]) * view.index.n_images)
     drawn = "all of them" if len(samples) >= n_firing else f"{len(samples)} of them, drawn at random"
     mark = " The square marks the patch with the largest value." if patches else ""
     button = '<button class="small" data-heats aria-pressed="false">Show heat maps</button>' if patches else ""
     return (
-        f'{title}<p class="hint">{n_firing:,} pictures fire this feature; here are {drawn}, in rows of equal size from the strongest to the '
-        f"weakest, so that you see what its weak values mean.{mark} {button}</p><div class=tenths>{''.join(rows)}</div>"
+        f'{title}<p class="hint">{n_firing:,} pictures fire this feature; here are {drawn}, in rows of equal size from the strongest '
+        f"to the weakest, so that you see what its weak values mean.{mark} {button}</p><div class=tenths>{''.join(rows)}</div>"
     )
 
 
@@ -179,7 +183,7 @@ def _sample(view: View, feature: int, sample: Sample, colours: str, end: str, pa
             f'<img class="heat" data-src="{source}" style="{_box(view, sample.index)}" alt="" hidden>'
             f'<i class="patch" style="{_box(view, sample.index, sample.token)}"></i>'
         )
-    beside = "".join(f"<button data-feature={other} title='{_says(view, other)}'>{other}</button>" for other in sample.beside[:4])
+    beside = "".join(f"<button data-feature={other} title='{_says(view, other)}'>{other}</button>" for other in sample.beside[:3])
     more = f'<p class="beside" title="The strongest other features on this patch">with {beside}</p>' if beside else ""
     return _shot(view, sample.index, over, number(sample.value), px=160, more=more)
 
@@ -202,7 +206,7 @@ def _says(view: View, feature: int) -> str:
     return escape(f"feature {feature}" + (f", {name}" if name else ""))
 
 
-def _values(view: View, feature: int, end: str) -> str:
+def _values(view: View, feature: int) -> str:
     level = float(view.index.attributes["percentile"])
     mark = float(view.index.percentile(level)[feature])
     chart = value_chart(view.index.values(feature), view.index.histogram_edges, mark, f"{level:g}th percentile: {number(mark)}")
@@ -227,10 +231,8 @@ def value_chart(counts: Int[np.ndarray, " n_bins"], edges: Float[np.ndarray, " n
     bins = range(first, last + 1)
     ticks = [i for i in bins if math.frexp(float(edges[i]))[0] == 0.5] or [first, last]  # powers of two
     ticks = ticks[:: max(1, -(-len(ticks) // 6))]
-    axis = "".join(
-        f'<text x="{min(max((i - first) * step, 10), width - 12):.1f}" y="{height - 4}" text-anchor="middle">{number(float(edges[i]))}</text>'
-        for i in ticks
-    )
+    places = [(min(max((i - first) * step, 10), width - 12), number(float(edges[i]))) for i in ticks]
+    axis = "".join(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="middle">{text}</text>' for x, text in places)
     at = float(np.interp(mark, edges[first : last + 1], np.arange(last - first + 1))) * step
     anchor = "end" if at > width / 2 else "start"
     return (

@@ -1,8 +1,43 @@
-// Keys, the address of what is shown, links to copy, and heat maps that come when they are asked for.
+// What went wrong, keys, the address of what is shown, links to copy, and heat maps that come when they are asked for.
 let saevShown = -1;
 
+// Gradio shows no errors of calls that pass by its queue, as ours do: they are told here.
+function saevTell(text) {
+  let wall = document.getElementById("saev-told");
+  if (!wall) {
+    wall = document.createElement("div");
+    wall.id = "saev-told";
+    wall.setAttribute("role", "alert");
+    document.body.append(wall);
+  }
+  if ([...wall.children].some((one) => one.firstChild.textContent === text)) return;
+  const said = document.createElement("div"), close = document.createElement("button");
+  said.append(text, close);
+  close.textContent = "✕";
+  close.setAttribute("aria-label", "close this message");
+  close.addEventListener("click", () => said.remove());
+  wall.append(said);
+  setTimeout(() => said.remove(), 12000);
+}
+const saevFetch = window.fetch;
+window.fetch = async (...request) => {
+  const ours = String(request[0].url || request[0]).includes("/gradio_api/run/");
+  let answer;
+  try {
+    answer = await saevFetch(...request);
+  } catch (error) {
+    if (ours) saevTell("The viewer does not answer; is saev view still running?");
+    throw error;
+  }
+  if (ours && !answer.ok) {
+    answer.clone().json().then((said) => saevTell(said.error || said.detail || `The viewer failed (${answer.status}).`),
+      () => saevTell(`The viewer failed (${answer.status}).`));
+  }
+  return answer;
+};
+
 function saevLink(feature, sae) {
-  if (feature === null || feature === undefined) return [];
+  if (feature === null || feature === undefined || feature < 0) return [];
   const address = new URL(location.href);
   address.searchParams.set("sae", sae);
   address.searchParams.set("feature", feature);
