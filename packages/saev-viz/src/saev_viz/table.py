@@ -23,6 +23,7 @@ GOES_WITH = 0.2
 _BLOCK = 2048
 """Features whose purity is counted at once: bounds the memory."""
 _WORD = re.compile(r'(?:\w+:)?"[^"]*"?|\S+')
+_HALF_TYPED = re.compile(r"#|\w+[<>]=?[-+]?\.?|(?:name|label|note):|\"+")
 _COMPARISON = re.compile(r"(\w+)(<=|>=|<|>)([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(%?)")
 
 
@@ -243,6 +244,8 @@ class FeatureTable:
                 name, sign, number, percent = comparison.groups()
                 values, bound = self.columns[self._column(name)].values, float(number) / (100 if percent else 1)
                 keep &= {"<": values < bound, "<=": values <= bound, ">": values > bound, ">=": values >= bound}[sign]
+            elif _HALF_TYPED.fullmatch(word):
+                continue  # the number is still to come
             elif re.fullmatch(r"#?\d+", word):
                 keep &= np.arange(len(self)) == int(word.lstrip("#"))
             else:
