@@ -99,7 +99,9 @@ class Library:
 
     @cached_property
     def first(self) -> str:
-        """The SAE that is shown first: of several the one with the least held-out error."""
+        """The SAE that is shown first: the sweep's best, or of those that are indexed the one with the least held-out error."""
+        if self.run.best in self.own:
+            return str(self.run.best)
         return min(self.own, key=lambda name: float(card_of(self.run, name).get("nmse", np.inf)))
 
     @cached_property
