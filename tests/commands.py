@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +15,7 @@ UV = Path(sys.executable).with_name("uv")
 Done = subprocess.CompletedProcess[str]
 Saev = Callable[..., Done]
 BuildWheel = Callable[..., Path]
+Serving = Callable[..., AbstractContextManager[str]]
 
 
 def saev(*args: object, path: Path | None = None, cwd: Path | None = None, timeout: float = 240, **env: str) -> Done:

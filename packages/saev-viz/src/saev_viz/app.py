@@ -8,6 +8,7 @@ page can reach no other host, no file, and only the routes of `server.SERVED`.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import functools
 import importlib
@@ -22,10 +23,11 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import gradio as gr
 import uvicorn
+from fastapi import FastAPI
 
 from saev_core.errors import RunError, SaevError, UsageError
 from saev_core.hooks import Observers
@@ -177,9 +179,23 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
         auth: `user:password`; empty: no login.
         local: answer only to names of this machine.
     """
-    here = files("saev_viz")
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # a plugin's tab may make blocks of its own
+
+    async def mounted() -> FastAPI:
+        return _mounted(library)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        app = asyncio.run(mounted())  # without a running loop gradio opens some that nobody closes
+    else:
+        app = _mounted(library)
+    return Guard(app, auth, files=private_folder(), local=local)
+
+
+def _mounted(library: Library) -> FastAPI:
+    here = files("saev_viz")
     blocks = build(library)
     app = gr.mount_gradio_app(
         make_app(library),
@@ -189,7 +205,7 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
         run_history=False,
         enable_monitoring=False,
         allowed_paths=[],
-        blocked_paths=[str(library.run.path.resolve())],
+        blocked_paths=[str(one.run.path.resolve()) for one in (library, *library.others)],
         ssr_mode=False,
         max_file_size="50mb",
         theme=gr.themes.Base(font=FONT, font_mono=MONO),
@@ -199,7 +215,7 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
     # A mounted application never counts as launched; until it does, gradio takes any path that a call names for an upload,
     # copies it, and serves uploaded SVG as it would its own.
     blocks.has_launched = blocks.is_running = True
-    return Guard(app, auth, files=private_folder(), local=local)
+    return cast(FastAPI, app)
 
 
 def warm(library: Library) -> None:

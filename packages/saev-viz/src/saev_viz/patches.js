@@ -18,7 +18,7 @@ function read() {
   if (!(feature in data.place)) feature = -1;
   const frame = find(".seen"), grid = find(".grid");
   frame.style.aspectRatio = `${data.size[0]}/${data.size[1]}`;
-  frame.style.maxWidth = `min(100%, calc(72vh * ${data.size[0] / data.size[1]}))`;
+  frame.style.width = `calc(72vh * ${data.size[0] / data.size[1]})`;
   find("img").src = data.src;
   find("img").alt = find(".caption").textContent = data.caption;
   for (const layer of [grid, find("canvas")]) ["left", "top", "width", "height"].forEach((side, i) => { layer.style[side] = `${data.box[i]}%`; });

@@ -35,8 +35,7 @@ SERVED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(/\d+)?)/?"
     r"|/(assets|static|svelte)/[\w./@ -]+"
     rf"|{_API}/(theme\.css|info|startup-events|heartbeat/\w+|upload|upload_progress|reset|cancel|queue/(join|data)|component_server)/?"
-    rf"|{_API}/(run|call|api)/\w+(/\w+)?/?|{_API}/stream/\w+(/\w+)*(\.\w+)?"
-    rf"|{PREFIX}/image/\d+|{PREFIX}/map/[^/]+/\d+/\d+|{PREFIX}/upload|{PREFIX}/upload/[\w-]+"
+    rf"|{_API}/(run/\w+/?|stream/[\w./-]+)|{PREFIX}/[\w.~%-]+(/[\w.~%-]+)*"
 )
 """Every route that a page asks for. What is not here is not served, whatever gradio would do with it: its proxy, its
 monitoring, its editor, its history."""

@@ -82,4 +82,5 @@ class Uploads:
 
 def refusal(error: BadImageError) -> str:
     """Why a picture was refused, for the person who brought it."""
-    return f"{error.path} cannot be shown: {error.why}. Choose a picture file, such as a JPEG or PNG."
+    why = "it has too many pixels" if "MAX_IMAGE_PIXELS" in error.why or "DecompressionBomb" in error.why else error.why
+    return f"{error.path} cannot be shown: {why}. Choose a picture file, such as a JPEG or PNG."

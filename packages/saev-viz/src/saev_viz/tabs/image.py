@@ -42,7 +42,7 @@ def build(viewer: Viewer) -> None:
     library = viewer.library
     labels = _labels(library)
     with gr.Row(elem_id="saev-image-choose"):
-        number = gr.Number(0, precision=0, label=f"Image number (0 to {library.n_images - 1})", elem_id="saev-image-number", min_width=150)
+        number = gr.Number(0, precision=0, label=f"Image (0–{library.n_images - 1})", elem_id="saev-image-number", min_width=150)
         among = gr.Dropdown(
             [("any", -1), *labels],
             value=-1,

@@ -1,0 +1,93 @@
+"""What the viewer's tests share: a small real run on a folder of pictures, a server on it, and a browser."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Serving
+from PIL import Image
+
+from saev_core.cli import main
+from saev_core.run import Run
+
+SHAPES = [(300, 200), (200, 300), (240, 240), (320, 180)]
+N_IMAGES = 24
+SMALL = ["train.n_tokens=3000", "train.n_init=256", "train.batch_size=128", "sae.options.d_sae=48", "sae.options.k=4"]
+
+
+def paint(folder: Path, n: int = N_IMAGES) -> None:
+    """Pictures of several shapes in two classes: `dots` and `stripes`."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        width, height = SHAPES[i % len(SHAPES)]
+        y, x = np.mgrid[:height, :width]
+        period = int(rng.integers(12, 40))
+        on = (x // period) % 2 if i % 2 else ((x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < (period / 4) ** 2)
+        pixels = np.where(on[..., None], rng.integers(120, 255, 3), rng.integers(0, 100, 3)).astype(np.uint8)
+        (folder / ("stripes" if i % 2 else "dots")).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / ("stripes" if i % 2 else "dots") / f"{i:02}.png")
+
+
+@pytest.fixture(scope="session")
+def run_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the shipped model on painted pictures with labels, made by the real commands. Read only: copy it to change it."""
+    folder = tmp_path_factory.mktemp("viewer")
+    paint(folder / "pictures")
+    command = ["run", "--out", str(folder / "run"), "--model", "tiny", "--dataset", f"image-folder:{folder / 'pictures'}"]
+    assert main([*command, "--set", *SMALL]) == 0
+    return Run.open(folder / "run")
+
+
+@pytest.fixture
+def copied(run_of_pictures: Run, tmp_path: Path) -> Run:
+    """A copy of the run, to change."""
+    shutil.copytree(run_of_pictures.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def serving() -> Serving:
+    """`with serving(application) as address:` serves an ASGI application on a free port of this machine."""
+
+    @contextmanager
+    def served(app: Any) -> Iterator[str]:
+        import uvicorn
+
+        taken = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            taken.close()
+
+    return served
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-background-networking"])
+        yield opened
+        opened.close()
