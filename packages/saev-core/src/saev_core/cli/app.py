@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from saev_core.cli.options import Flags, takes
+from saev_core.errors import UsageError
 
 app = typer.Typer(
     name="saev",
@@ -20,7 +21,7 @@ app = typer.Typer(
 _RECORD = ("--model", "--dataset", "--layers", "--stream", "--n-images", "--dtype", "--on-bad-image")
 _TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "--n-tokens", "--lr", "--seed", "--live")
 _SWEEP = ("--sweep", "--dry-run", "--yes")
-_INDEX = ("--top-k", "--n-features", "--include")
+_INDEX = ("--top-k", "--names", "--n-features", "--include")
 _WHERE = ("--out", "--store", "--config", "--set", "--device")
 _RUN = "The run folder (as --out)."
 _Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -70,7 +71,7 @@ def evaluate(flags: Flags) -> None:
 @app.command()
 @takes("--only", *_INDEX, *_WHERE, run=_RUN)
 def index(flags: Flags) -> None:
-    """Find each feature's top images and statistics, and write the report.
+    """Find each feature's top images and statistics, propose names, and write the report.
 
     Of more than four SAEs only the best is indexed, and those that --only names.
     """
@@ -89,11 +90,27 @@ def view(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; any but this machine's own is warned of.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 7860,
     auth: Annotated[str, typer.Option("--auth", help="USER:PASSWORD that the browser asks for.")] = "",
+    export: Annotated[
+        str,
+        typer.Option("--export", help="Serve nothing: write a gallery of features into this folder.", metavar="FOLDER"),
+    ] = "",
+    features: Annotated[
+        str, typer.Option("--features", help="What to export: 1,2,30-34; by default the report's choice.", metavar="NUMBERS")
+    ] = "",
+    query: Annotated[str, typer.Option("--query", help="What to export, as the viewer's search takes it: 'wing frequency<1%'.")] = "",
+    n: Annotated[int | None, typer.Option("--n", help="How many to export at most; by default report.n_features.")] = None,
+    sae: Annotated[str, typer.Option("--sae", help="Which SAE to export; by default the one the viewer shows first.")] = "",
     debug: _Debug = False,
 ) -> None:
     """Look at the features of a run in the browser."""
-    from saev_core.cli.viewer import serve
+    from saev_core.cli.viewer import export_gallery, serve
 
+    if export:
+        export_gallery(run, export, features=features, query=query, n=n, sae=sae, dataset=dataset, debug=debug)
+        return
+    for option, value in (("--features", features), ("--query", query), ("--n", n), ("--sae", sae)):
+        if value not in ("", None):
+            raise UsageError(f"{option} says what is exported: add --export FOLDER.")
     serve(run, others=others or (), dataset=dataset, host=host, port=port, auth=auth, debug=debug)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from saev_core.cli.screen import Screen
-from saev_core.errors import PluginError
+from saev_core.errors import PluginError, UsageError
 from saev_core.plugins import find, installed
 from saev_core.run import Run
+
+MOST = 100_000
+"""Features that one range of --features may name."""
 
 
 def serve(path: str, *, others: Sequence[str] = (), dataset: str, host: str, port: int, auth: str, debug: bool) -> None:
@@ -22,3 +26,39 @@ def serve(path: str, *, others: Sequence[str] = (), dataset: str, host: str, por
     if "app" not in {plugin.name for plugin in installed("viewer")}:
         raise PluginError("no viewer is installed; pip install saev-viz.")
     find("viewer", "app").load()(run, others=beside, host=host, port=port, auth=auth, dataset=dataset, say=screen.say)
+
+
+def export_gallery(path: str, folder: str, *, features: str, query: str, n: int | None, sae: str, dataset: str, debug: bool) -> None:
+    """Write a gallery of features into a folder.
+
+    Args:
+        features: such as `1,2,30-34`.
+
+    Raises:
+        PluginError: no viewer is installed.
+        UsageError: `features` is something else.
+        RunError: it is not a run, nothing is indexed yet, nothing is chosen, or the folder holds something else.
+    """
+    screen = Screen(as_json=False, debug=debug)
+    run = Run.open(path)
+    if "gallery" not in {plugin.name for plugin in installed("viewer")}:
+        raise PluginError("no viewer is installed; pip install saev-viz.")
+    write = find("viewer", "gallery").load()
+    write(run, folder, features=numbers(features), query=query, n=n, sae=sae, dataset=dataset, say=screen.say, track=screen.track)
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2,30-34` as numbers; none of an empty text.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    found: list[int] = []
+    for piece in text.replace(" ", "").split(",") if text.strip() else ():
+        if not (ends := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", piece)):
+            raise UsageError(f"--features takes numbers such as 1,2,30-34, not {piece!r}.")
+        low, high = int(ends[1]), int(ends[2] or ends[1])
+        if not low <= high < low + MOST:
+            raise UsageError(f"--features {piece}: from the lower to the higher number, at most {MOST:,} of them.")
+        found += range(low, high + 1)
+    return found

@@ -1,0 +1,194 @@
+"""`export`: a gallery of chosen features as a folder of plain files, for papers and collaborators. It needs no server.
+
+<folder>/index.html             all features, with search, filter and sort
+<folder>/features/<n>.html      one feature each
+<folder>/pictures/<image>.jpg   thumbnails, each image once
+<folder>/maps/*.png             heat maps, a pixel a patch
+<folder>/gallery.css, .js       what the pages look like and how they are searched
+<folder>/gallery.json           what was exported from which run; by it the folder is known as ours
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from saev_core.config import ReportConfig
+from saev_core.errors import RunError, SaevError
+from saev_core.progress import Track, silent
+from saev_core.run import Run
+from saev_viz.export_pages import card, feature_page, index_page, note_of
+from saev_viz.feature_page import head, heat, page
+from saev_viz.gallery import choose
+from saev_viz.library import Library, View
+from saev_viz.still import Still
+from saev_viz.table import Query
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the folder's layout."""
+PICTURE_PX = 224
+"""Longer side of the thumbnails."""
+_OURS = re.compile(r"index\.html|gallery\.(css|js|json)|features/\d+\.html|pictures/\d+\.jpg|maps/[0-9a-f-]+\.png")
+
+
+class _Chosen(View):
+    """A view whose nearest features are sought among the exported ones."""
+
+    among: Sequence[int] = ()
+
+    def nearest(self, feature: int, n: int = 8) -> list[tuple[int, float]]:
+        others = np.array([other for other in self.among if other != feature and self.table.alive[other]], int)
+        cosine = self._directions[others] @ self._directions[feature]
+        return [(int(others[i]), float(cosine[i])) for i in np.argsort(-cosine, kind="stable")[:n]]
+
+
+def export(
+    run: Run,
+    folder: str | Path,
+    *,
+    features: Sequence[int] = (),
+    query: str = "",
+    n: int | None = None,
+    sae: str = "",
+    dataset: str = "",
+    say: Callable[[str], None] = log.info,
+    track: Track = silent,
+) -> Path:
+    """Write a gallery into `folder`, whole or not at all; an earlier gallery there is replaced. Returns its first page.
+
+    Args:
+        features: which features, in this order; with none and no query those that the report would choose.
+        query: what the viewer's search takes; the strongest that match.
+        n: how many at most; by default the report's `n_features`.
+        sae: which SAE; by default the one that the viewer shows first.
+        dataset: where the pictures lie now, as `--dataset` takes it.
+
+    Raises:
+        RunError: nothing is indexed, there is no such feature, nothing matches, or the folder holds something else.
+    """
+    folder = Path(folder).resolve()
+    _refuse_foreign(folder)
+    library = Library(run, dataset)
+    view = _Chosen(library, sae or library.first) if not sae or sae in library.own else None
+    if view is None:
+        raise RunError(f"{run.path} has no indexed SAE {sae!r}; it has {', '.join(library.own)}.")
+    view.among = selection(view, features, query, n)
+    part, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        n_pictures = _write(view, part, track)
+        size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{folder}: the gallery cannot be written ({error.strerror or error}); choose another folder.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    if library.no_pictures:
+        say(library.no_pictures)
+    say(f"{len(view.among)} features with {n_pictures} pictures, {size / 1e6:.1f} MB: {folder / 'index.html'}")
+    return folder / "index.html"
+
+
+def selection(view: View, features: Sequence[int] = (), query: str = "", n: int | None = None) -> list[int]:
+    """The features that are exported, see `export`.
+
+    Raises:
+        RunError: there is no such feature, nothing matches, or both features and a query are given.
+    """
+    cfg: ReportConfig = view.library.run.config.report
+    most = cfg.n_features if n is None else n
+    if most < 1:
+        raise RunError(f"a gallery of {most} features is none; give --n 1 or more.")
+    if features:
+        if query:
+            raise RunError("give --features or --query, not both.")
+        return view.index.select((1, 0), include=list(dict.fromkeys(features)))  # an empty range: the included alone, checked
+    if query:
+        try:
+            found = view.table.find(Query(query), view.notes.all())[:most]
+        except ValueError as error:
+            raise RunError(str(error)) from None
+        if not len(found):
+            raise RunError(f"no feature matches {query!r}; look for other words, or try it in the viewer first.")
+        return [int(feature) for feature in found]
+    cfg = cfg.model_copy(update={"n_features": most})
+    telling = [int(feature) for feature in view.table.truth][: most // 2]
+    return choose(view.index, view._directions, cfg, first=telling, labels=view.library.labels)[: max(most, len(cfg.include))]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder in which anything lies that no export wrote."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose a folder.")
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    if not there:
+        return
+    try:
+        ours = "saev_gallery" in json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise RunError(f"{folder} is not empty and not a gallery; choose another folder.")
+    if foreign := [name for name in there if not _OURS.fullmatch(name)]:
+        raise RunError(f"{folder} also holds {foreign[0]}, which no export wrote; move it away or choose another folder.")
+
+
+def _write(view: _Chosen, folder: Path, track: Track) -> int:
+    """All files of the gallery; returns how many pictures there are."""
+    library, chosen = view.library, view.among
+    still = Still(chosen, heats=_can_heat(view))
+    for name in ("features", "pictures", "maps"):
+        (folder / name).mkdir()
+    notes = view.notes.all()
+    for at, feature in enumerate(chosen):
+        found = page(view, feature).replace("Press a picture to look into it.", "Press a picture to see it without its heat map.")
+        body = still.rewrite(head(view, feature) + note_of(notes.get(feature, "")) + found, "../")
+        before, after = chosen[at - 1] if at else None, chosen[at + 1] if at + 1 < len(chosen) else None
+        (folder / "features" / f"{feature}.html").write_text(feature_page(view, feature, body, before, after), encoding="utf-8")
+    cards = "".join(still.rewrite(card(view, feature, notes.get(feature, ""))) for feature in chosen)
+    (folder / "index.html").write_text(index_page(view, chosen, cards, notes), encoding="utf-8")
+    for name, data in still.maps.items():
+        (folder / "maps" / f"{name}.png").write_bytes(data)
+    # In ascending order of images: a data set that only runs forward does so, and each image is encoded once for all its maps.
+    with track("export", len(still.pictures) + len(still.asked), "files") as meter:
+        for image in sorted(still.pictures):
+            (folder / "pictures" / f"{image}.jpg").write_bytes(library.pictures.jpeg(image, PICTURE_PX))
+            meter.update(1)
+        for feature, image in sorted(still.asked, key=lambda pair: pair[::-1]):
+            (folder / "maps" / f"{feature}-{image}.png").write_bytes(heat(view, feature, image, "inferno", "percentile"))
+            meter.update(1)
+    for name in ("gallery.css", "gallery.js"):
+        (folder / name).write_text((files("saev_viz") / name).read_text(encoding="utf-8"), encoding="utf-8")
+    about = {"saev_gallery": FORMAT, "saev_viz": version("saev-viz"), "sae": view.name, "checkpoint": view.index.attributes["checkpoint"]}
+    (folder / "gallery.json").write_text(json.dumps({**about, "features": list(chosen)}, indent=1), encoding="utf-8")
+    return len(still.pictures)
+
+
+def _can_heat(view: _Chosen) -> bool:
+    """Whether heat maps of samples can be made: they need the recorded activations."""
+    image = next((sample.index for feature in view.among for sample in view.index.samples(feature)), None)
+    if image is None:
+        return False
+    try:
+        view.seen(image)
+    except SaevError as error:
+        log.warning("the samples come without heat maps: %s", error)
+        return False
+    return True
