@@ -191,6 +191,22 @@ def test_labels_come_by_count_and_by_lift(tmp_path: Path) -> None:
     assert index.labels(2) == []
 
 
+def test_features_of_a_label_are_the_inverse_of_labels_of_a_feature(tmp_path: Path) -> None:
+    z, labels = activations(0), np.random.default_rng(2).integers(-1, 4, N)
+    accumulate(z, 16, labels=labels).write(tmp_path / "a.zarr", HEAD)
+    index = FeatureIndex.open(tmp_path / "a.zarr")
+    for label in range(4):
+        want = {f: share for f in range(D) for share in index.labels(f, 9) if share.label == label}
+        found = index.with_label(label)
+        assert dict(found) == want and len(found) > 1
+        assert [share.lift for _, share in found] == sorted((share.lift for share in want.values()), reverse=True)
+        for f, share in found:
+            assert share.of_label == pytest.approx((z[labels == label, :, f] > 0).any(1).mean())
+        assert index.with_label(label, 2) == found[:2]
+    with pytest.raises(RunError, match="no label 4"):
+        index.with_label(4)
+
+
 def test_an_index_without_labels_says_so(tmp_path: Path) -> None:
     accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
     assert FeatureIndex.open(tmp_path / "a.zarr").labels(3) == []

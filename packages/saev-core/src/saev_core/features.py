@@ -56,6 +56,8 @@ class LabelShare:
     """Of the images that fire the feature, those with this label."""
     lift: float
     """`share` over the label's share of all labelled images; drawn towards 1 where few images fire."""
+    of_label: float = 0.0
+    """Of the images with this label, those that fire the feature."""
 
 
 class FeatureIndex:
@@ -284,7 +286,7 @@ class FeatureIndex:
         share = count / max(total, 1)
         lift = np.divide((count + 5 * base) / (total + 5), base, out=np.zeros(len(base)), where=base > 0)
         order = np.argsort(-(lift if by == "lift" else count), kind="stable")[:n]
-        return [LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i])) for i in order if count[i] > 0]
+        return [LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i]), float(count[i] / self._label_images[i])) for i in order if count[i] > 0]
 
     @cached_property
     def best_labels(self) -> tuple[Int[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
@@ -305,6 +307,28 @@ class FeatureIndex:
             best[start : start + step] = np.where(top > 0, label, -1)
             found[start : start + step] = np.where(top > 0, top, np.nan)
         return best, found
+
+    def with_label(self, label: int, n: int | None = None) -> list[tuple[int, LabelShare]]:
+        """Features that fire on images with a label, those with the largest lift first, see `labels`; of equal ones the more frequent.
+
+        Raises:
+            RunError: no such label.
+        """
+        if not self.has_labels or not 0 <= label < len(self._label_images):
+            raise RunError(f"{self.path} has no label {label}.")
+        counts = self._group["label_count"]
+        assert isinstance(counts, zarr.Array)
+        count, total = np.zeros(self.d_sae, np.int64), np.zeros(self.d_sae, np.int64)
+        step = counts.chunks[0]
+        for start in range(0, self.d_sae, step):  # bounds the memory
+            block = np.asarray(counts[start : start + step])
+            count[start : start + step], total[start : start + step] = block[:, label], block.sum(1)
+        n_label, n_all = int(self._label_images[label]), int(self._label_images.sum())
+        base = n_label / max(n_all, 1)
+        lift = (count + 5 * base) / (total + 5) / base if base > 0 else np.zeros(self.d_sae)
+        found = np.flatnonzero(count)
+        order = found[np.lexsort((-count[found], -lift[found]))][:n]
+        return [(int(f), LabelShare(label, int(count[f]), float(count[f] / total[f]), float(lift[f]), float(count[f] / n_label))) for f in order]
 
     def select(
         self,
