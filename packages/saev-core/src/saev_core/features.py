@@ -286,7 +286,11 @@ class FeatureIndex:
         share = count / max(total, 1)
         lift = np.divide((count + 5 * base) / (total + 5), base, out=np.zeros(len(base)), where=base > 0)
         order = np.argsort(-(lift if by == "lift" else count), kind="stable")[:n]
-        return [LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i]), float(count[i] / self._label_images[i])) for i in order if count[i] > 0]
+        return [
+            LabelShare(int(i), int(count[i]), float(share[i]), float(lift[i]), float(count[i] / self._label_images[i]))
+            for i in order
+            if count[i] > 0
+        ]
 
     @cached_property
     def best_labels(self) -> tuple[Int[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
@@ -328,7 +332,9 @@ class FeatureIndex:
         lift = (count + 5 * base) / (total + 5) / base if base > 0 else np.zeros(self.d_sae)
         found = np.flatnonzero(count)
         order = found[np.lexsort((-count[found], -lift[found]))][:n]
-        return [(int(f), LabelShare(label, int(count[f]), float(count[f] / total[f]), float(lift[f]), float(count[f] / n_label))) for f in order]
+        return [
+            (int(f), LabelShare(label, int(count[f]), float(count[f] / total[f]), float(lift[f]), float(count[f] / n_label))) for f in order
+        ]
 
     def select(
         self,
