@@ -301,9 +301,8 @@ def test_every_optimizer_learns(tmp_path: Path) -> None:
     for checkpoint in train(data, made, changed(**cfg)):
         x_hat = checkpoint.decode(checkpoint.codes(data.x))
         assert float((x_hat - data.x).square().sum()) / spread < 0.25, checkpoint.train["config"]
-        assert checkpoint.train["lr"] == pytest.approx(
-            2e-3 * {"muon": 10, "schedule-free": 4}.get(checkpoint.train["config"]["optimizer"], 1)
-        )
+        rate = {"muon": Muon.rate, "schedule-free": ScheduleFree.rate}.get(checkpoint.train["config"]["optimizer"], 1)
+        assert checkpoint.train["lr"] == pytest.approx(checkpoint.sae.default_lr() * rate)
 
 
 @pytest.mark.parametrize(

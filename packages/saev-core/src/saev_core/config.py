@@ -229,8 +229,9 @@ class TrainConfig(Config):
     """What moves the weights: Adam; muon for matrices and Adam for the rest; Adam whose steps are averaged, with no decay."""
     n_lr_warmup: int = Field(default=500, ge=0)
     """Steps of linear learning rate warm-up, at most a tenth of the run."""
-    lr_decay: float = Field(default=0.2, ge=0, le=1)
-    """Share of the run over which the learning rate falls to 0 at the end; schedule-free has no such fall."""
+    lr_decay: float | None = Field(default=None, ge=0, le=1)
+    """Share of the run over which the learning rate falls to 0 at the end; none: the variant's own choice, 1 for those with a k,
+    0.2 for others; schedule-free has no such fall."""
     decay: Literal["linear", "cosine"] = "linear"
     """Shape of that fall; 1.0 and cosine: half a wave over the whole run."""
     clip_grad: float = Field(default=1.0, ge=0)
@@ -242,7 +243,7 @@ class TrainConfig(Config):
     compile: bool = False
     """Compile the loss of variants that are differentiated by torch; those with a gradient of their own ignore it."""
     dead_after: int = Field(default=10_000_000, ge=1)
-    """Vectors without an activation after which a feature counts as dead; at most an eighth of the run."""
+    """Vectors without an activation after which a feature counts as dead; at most a twentieth of the run."""
     n_init: int = Field(default=65_536, ge=1)
     """Vectors used for data-driven initialisation."""
     seed: int = 0

@@ -90,6 +90,9 @@ class SAE(nn.Module):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Adam's decay rates of the gradient's mean and of its square; beta1 = 0 is Adam without momentum."""
 
+    lr_decay: ClassVar[float] = 0.2
+    """Share of the run over which the learning rate falls, where the configuration names none."""
+
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if cfg.d_in < 1 or cfg.d_sae < 1:

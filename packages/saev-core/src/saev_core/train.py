@@ -106,7 +106,7 @@ class Group:
         self.norm: Norm = source.norm.to(device)
         self.heldout: Heldout | None = None
         own = [t.settled(cfg) for t in trainees]
-        self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors), device) for t, c in zip(trainees, own, strict=True)]
+        self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors, t.sae.lr_decay), device) for t, c in zip(trainees, own, strict=True)]
         work = Workspace()  # one after the other: buffers are shared
         for job in self.jobs:
             job.sae.work = work
