@@ -126,7 +126,7 @@ for (const [name, on] of [["dragover", true], ["dragleave", false], ["drop", fal
   });
 }
 document.addEventListener("paste", (e) => {
-  if (!element.isConnected || !element.offsetParent || e.target.closest("input, textarea, [contenteditable]")) return;
+  if (!element.isConnected || !find(".bring").offsetParent || e.target.closest("input, textarea, [contenteditable]")) return;
   const file = [...e.clipboardData.files][0];
   if (file) { e.preventDefault(); bring(file); }
 });
