@@ -1,14 +1,250 @@
-"""Compare."""
+"""Compare: one picture, one concept or one feature, seen by two SAEs of a run or of several."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from html import escape
+from importlib.resources import files
+from typing import Any
+
 import gradio as gr
 
-from saev_viz.app import Viewer
+from saev_core.errors import RunError, SaevError
+from saev_viz.app import Viewer, told
+from saev_viz.comparing import for_concept, on_picture, only, same_pictures, selected, twins
+from saev_viz.feature_page import missing
+from saev_viz.library import View
+from saev_viz.seen import Seen
+from saev_viz.tabs.image import PANE, payload
 
 TITLE = "Compare"
+
+NOTHING = "null"
+"""What a pane without a picture is given."""
+MOST_LABELS = 3000
+"""Labels in the menu of concepts; others are typed."""
+ROWS = """element.addEventListener("click", (e) => {
+  const row = e.target.closest("[data-feature], [data-twin]");
+  if (!row) return;
+  if (row.dataset.twin !== undefined) trigger("input", { feature: +row.dataset.twin });
+  else trigger("select", { feature: +row.dataset.feature });
+});"""
+
+OTHERS = (
+    "The two sides were recorded from different pictures, so the number of an image, or a feature's top pictures, cannot be compared. "
+    "Bring a picture of your own to see it on both sides, or compare what goes with a concept."
+)
+ONLY = '<p class="warn">Only the features that are selected on the map of the overview.</p>'
+
+Box = dict[str, list[float]] | None
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 
 
 def build(viewer: Viewer) -> None:
     """The tab."""
-    gr.Markdown("")
+    library = viewer.library
+    if len(library.names) < 2:
+        gr.HTML(_alone(viewer), elem_id="saev-alone")
+        return
+    there = library.others[0] if library.others else None
+    other = f"{there.title}:{there.first}" if there else next(name for name in library.names if name != library.first)
+    with gr.Row(elem_id="saev-sides"):
+        menus = [
+            gr.Dropdown(library.names, value=name, label=side, elem_id=f"saev-side-{i}", min_width=150)
+            for i, (side, name) in enumerate((("Left", library.first), ("Right", other)))
+        ]
+    with gr.Tabs(elem_id="saev-compare") as modes:
+        with gr.Tab("One picture", id="picture"):
+            rows = _picture(viewer, menus)
+        with gr.Tab("One concept", id="concept"):
+            rows += _concept(viewer, menus)
+        with gr.Tab("One feature", id="feature"):
+            which, feature, found = _feature(viewer, menus)
+            rows += found
+
+    def opened(side: int, event: gr.EventData, a: str, b: str) -> tuple[Any, Any, Any]:
+        return (a, b)[side], int(event._data["feature"]), gr.Tabs(selected="features")
+
+    def twin(side: int, event: gr.EventData) -> tuple[int, int, Any]:
+        return side, int(event._data["feature"]), gr.Tabs(selected="feature")
+
+    for i, pane in rows:
+        pane.select(told(_sided(opened, i)), menus, [viewer.sae, viewer.feature, viewer.tabs], **QUIET)
+        pane.input(told(_sided(twin, i)), None, [which, feature, modes], **QUIET)
+
+
+def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
+    """The picture's tab; its lists of features, each with its side."""
+    js = "".join((files("saev_viz") / name).read_text(encoding="utf-8") for name in ("patches.js", "linked.js"))
+    with gr.Row(elem_id="saev-compare-choose"):
+        number = gr.Number(0, precision=0, label="Image number", elem_id="saev-compare-number", min_width=140)
+        chance = gr.Button("random image", size="sm", min_width=120, elem_id="saev-compare-random")
+    note = gr.HTML(elem_id="saev-compare-note")
+    brought = gr.Textbox("", visible=False)
+    panes, lists = [], []
+    with gr.Row(equal_height=False):
+        for i in range(2):
+            with gr.Column(min_width=300):
+                panes.append(gr.HTML(html_template=PANE, js_on_load=js, elem_id=f"saev-pane-{i}", elem_classes="saev-pane"))
+                lists.append(gr.HTML(js_on_load=ROWS, elem_id=f"saev-strong-{i}"))
+
+    def looked(a: str, b: str, index: float | None, key: str, box: Box, shown: str) -> list[str]:
+        views = [viewer.view(a), viewer.view(b)]
+        alike = same_pictures(*views)
+        remarks = [] if alike else [OTHERS]
+        if a == b:
+            remarks.append("Left and right are the same SAE: choose another one on one side.")
+        found = [(NOTHING, "") for _ in views]
+        if key or alike:
+            found = [
+                _side(viewer, view, index, key, box if name == shown else None, alike) for view, name in zip(views, (a, b), strict=True)
+            ]
+        said = "".join(f'<p class="warn">{escape(remark)}</p>' for remark in remarks)
+        return [said, *(pane for pane, _ in found), *(listed for _, listed in found)]
+
+    def draw(a: str, b: str) -> tuple[int, str]:
+        views = [viewer.view(a), viewer.view(b)]
+        if not same_pictures(*views):
+            raise RunError(OTHERS)
+        return random.randrange(min(view.library.n_images for view in views)), ""
+
+    def pointed(side: int, event: gr.EventData, a: str, b: str, index: float | None, key: str, box: Box, shown: str) -> str:
+        views = [viewer.view(a), viewer.view(b)]
+        keep = selected(views[side], box if (a, b)[side] == shown else None)
+        seen = only(_seen(viewer, views[side], index, key)[1], keep)
+        return on_picture(views[side], seen, chosen=int(event._data["feature"]), twins=same_pictures(*views))
+
+    picture = [*menus, number, brought, viewer.box, viewer.sae]
+    changes = [*(menu.change for menu in menus), viewer.box.change, number.change, brought.change, panes[0].load]
+    gr.on(changes, told(looked), picture, [note, *panes, *lists], **LATEST)
+    number.input(lambda: "", None, brought, **QUIET)
+    chance.click(told(draw), menus, [number, brought], **QUIET)
+    for i, pane in enumerate(panes):
+        pane.select(told(_sided(pointed, i)), picture, lists[i], **QUIET)
+        pane.upload(told(_uploaded), None, brought, **QUIET)
+    return list(enumerate(lists))
+
+
+def _concept(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
+    """The concept's tab; its lists of features, each with its side."""
+    concept = gr.Dropdown(
+        _concepts(viewer),
+        value=None,
+        allow_custom_value=True,
+        label="Label or word",
+        info="Choose a label of the pictures, or type a word to look for among the features' names.",
+        elem_id="saev-concept",
+    )
+    with gr.Row(equal_height=False):
+        lists = [gr.HTML(_empty("Choose a label above, or type a word."), js_on_load=ROWS, elem_id=f"saev-concept-{i}") for i in range(2)]
+
+    def conceived(a: str, b: str, word: str | None, box: Box, shown: str) -> list[str]:
+        views = [viewer.view(a), viewer.view(b)]
+        alike = same_pictures(*views)
+        keep = [selected(view, box if name == shown else None) for view, name in zip(views, (a, b), strict=True)]
+        return [
+            (ONLY if some is not None else "") + for_concept(view, str(word or ""), some, twins=alike)
+            for view, some in zip(views, keep, strict=True)
+        ]
+
+    changes = [*(menu.change for menu in menus), viewer.box.change, concept.change]
+    gr.on(changes, told(conceived), [*menus, concept, viewer.box, viewer.sae], lists, **LATEST)
+    return list(enumerate(lists))
+
+
+def _feature(viewer: Viewer, menus: list[gr.Dropdown]) -> tuple[gr.Radio, gr.Number, list[tuple[int, gr.HTML]]]:
+    """The feature's tab: which side's feature, its number, and the lists, each with its side."""
+    with gr.Row(elem_id="saev-twin-choose"):
+        which = gr.Radio([("left", 0), ("right", 1)], value=0, label="Feature of the", elem_id="saev-twin-side", min_width=150)
+        feature = gr.Number(None, precision=0, label="Feature number", elem_id="saev-twin-number", min_width=140)
+    gr.HTML(
+        '<p class="hint">The same feature over there: those whose strongest pictures are most nearly the same. Overlap: pictures '
+        "among the top ones of both, over those among the top ones of either (Jaccard). 1: the same pictures; 0: none. It looks "
+        "at the strongest pictures alone, so it cannot tell what features do on weaker ones. A frame marks the pictures that are shared: "
+        "beside the feature itself, with the first one found.</p>"
+    )
+    with gr.Row(equal_height=False):
+        lists = [gr.HTML(js_on_load=ROWS, elem_id=f"saev-twin-{i}") for i in range(2)]
+
+    def matched(a: str, b: str, side: int, number: float | None) -> list[str]:
+        views = [viewer.view(a), viewer.view(b)]
+        one, other = views[side], views[1 - side]
+        if not same_pictures(*views):
+            return [_empty(OTHERS), ""]
+        if number is None:
+            return [_empty("Type a feature's number, or press “same over there?” beside one."), ""]
+        why = missing(one, int(number))
+        own, found = (_empty(why), "") if why else twins(one, int(number), other)
+        return [own, found] if side == 0 else [found, own]
+
+    changes = [*(menu.change for menu in menus), which.change, feature.change]
+    gr.on(changes, told(matched), [*menus, which, feature], lists, **LATEST)
+    return which, feature, list(enumerate(lists))
+
+
+def _uploaded(event: gr.EventData) -> str:
+    return str(event._data["picture"])
+
+
+def _alone(viewer: Viewer) -> str:
+    run = viewer.library.run
+    bare = [name for name in run.sae_names if name not in viewer.library.own]
+    here = (
+        f"<li>This run has {len(bare)} more SAE{'s' if len(bare) > 1 else ''} without a feature index. Make one, then start the viewer "
+        f"again: <code>saev index {escape(str(run.path))} --only {escape(bare[0])}</code></li>"
+        if bare
+        else ""
+    )
+    return (
+        "<h3>There is nothing to compare with yet</h3><p>Here two SAEs stand side by side: on one picture, for one concept, or feature by "
+        f"feature.</p><ul>{here}<li>Open another run beside this one, of another model too: <code>saev view {escape(str(run.path))} "
+        "--with OTHER_RUN</code></li></ul>"
+    )
+
+
+def _concepts(viewer: Viewer) -> list[str]:
+    names = {name for library in (viewer.library, *viewer.library.others) for name in library.classes[:MOST_LABELS]}
+    return sorted(names, key=str.casefold)
+
+
+def _empty(why: str) -> str:
+    return f'<p class="empty">{escape(why)}</p>'
+
+
+def _sided(callback: Callable[..., Any], side: int) -> Callable[..., Any]:
+    """A callback for one side; gradio looks for the event among the arguments of a plain function."""
+
+    def sided(event: gr.EventData, *args: Any) -> Any:
+        return callback(side, event, *args)
+
+    return sided
+
+
+def _seen(viewer: Viewer, view: View, index: float | None, key: str) -> tuple[str, Seen]:
+    """A picture's address and codes."""
+    if key:
+        return f"/saev/upload/{key}", view.look(viewer.library.uploads[key].image())
+    if index is None or not 0 <= index < view.library.n_images:
+        raise RunError(f"Type the number of an image, from 0 to {view.library.n_images - 1}.")
+    return view.library.src(int(index), 896), view.seen(int(index))
+
+
+def _side(viewer: Viewer, view: View, index: float | None, key: str, box: Box, alike: bool) -> tuple[str, str]:
+    """The pane and the list of one side; what goes wrong on one leaves the other as it is."""
+    try:
+        src, seen = _seen(viewer, view, index, key)
+        keep = selected(view, box)
+    except SaevError as error:
+        return NOTHING, _empty(f"{view.key}: {error}")
+    seen = only(seen, keep)
+    if key:
+        caption = f"{view.key} · {viewer.library.uploads[key].name}"
+    else:
+        label = view.library.label(int(index or 0))
+        caption = f"{view.key} · image {int(index or 0)}" + (f" · {label}" if label else "")
+    return payload(view, seen, src, caption), (ONLY if keep is not None else "") + on_picture(view, seen, twins=alike)
+
+
+__all__ = ["TITLE", "build"]
