@@ -294,6 +294,17 @@ class IndexConfig(Config):
     """Images per step."""
     percentile: float = Field(default=99.0, gt=0, lt=100)
     """The percentile of a feature's non-zero values that heat maps take as their upper end."""
+    names: str = Field(default="auto", min_length=1)
+    """What names are proposed from: a file of concepts, one a line, or `text`, the list that is shipped, both through the model's text
+    side; `truth`, `masks` or `labels` of the data set; `auto`, the first of these three that it has; `none`."""
+    names_images: int = Field(default=3000, ge=2)
+    """Images that names are made from, at most: two thirds to choose on, the others, held out from training, to score on."""
+    names_fires: float = Field(default=0.5, ge=0, le=1)
+    """Share of a feature's 99th percentile from which it counts as firing when names are made; 0: any value above 0."""
+    names_threshold: float = Field(default=0.8, ge=0.5, le=1)
+    """AUROC on held-out images below which a feature stays unnamed."""
+    names_positive: int = Field(default=10, ge=1)
+    """Held-out images that must fire a feature, and must not, for it to be named."""
 
 
 class ReportConfig(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,28 @@ from saev_core.errors import DeviceError, ModelError
 from saev_core.geometry import Geometry
 from saev_core.plugins import resolve
 from saev_core.types import Box, Grid, Site
+
+
+@runtime_checkable
+class TextSpace(Protocol):
+    """What a model offers beside `forward` if its images and some text lie in one space, as those of CLIP do."""
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
+        """Embeddings of texts, not normalised.
+
+        Raises:
+            ModelError: the checkpoint has no text side.
+        """
+        ...
+
+    def encode_images(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch d_text"]:
+        """Embeddings of images, not normalised."""
+        ...
+
+    def project(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_text"]:
+        """What the model's head, that is all after its last block, makes of an image of which a token of the residual stream is
+        all there is."""
+        ...
 
 
 class _Enough(Exception):

@@ -31,6 +31,7 @@ from saev_core.identity import dataset_ref, model_ref, open_store
 from saev_core.indexing import index_features
 from saev_core.live import LiveSource
 from saev_core.model import VisionModel, load_model, pick_device
+from saev_core.names_stage import NamesStage
 from saev_core.pareto import Point as Scored
 from saev_core.pareto import pareto
 from saev_core.passes import Pass, expected, limit_of, make_passes, plan_of
@@ -41,7 +42,6 @@ from saev_core.run import STAGES, Run
 from saev_core.sae import make_sae
 from saev_core.saes.init import CALIBRATE_ON
 from saev_core.source import ActivationSource, StoreSource
-from saev_core.stamps import Stamps
 from saev_core.store import ActivationStore
 from saev_core.sweep import Point, expand
 from saev_core.types import Site
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Pipeline(Stamps):
+class Pipeline(NamesStage):
     """One run's work. `run_stages` does what is asked; the stages can also be called one by one."""
 
     def __init__(
@@ -422,6 +422,7 @@ class Pipeline(Stamps):
                 self._emit("indexed", name=name, path=path)
                 self.say(f"index: {name} is in {path}")
             self._note(stage)
+            self._propose(name, checkpoint, self.store, lambda: self.model, lambda: self.dataset, self.track)
 
     def report(self) -> None:
         """Everything to one illustrated file, if a viewer plugin is installed that makes it."""

@@ -69,6 +69,9 @@ class Recovery:
     """Held-out patches that were counted."""
     n_left_out: int
     """Held-out patches that were not: the data set does not say what they show."""
+    tells: tuple[tuple[int, str, float], ...] = ()
+    """Of every feature that fires on one, the value it tells best, chosen on training images, such as `colour: red`, and its
+    F1 there with the best threshold."""
 
     @property
     def mean(self) -> float:
@@ -81,9 +84,15 @@ class Recovery:
         return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `mean`, `factors`, `rows` and the counts."""
+        """Plain numbers: `mean`, `factors`, `rows`, the counts and `tells`."""
         counts = {"n_images": self.n_images, "n_patches": self.n_patches, "n_left_out": self.n_left_out}
-        return {"mean": self.mean, "factors": self.factor_means(), "rows": [asdict(row) for row in self.rows], **counts}
+        return {
+            "mean": self.mean,
+            "factors": self.factor_means(),
+            "rows": [asdict(row) for row in self.rows],
+            **counts,
+            "tells": self.tells,
+        }
 
     def table(self) -> str:
         """For people, one line per factor value."""
@@ -129,7 +138,7 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
             meter.update(len(index))
     train, test = counts
     rows = tuple(_best(name, i, train, test) for i, name in enumerate(dataset.factors))
-    return Recovery(rows, int(heldout.sum()), test.n_counted, test.n_left_out)
+    return Recovery(rows, int(heldout.sum()), test.n_counted, test.n_left_out, _tells(dataset.factors, train))
 
 
 class _Counts:
@@ -174,10 +183,24 @@ def _from(counts: np.ndarray) -> np.ndarray:
     return above
 
 
+def _f1(i: int, counts: _Counts) -> Float[np.ndarray, "d_sae n_bins"]:
+    """F1 of a factor value for every feature and threshold: 2 hits / (said yes + true)."""
+    return np.asarray(2 * _from(counts.true[i]) / np.maximum(_from(counts.active) + counts.n_true[i], 1))
+
+
+def _tells(factors: Sequence[str], train: _Counts) -> tuple[tuple[int, str, float], ...]:
+    """`Recovery.tells`."""
+    f1 = np.stack([_f1(i, train).max(1) for i in range(len(factors))])  # [n_factors, d_sae]
+    best = f1.argmax(0)
+    return tuple(
+        (int(feature), factors[best[feature]].replace("=", ": ", 1), round(float(f1[best[feature], feature]), 4))
+        for feature in np.flatnonzero(f1.max(0) > 0)
+    )
+
+
 def _best(name: str, i: int, train: _Counts, test: _Counts) -> Recovered:
     factor, _, value = name.partition("=")
-    # F1 = 2 hits / (said yes + true).
-    f1 = 2 * _from(train.true[i]) / np.maximum(_from(train.active) + train.n_true[i], 1)
+    f1 = _f1(i, train)
     feature, low = divmod(int(f1.argmax()), N_BINS)
     n_true = int(test.n_true[i])
     if f1[feature, low] == 0:

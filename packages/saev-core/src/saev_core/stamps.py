@@ -11,7 +11,9 @@ from saev_core.dataset import digest
 from saev_core.errors import SaevError
 from saev_core.run import Run, write_json
 
-_HOW = {"evaluate": {"best_l0", "consensus"}}
+NAMING = frozenset({"names", "names_images", "names_fires", "names_threshold", "names_positive"})
+"""Settings of the index that decide names alone."""
+_HOW = {"evaluate": {"best_l0", "consensus"}, "index": NAMING}
 """Settings that leave no mark on what a stage makes."""
 
 

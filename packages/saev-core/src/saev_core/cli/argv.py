@@ -1,4 +1,4 @@
-"""`--layers -1 -2`: several values after one flag, which typer's parser would not take."""
+"""`--layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser would not take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Sequence
 SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
 """Flag -> what its second and later values look like; the first that does not ends the list."""
 
+ALONE = {"--names": "text"}
+"""Flag -> what it means where no value follows."""
+
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`; all else as it is."""
+    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`, `--names` as `--names text`; all else as it is."""
     args: list[str] = []
     flag, first = "", False
     for i, arg in enumerate(argv):
@@ -26,4 +29,6 @@ def expand(argv: Sequence[str]) -> list[str]:
         else:
             first = False
         args.append(arg)
+        if arg in ALONE and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            args.append(ALONE[arg])
     return args

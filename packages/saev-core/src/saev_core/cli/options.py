@@ -59,6 +59,7 @@ FLAGS = {
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
         Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),
         Flag("--top-k", "index.top_k", int, "Distinct images kept per feature."),
+        Flag("--names", "index.names", str, "Names of features: a file of concepts; no value: our list; or labels, masks, truth, none."),
         Flag("--n-features", "report.n_features", int, "Features in the report's gallery."),
         Flag("--include", "report.include", list[int], "Features the report always shows."),
         Flag("--device", "device", str, "auto picks cuda, mps or cpu; or one of these."),

@@ -1,0 +1,108 @@
+"""`NamesStage`: the part of indexing that proposes names, made again only when what they rest on has changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saev_core.errors import CheckpointError, DatasetError, RunError
+from saev_core.features import FeatureIndex
+from saev_core.model import TextSpace
+from saev_core.naming import Names, judge, known_concepts, names_from
+from saev_core.progress import Track
+from saev_core.stamps import NAMING, Stamps
+from saev_core.text_names import names_from_text
+from saev_core.vocabulary import SHIPPED, Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from saev_core.checkpoint import Checkpoint
+    from saev_core.dataset import ImageDataset
+    from saev_core.model import VisionModel
+    from saev_core.store import ActivationStore
+
+
+class NamesStage(Stamps):
+    """Names of one SAE's features in `features/<sae>.names.json`; where the truth is known, how often they are right in
+    `results/names.json`.
+    """
+
+    def _propose(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        store: ActivationStore,
+        model: Callable[[], VisionModel],
+        dataset: Callable[[], ImageDataset],
+        track: Track,
+    ) -> None:
+        """Make them, unless they are there, and say so.
+
+        Raises:
+            ConfigError: the vocabulary cannot be read.
+            RunError: what was asked for is not there to name by.
+            CheckpointError: no image is held out; where nothing was asked for, that is only said.
+        """
+        cfg, path = self.run.config.index, names_path(self.run.features_path(name))
+        if cfg.names == "none":
+            path.unlink(missing_ok=True)
+            return
+        began, stage = time.monotonic(), f"names:{name}"
+        words = (
+            None if cfg.names in ("auto", "truth", "masks", "labels") else read_vocabulary(SHIPPED if cfg.names == "text" else cfg.names)
+        )
+        settings = {key: value for key, value in cfg.model_dump(mode="json").items() if key in NAMING} | {
+            "names": cfg.names if not words else words.sha256
+        }
+        tells = self.run.result("recovery").get(name, {}).get("tells", [])
+        key = self._key(settings, cfg.top_k, checkpoint.fingerprint, store.meta.fingerprint)
+        if not self._valid(stage, key, lambda: Names.load(path)):
+            try:
+                found = self._made(name, checkpoint, store, model, dataset, words, track)
+            except (RunError, CheckpointError, DatasetError) as error:
+                path.unlink(missing_ok=True)
+                if cfg.names != "auto":
+                    raise
+                self.say(f"index: no names for {name}: {error}")
+                return
+            found.save(path)
+            self._stamp(stage, key, began)
+        found = Names.load(path)
+        self.say(f"index: {name}: {found.told()}")
+        self._note(stage)
+        told = {"source": found.source, "n_named": len(found.names), "n_alive": found.n_alive, "threshold": found.threshold}
+        if tells:
+            told = judge(found, [(int(feature), str(value), float(f1)) for feature, value, f1 in tells])
+            if (judged := {**self.run.result("names"), name: told}) != self.run.result("names"):
+                self.run.write_result("names", judged)
+            if told["n_named"]:
+                share = f"{told['n_right']} of {told['n_named']} names are right by the known truth (precision {told['precision']:.3f})"
+                self.say(f"index: {share}; {told['n_unnamed']} features that fire stay unnamed")
+        self.summary.setdefault("names", {})[name] = {key: value for key, value in told.items() if key != "wrong"}
+
+    def _made(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        store: ActivationStore,
+        model: Callable[[], VisionModel],
+        dataset: Callable[[], ImageDataset],
+        words: Vocabulary | None,
+        track: Track,
+    ) -> Names:
+        cfg = self.run.config.index
+        index = FeatureIndex.open(self.run.features_path(name), checkpoint)
+        if words is not None and isinstance(model(), TextSpace):
+            if words.n_twice:
+                self.say(f"index: {words.n_twice} lines of the vocabulary repeat another and are dropped.")
+            return names_from_text(checkpoint, store, index, model(), dataset(), words, cfg, track=track)
+        concepts = known_concepts(None if words or cfg.names == "auto" else cfg.names, checkpoint, store, dataset)
+        if words is not None:
+            self.say(f"index: the model {self.run.config.model.name} has no text side; names come from what the data set knows.")
+        return names_from(checkpoint, store, index, concepts, cfg, track=track)
+
+
+def names_path(features: Path) -> Path:
+    """Where the names lie that belong to a feature index."""
+    return features.with_suffix(".names.json")

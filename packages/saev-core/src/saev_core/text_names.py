@@ -1,0 +1,245 @@
+"""Names from a vocabulary, for models with a text side: text embeddings against what a feature looks like in the shared space.
+
+Everything is compared after centring: of text by the vocabulary's mean, of images by the data set's, since the two kinds lie apart in
+CLIP's space. A feature is brought there in two ways, and the names that each likes best compete on training images:
+- its decoder direction: what the model's own head makes of an average token with the feature added, less what it makes of the
+  average token alone. Exact at the last block but for the head's normalisation; before it, the blocks between are left out;
+- its top images: the mean of their embeddings, weighted by how strongly they fire it.
+
+Sources: Bhalla et al. 2024 (SpLiCE, https://arxiv.org/abs/2402.10376) for the centring; Rao et al. 2024 (DN-CBM,
+https://arxiv.org/abs/2407.14499) for decoder directions against text; Oikarinen and Weng 2023 (CLIP-Dissect,
+https://arxiv.org/abs/2204.10965) for images as the way to units that are not in the shared space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from scipy.sparse import csc_array, vstack
+from torch import Tensor
+
+from saev_core.auroc import auroc
+from saev_core.errors import ModelError
+from saev_core.loader import load
+from saev_core.model import TextSpace, VisionModel
+from saev_core.naming import Division, Names, chosen, division_of, fires_from, firing
+from saev_core.progress import Track, silent
+
+if TYPE_CHECKING:
+    from saev_core.checkpoint import Checkpoint
+    from saev_core.config import IndexConfig
+    from saev_core.dataset import ImageDataset
+    from saev_core.features import FeatureIndex
+    from saev_core.store import ActivationStore
+    from saev_core.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+PROMPT = "a photo of {}"
+"""What is said of a concept: text towers were trained on captions, not on single words."""
+N_CANDIDATES = 8
+"""Concepts that each of the two sides puts forward."""
+N_TOP = 16
+"""Training images whose mean stands for a feature, the strongest ones."""
+_BLOCK = 2048
+_TEXTS = 256
+_IMAGES = 32
+
+
+def names_from_text(
+    checkpoint: Checkpoint,
+    store: ActivationStore,
+    index: FeatureIndex,
+    model: VisionModel,
+    dataset: ImageDataset,
+    vocabulary: Vocabulary,
+    cfg: IndexConfig,
+    *,
+    track: Track = silent,
+) -> Names:
+    """Names from a vocabulary. `cfg.names_images` images go through the model: a third of them held out; of the rest half drawn
+    at random and half among the features' top images.
+
+    Raises:
+        ModelError: the model has no text side.
+        CheckpointError: no image is held out.
+    """
+    if not isinstance(model, TextSpace):
+        raise ModelError(f"{type(model).__name__} has no text side to name features with; use clip or siglip, or names from labels.")
+    parts = division_of(checkpoint, store, cfg.names_images)
+    wanted, drawn = with_top_images(parts, index)
+    train, on_train = _embed(model, dataset, wanted, _IMAGES, track)
+    heldout, on_heldout = _embed(model, dataset, parts.heldout, _IMAGES, track)
+    if not len(train) or not len(heldout):
+        raise ModelError("none of the images that names are made from can be read; do they still lie where the run says?")
+    # The mean of images drawn at random stands for the data set's, not that of images which some feature singled out.
+    random = np.isin(train, drawn)
+    mean = on_train[random if random.any() else slice(None)].mean(0)
+    on_train, on_heldout = centred(on_train, mean), centred(on_heldout, mean)
+    text = embed_text(model, vocabulary.concepts, track)
+    least = fires_from(index, cfg.names_fires)
+    peaks, peaks_heldout = (_peaks(checkpoint, store, images, least, track) for images in (train, heldout))
+    sides = {"decoder direction": of_directions(checkpoint, model, index), "top images": of_top_images(peaks, on_train)}
+    near = {side: nearest(x, text, N_CANDIDATES) for side, x in sides.items() if x is not None}
+    candidates = np.concatenate(list(near.values()), axis=1)
+    best, runner_up = two_best(candidates, auroc(text @ on_train.T, peaks, candidates))
+    score = auroc(text @ on_heldout.T, peaks_heldout, best[:, None])[:, 0]
+    n_positive = np.diff(peaks_heldout.indptr)
+    few = (n_positive < cfg.names_positive) | (len(heldout) - n_positive < cfg.names_positive) | (best < 0)
+    alive = (np.diff(peaks.indptr) > 0) | (n_positive > 0)
+    names = chosen(vocabulary.concepts, best, runner_up, score, n_positive, few, cfg.names_threshold)
+    put_forward = {side: sum(bool((found[f] == best[f]).any()) for f in names) for side, found in near.items()}
+    return Names(
+        "text",
+        checkpoint.fingerprint,
+        cfg.names_threshold,
+        cfg.names_positive,
+        names,
+        n_features=checkpoint.sae.d_sae,
+        n_alive=int(alive.sum()),
+        n_few=int((alive & few).sum()),
+        n_train=len(train),
+        n_heldout=len(heldout),
+        vocabulary=vocabulary.sha256,
+        about={"unit": "image", "n_concepts": len(vocabulary), "prompt": PROMPT, "put_forward": put_forward},
+    )
+
+
+def with_top_images(parts: Division, index: FeatureIndex) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_random"]]:
+    """Training images, half of them drawn at random and the others top images of features, the strongest of every feature first,
+    then the second; and those of them that were drawn. None that was held out from training is among them.
+    """
+    n_random = len(parts.train) - len(parts.train) // 2
+    drawn = np.sort(np.random.Generator(np.random.PCG64(1)).permutation(parts.train)[:n_random])
+    ranked = index.top_index.T.reshape(-1)  # rank by rank
+    free = parts.pool.copy()
+    free[drawn] = False
+    ranked = ranked[(ranked >= 0) & free[ranked]]
+    _, first = np.unique(ranked, return_index=True)
+    top = ranked[np.sort(first)][: len(parts.train) - n_random]
+    rest = np.setdiff1d(parts.train, np.concatenate([drawn, top]))[: len(parts.train) - n_random - len(top)]
+    return np.sort(np.concatenate([drawn, top, rest])), drawn
+
+
+@torch.no_grad()
+def _embed(
+    model: TextSpace, dataset: ImageDataset, images: Int[np.ndarray, " n"], batch: int, track: Track
+) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, "m d_text"]]:
+    """Unit embeddings of those images that can be read, and their numbers."""
+    assert isinstance(model, VisionModel)
+    found: list[tuple[int, Tensor]] = []
+    parts: list[Tensor] = []
+
+    def flush() -> None:
+        if found:
+            pixels = torch.stack([pixels for _, pixels in found]).to(model.device)
+            parts.append(F.normalize(model.encode_images(pixels).float(), dim=1).cpu())
+            numbers.extend(number for number, _ in found)
+            found.clear()
+
+    numbers: list[int] = []
+    with track("embed", len(images), "images") as meter:
+        for image in load(dataset, model, ((int(i), int(i) + 1) for i in images)):
+            meter.update(1)
+            if image.pixels is None:
+                log.warning("names: image %d is left out: %s", image.index, image.bad)
+                continue
+            found.append((image.index, image.pixels))
+            if len(found) == batch:
+                flush()
+        flush()
+    return np.array(numbers, np.int64), torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32)
+
+
+@torch.no_grad()
+def embed_text(model: TextSpace, concepts: Sequence[str], track: Track = silent) -> Float[np.ndarray, "n_concepts d_text"]:
+    """Unit embeddings of concepts, less their mean, of unit length again."""
+    parts: list[Tensor] = []
+    with track("embed", len(concepts), "texts") as meter:
+        for start in range(0, len(concepts), _TEXTS):
+            some = [PROMPT.format(concept) for concept in concepts[start : start + _TEXTS]]
+            parts.append(F.normalize(model.encode_text(some).float(), dim=1).cpu())
+            meter.update(len(some))
+    text = torch.cat(parts).numpy()
+    return centred(text, text.mean(0))
+
+
+def centred(x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"]) -> Float[np.ndarray, "n d"]:
+    """`x` less `mean`, of unit length; a vector that is the mean stays zero."""
+    x = x - mean
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def _peaks(
+    checkpoint: Checkpoint, store: ActivationStore, images: Int[np.ndarray, " n"], least: Float[np.ndarray, " d_sae"], track: Track
+) -> csc_array:
+    """Each feature's largest value on each image that fires it, `[n, d_sae]`."""
+    return csc_array(vstack([fires for _, fires in firing(checkpoint, store, images, least, per_patch=False, track=track)]))
+
+
+def of_top_images(peaks: csc_array, images: Float[np.ndarray, "n d_text"]) -> Float[np.ndarray, "d_sae d_text"]:
+    """The mean embedding of the `N_TOP` images that fire each feature most, weighted by its value, of unit length."""
+    out = np.zeros((peaks.shape[1], images.shape[1]), np.float32)
+    for feature in range(peaks.shape[1]):
+        mine = slice(*peaks.indptr[feature : feature + 2])
+        rows, values = peaks.indices[mine], peaks.data[mine]
+        if len(rows) > N_TOP:
+            strongest = np.argpartition(-values, N_TOP - 1)[:N_TOP]
+            rows, values = rows[strongest], values[strongest]
+        out[feature] = values @ images[rows]
+    return centred(out, np.zeros(1, np.float32))
+
+
+@torch.no_grad()
+def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex) -> Float[np.ndarray, "d_sae d_text"] | None:
+    """Each feature's decoder direction in the text space: `project(mean + v d) - project(mean)`, both of unit length, `v` the mean
+    of the feature's values. None where the SAE does not read one block's residual stream, or writes to another place.
+    """
+    sae, norm = checkpoint.sae, checkpoint.norm
+    if (
+        not isinstance(checkpoint.read.layer, int)
+        or checkpoint.read.stream != "resid"
+        or sae.d_out != sae.d_in
+        or not isinstance(norm.scale, float)
+    ):
+        return None
+    mean = norm.mean.float()
+    base = F.normalize(model.project(mean[None]).float(), dim=1)
+    out = np.zeros((sae.d_sae, base.shape[1]), np.float32)
+    typical = torch.from_numpy(np.nan_to_num(index.mean)).float().to(mean.device) / norm.scale
+    for start in range(0, sae.d_sae, _BLOCK):
+        some = slice(start, start + _BLOCK)
+        token = mean + typical[some, None] * sae.W_dec[some]
+        out[some] = (F.normalize(model.project(token).float(), dim=1) - base).cpu().numpy()
+    return centred(out, np.zeros(1, np.float32))
+
+
+def nearest(side: Float[np.ndarray, "d_sae d_text"], text: Float[np.ndarray, "n d_text"], n: int) -> Int[np.ndarray, "d_sae n"]:
+    """The `n` concepts of largest cosine to each feature, best first; -1 where a feature has no direction."""
+    n = min(n, len(text))
+    out = np.full((len(side), n), -1, np.int64)
+    for start in range(0, len(side), _BLOCK):
+        some = side[start : start + _BLOCK]
+        cosine = some @ text.T
+        best = np.argpartition(-cosine, n - 1, axis=1)[:, :n] if n < len(text) else np.tile(np.arange(n), (len(some), 1))
+        order = np.argsort(-np.take_along_axis(cosine, best, 1), axis=1, kind="stable")
+        known = np.abs(some).sum(1, keepdims=True) > 0
+        out[start : start + _BLOCK] = np.where(known, np.take_along_axis(best, order, 1), -1)
+    return out
+
+
+def two_best(
+    candidates: Int[np.ndarray, "d_sae m"], score: Float[np.ndarray, "d_sae m"]
+) -> tuple[Int[np.ndarray, " d_sae"], Int[np.ndarray, " d_sae"]]:
+    """The candidate with the best score and the best other one; of equals the first; -1 where there is none."""
+    score = np.where(candidates >= 0, score, -1)
+    rows = np.arange(len(candidates))
+    best = candidates[rows, score.argmax(1)]
+    others = np.where(candidates == best[:, None], -1, score)
+    return best, np.where(others.max(1) >= 0, candidates[rows, others.argmax(1)], -1)
