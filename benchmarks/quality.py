@@ -247,7 +247,14 @@ def one(work: Work) -> dict[str, Any]:
         checkpoint = Checkpoint(sae, source.norm, {"name": work.impl}, source.site, source.read, told["store"])
         found["recovery"] = recover(checkpoint, store, Shapes(ShapesConfig())).mean
     version = "" if work.impl == "ours" else peers.version(work.impl)
-    return {**found, "seconds": seconds, "settings": settings, "version": version, "threads": torch.get_num_threads()}
+    return {
+        **found,
+        "seconds": seconds,
+        "settings": settings,
+        "version": version,
+        "threads": torch.get_num_threads(),
+        "matmul": torch.get_float32_matmul_precision(),
+    }
 
 
 def run(work: Work) -> None:
@@ -300,8 +307,12 @@ def main() -> None:
     parser.add_argument("--data", default="photos", choices=tuple(SIZES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="k, d_sae, n_steps, train.lr, or an option")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--matmul", choices=["highest", "high", "medium"], default="highest", help="torch's precision of float32 matmuls, for all alike"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    torch.set_float32_matmul_precision(given.matmul)
     if given.what == "record":
         record_all()
     elif given.what == "table":
