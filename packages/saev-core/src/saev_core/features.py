@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the index's layout; another one is refused."""
+KEEP_ROWS = 256
+"""Rows of arrays that are kept in memory, some kilobytes each: a feature's page asks for several of its rows more than once."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class FeatureIndex:
         self.path = path
         self.attributes = attributes
         self._group = zarr.open_group(path, mode="r", zarr_format=3)
+        self._opened: dict[str, zarr.Array[Any]] = {}
+        self._kept = lru_cache(KEEP_ROWS)(self._read_row)
         self.n_images: int = attributes["n_images"]
         self.n_vectors: int = attributes["n_vectors"]
         self.percentile_levels: tuple[float, ...] = tuple(attributes["percentiles"])
@@ -92,17 +96,26 @@ class FeatureIndex:
             raise RunError(f"{path} is the index of another checkpoint; make it again with saev index RUN.")
         return cls(path, attributes)
 
+    def _array(self, name: str) -> zarr.Array[Any]:
+        # Opening one takes zarr two milliseconds, and a page reads sixteen rows.
+        if (array := self._opened.get(name)) is None:
+            found = self._group[name]
+            assert isinstance(found, zarr.Array)
+            array = self._opened[name] = found
+        return array
+
     def _read(self, name: str) -> np.ndarray[Any, Any]:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[:])
+        return np.asarray(self._array(name)[:])
 
     def _row(self, name: str, feature: int) -> np.ndarray[Any, Any]:
         if not 0 <= feature < self.d_sae:
             raise RunError(f"feature {feature}: this SAE has features 0 to {self.d_sae - 1}.")
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[feature])
+        return self._kept(name, feature)
+
+    def _read_row(self, name: str, feature: int) -> np.ndarray[Any, Any]:
+        row = np.asarray(self._array(name)[feature])
+        row.setflags(write=False)  # it is kept and given to others too
+        return row
 
     @cached_property
     def frequency(self) -> Float[np.ndarray, " d_sae"]:
@@ -255,8 +268,7 @@ class FeatureIndex:
 
     def top_maps(self, features: Sequence[int], n: int) -> Float[np.ndarray, "n_features n n_patches"]:
         """Heat maps of the `n` strongest images of many features, float16; zero where there are fewer images."""
-        array = self._group["top_map"]
-        assert isinstance(array, zarr.Array)
+        array = self._array("top_map")
         wanted = np.asarray(features, int)
         out = np.zeros((len(wanted), min(n, array.shape[1]), array.shape[2]), np.float16)
         step = (array.shards or array.chunks)[0]
@@ -298,18 +310,16 @@ class FeatureIndex:
         best, found = np.full(self.d_sae, -1), np.full(self.d_sae, np.nan, np.float32)
         if not self.has_labels:
             return best, found
-        counts = self._group["label_count"]
-        assert isinstance(counts, zarr.Array)
+        counts = self._array("label_count")
         base = (self._label_images / max(self._label_images.sum(), 1)).astype(np.float32)
         step = counts.chunks[0]
         for start in range(0, self.d_sae, step):  # bounds the memory
             count = np.asarray(counts[start : start + step])
-            lift = (count + 5 * base) / (count.sum(1, keepdims=True) + 5) / np.where(base > 0, base, 1)
-            lift[count == 0] = -1
-            label = lift.argmax(1)
-            top = np.take_along_axis(lift, label[:, None], 1)[:, 0]
-            best[start : start + step] = np.where(top > 0, label, -1)
-            found[start : start + step] = np.where(top > 0, top, np.nan)
+            row, label = count.nonzero()  # most are zero
+            lift = (count[row, label] + 5 * base[label]) / (count.sum(1)[row] + 5) / np.maximum(base[label], 1e-30)
+            order = np.lexsort((-label, lift, row))  # of each row the largest last, of equal ones the lower label
+            last = order[np.flatnonzero(np.diff(row[order], append=-1))]
+            best[start + row[last]], found[start + row[last]] = label[last], lift[last]
         return best, found
 
     def with_label(self, label: int, n: int | None = None) -> list[tuple[int, LabelShare]]:
@@ -320,8 +330,7 @@ class FeatureIndex:
         """
         if not self.has_labels or not 0 <= label < len(self._label_images):
             raise RunError(f"{self.path} has no label {label}.")
-        counts = self._group["label_count"]
-        assert isinstance(counts, zarr.Array)
+        counts = self._array("label_count")
         count, total = np.zeros(self.d_sae, np.int64), np.zeros(self.d_sae, np.int64)
         step = counts.chunks[0]
         for start in range(0, self.d_sae, step):  # bounds the memory

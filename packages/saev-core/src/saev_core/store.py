@@ -265,6 +265,11 @@ class ActivationStore:
         shard, row = divmod(int(index), self.meta.shard_images)
         return Box(*map(float, self._arrays.get("crop", self._tables["crop"], shard)[row]))
 
+    @property
+    def crops(self) -> Float[np.ndarray, "n_images 4"]:
+        """Left, top, right and bottom of every image's `crop`, float32."""
+        return self._get("crop")
+
     def write_shard(self, sites: list[Site], shard: int) -> ShardSetWriter:
         """A writer of one shard into `sites`, which must have been added. Writers of different shards need no lock.
 

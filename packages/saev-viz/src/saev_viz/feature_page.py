@@ -62,8 +62,7 @@ def head(view: View, feature: int) -> str:
     if not table.names[feature] and feature not in table.truth and (label := table.label(int(table.common[feature]))):
         told.append(f"at least half of its top pictures are labelled <b>{escape(label)}</b>")
     facts = "".join(
-        f'<div title="{escape(column.help)}" tabindex="0"><dt>{escape(column.title)}</dt>'
-        f"<dd>{shown(key, float(column.values[feature]))}</dd></div>"
+        f'<div title="{escape(column.help)}" tabindex="0"><dt>{escape(column.title)}</dt><dd>{shown(key, column.at(feature))}</dd></div>'
         for key, column in table.columns.items()
         if key != "name_score"
     )

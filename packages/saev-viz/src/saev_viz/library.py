@@ -75,9 +75,13 @@ class Library:
     """Whether `warm` was asked for."""
 
     def warm(self) -> None:
-        """Load the SAE that is shown first, and with it torch, so that the first picture comes at once."""
+        """Work out the slower columns and load the SAE that is shown first, and with it torch, so that the first sort by such a
+        column and the first picture come at once."""
         try:
-            _ = self[self.first].checkpoint
+            view = self[self.first]
+            for column in view.table.columns.values():
+                _ = column.values
+            _ = view.checkpoint
         except SaevError as error:
             log.info("the SAE was not loaded beforehand: %s", error)
 
@@ -204,12 +208,16 @@ class Library:
         store = self._recorded[0]
         return store.sizes if store is not None else Sizes(self)
 
+    @cached_property
+    def _crops(self) -> np.ndarray[Any, Any]:
+        return self.store.crops
+
     def crop(self, index: int) -> Box:
         """What of image `index` the model saw, in pixels of the original; without a store as its transform has it, and all of
         it where there is no model either."""
         store = self._recorded[0]
         if store is not None:
-            return store.crop(index)
+            return Box(*map(float, self._crops[index]))
         width, height = (int(side) for side in self.sizes[index])
         try:
             return self.model.crop(width, height)
@@ -322,11 +330,12 @@ class View:
     @cached_property
     def _directions(self) -> np.ndarray[Any, Any]:
         """Decoder rows of length 1, float32 `[d_sae, d_in]`; read without loading the SAE."""
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            W_dec = load_file(self.library.run.sae_dir(self.name) / "sae.safetensors")["W_dec"].astype(np.float32)
-        except (OSError, KeyError, ValueError) as error:
+            with safe_open(self.library.run.sae_dir(self.name) / "sae.safetensors", framework="numpy") as file:
+                W_dec = np.asarray(file.get_tensor("W_dec"), np.float32)
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise RunError(f"the decoder of {self.name} cannot be read ({error}); train it again or restore it.") from None
         W_dec /= np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
         return W_dec
