@@ -171,6 +171,7 @@ class FeatureTable:
                 "pictures over its share of all pictures; drawn towards 1 where few pictures fire.",
                 lambda: index.best_labels[1],
                 log=True,
+                one=lambda feature: next((told.lift for told in index.labels(feature, 1)), np.nan),
             )
         if stability is not None and len(stability) == d_sae:
             columns["stability"] = Column(
