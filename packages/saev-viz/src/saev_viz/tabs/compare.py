@@ -83,12 +83,13 @@ def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
         chance = gr.Button("random image", size="sm", min_width=120, elem_id="saev-compare-random")
     note = gr.HTML(elem_id="saev-compare-note")
     brought = gr.Textbox("", visible=False)
-    panes, lists = [], []
+    panes = []
     with gr.Row(equal_height=False):
         for i in range(2):
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=300):  # on a phone the pictures come below each other, and the lists stay side by side
                 panes.append(gr.HTML(html_template=PANE, js_on_load=js, elem_id=f"saev-pane-{i}", elem_classes="saev-pane"))
-                lists.append(gr.HTML(js_on_load=ROWS, elem_id=f"saev-strong-{i}"))
+    with gr.Row(equal_height=False):
+        lists = [gr.HTML(js_on_load=ROWS, elem_id=f"saev-strong-{i}") for i in range(2)]
 
     def looked(a: str, b: str, index: float | None, key: str, box: Box, shown: str) -> list[str]:
         views = [viewer.view(a), viewer.view(b)]
