@@ -91,6 +91,7 @@ def test_the_best_label_is_the_first_of_those_told_on_the_features_page(index: F
         told = index.labels(feature, 1)
         assert int(best[feature]) == (told[0].label if told else -1)
         if told:
+            assert FeatureTable.of(index).columns["lift"].at(feature) == told[0].lift
             assert lift[feature] == pytest.approx(told[0].lift, rel=1e-5)
 
 

@@ -311,15 +311,17 @@ class FeatureIndex:
         if not self.has_labels:
             return best, found
         counts = self._array("label_count")
-        base = (self._label_images / max(self._label_images.sum(), 1)).astype(np.float32)
+        base = self._label_images / max(self._label_images.sum(), 1)
         step = counts.chunks[0]
         for start in range(0, self.d_sae, step):  # bounds the memory
             count = np.asarray(counts[start : start + step])
             row, label = count.nonzero()  # most are zero
             lift = (count[row, label] + 5 * base[label]) / (count.sum(1)[row] + 5) / np.maximum(base[label], 1e-30)
-            order = np.lexsort((-label, lift, row))  # of each row the largest last, of equal ones the lower label
-            last = order[np.flatnonzero(np.diff(row[order], append=-1))]
-            best[start + row[last]], found[start + row[last]] = label[last], lift[last]
+            if len(row):
+                some, first, n = np.unique(row, return_index=True, return_counts=True)
+                largest = np.maximum.reduceat(lift, first)
+                at = np.flatnonzero(lift == np.repeat(largest, n))[::-1]  # backwards: of equal ones the lowest label stays
+                best[start + row[at]], found[start + some] = label[at], largest
         return best, found
 
     def with_label(self, label: int, n: int | None = None) -> list[tuple[int, LabelShare]]:
