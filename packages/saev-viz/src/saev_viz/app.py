@@ -15,10 +15,9 @@ import importlib
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -26,10 +25,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
 
-from saev_core.errors import RunError, SaevError, UsageError
+from saev_core.errors import SaevError
 from saev_core.hooks import Observers
 from saev_core.run import Run
 from saev_viz.library import Library, View
@@ -141,15 +139,15 @@ def build(library: Library) -> gr.Blocks:
 
 def add(viewer: Viewer, title: str, make: Callable[[Viewer], None]) -> None:
     """A plugin's tab; one whose making fails is logged and left out, and the others live."""
-    blocks = viewer.blocks
+    blocks, tabs = viewer.blocks, list(viewer.tabs.children)
     known = set(blocks.blocks), set(blocks.fns)
-    tab: gr.Tab
+    name = title.lower() if title.lower() not in TABS else f"{title.lower()}-2"
     try:
-        with gr.Tab(str(title), id=str(title).lower()) as tab:
+        with gr.Tab(title, id=name):
             make(viewer)
     except Exception:
         log.exception("the tab %r of a plugin cannot be made and is left out", title)
-        viewer.tabs.children.remove(tab)
+        viewer.tabs.children = tabs
         for number in set(blocks.blocks) - known[0]:
             del blocks.blocks[number]
         for number in set(blocks.fns) - known[1]:
@@ -157,10 +155,15 @@ def add(viewer: Viewer, title: str, make: Callable[[Viewer], None]) -> None:
 
 
 def plugin_tabs(run: Run) -> list[tuple[str, Callable[[Viewer], None]]]:
-    """Tabs of the installed plugins; one that fails is logged and left out."""
+    """Tabs of the installed plugins, `(title, function that builds it)`; what is something else is logged and left out."""
     found: list[tuple[str, Callable[[Viewer], None]]] = []
-    for tabs in Observers().emit("viewer_tabs", run=run):
-        found += tabs
+    for given in Observers().emit("viewer_tabs", run=run):
+        for tab in given if isinstance(given, list | tuple) else [given]:
+            match tab:
+                case (str() as title, make) if title and callable(make):
+                    found.append((title, make))
+                case _:
+                    log.error("viewer_tabs gave %r, which is not (title, function); it is left out", tab)
     return found
 
 
@@ -225,45 +228,6 @@ def warm(library: Library) -> None:
         timer = threading.Timer(1.5, library.warm)
         timer.daemon = True
         timer.start()
-
-
-def serve(
-    run: Run,
-    *,
-    others: Sequence[Run] = (),
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth: str = "",
-    dataset: str = "",
-    say: Callable[[str], None] = log.info,
-) -> None:
-    """Serve the viewer until it is interrupted.
-
-    Args:
-        others: further runs, to compare with.
-
-    Raises:
-        UsageError: `auth` is not `user:password`, or there is no such port.
-        RunError: nothing is indexed yet, the index is of another checkpoint or format, or the port is taken.
-    """
-    if auth and not all(auth.partition(":")):
-        raise UsageError("--auth takes USER:PASSWORD, both not empty.")
-    if not 0 <= port <= 65535:
-        raise UsageError(f"there is no port {port}; choose one from 1 to 65535, or 0 for any that is free.")
-    library = Library(run, dataset, others)
-    _ = library[library.first]
-    try:
-        taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise RunError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port.") from None
-    local = host in ("127.0.0.1", "localhost", "::1")
-    place = f"[{host}]" if ":" in host else host
-    if not local:
-        say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
-    # Pages hold a connection open for as long as they live: at the end nobody waits for them.
-    config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)
-    say(f"viewer: http://{place}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
-    uvicorn.Server(config).run(sockets=[taken])
 
 
 def link(sae: str, feature: int) -> str:

@@ -5,7 +5,9 @@ const find = (what) => element.querySelector(what);
 const unpack = (text, kind) => new kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 
 function read() {
-  data = props.value ? JSON.parse(props.value) : null;
+  const given = props.value ? JSON.parse(props.value) : null;
+  if (given && given.error) { trouble(given.error); busy(""); return; }
+  data = given;
   patch = kept = -1;
   find(".look").classList.toggle("none", !data);
   busy("");
@@ -20,7 +22,7 @@ function read() {
   frame.style.aspectRatio = `${data.size[0]}/${data.size[1]}`;
   frame.style.width = `calc(72vh * ${data.size[0] / data.size[1]})`;
   find("img").src = data.src;
-  find("img").alt = find(".caption").textContent = data.caption;
+  find("img").alt = find(".caption").textContent = data.caption + (Math.min(data.box[2], data.box[3]) < 99 ? " · the model did not see the part that is pale" : "");
   for (const layer of [grid, find("canvas")]) ["left", "top", "width", "height"].forEach((side, i) => { layer.style[side] = `${data.box[i]}%`; });
   grid.style.gridTemplate = `repeat(${data.rows}, 1fr) / repeat(${data.cols}, 1fr)`;
   grid.replaceChildren(...Array.from({ length: data.rows * data.cols }, (_, i) => {

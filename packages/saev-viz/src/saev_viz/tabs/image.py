@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from functools import partial
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from saev_core.errors import RunError
+from saev_core.errors import RunError, SaevError
 from saev_viz.app import Viewer, told
 from saev_viz.feature_page import _top
 from saev_viz.gallery import relative
@@ -37,7 +38,7 @@ PANE = """<div class=look><div class=left>
 ASK = '<p class="hint">Choose a feature beside the picture: here come the pictures of the data set that fire it most.</p>'
 
 
-def build(viewer: Viewer) -> None:
+def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
     """The tab."""
     library = viewer.library
     labels = _labels(library)
@@ -73,18 +74,23 @@ def build(viewer: Viewer) -> None:
     def show(name: str, index: int | None, key: str) -> str:
         if index == -1 and key:
             return brought(name, key)
-        return choose(name, int(index or 0))
+        return choose(name, max(int(index or 0), 0))
 
-    def typed(index: float | None) -> Any:
+    def moved(name: str, index: int | None) -> Any:
+        return gr.skip() if index == -1 else choose(name, int(index or 0))  # -1: `upload` has shown it
+
+    def typed(name: str, index: float | None) -> Any:
         if index is None:
             return gr.skip()  # a field that is being emptied to be typed into
-        if not 0 <= index < library.n_images:
-            raise RunError(f"image {int(index)}: this run has images 0 to {library.n_images - 1}.")
+        n_images = viewer.view(name).library.n_images
+        if not 0 <= index < n_images:
+            raise RunError(f"image {int(index)}: this run has images 0 to {n_images - 1}.")
         return int(index)
 
-    def step(by: int, index: int | None, label: int) -> int:
-        # -1, an uploaded picture, lies before the first.
-        found = np.flatnonzero(library.labels == label) if label >= 0 else np.arange(library.n_images)
+    def step(by: int, name: str, index: int | None, label: int) -> int:
+        have = viewer.view(name).library
+        # -1, an uploaded picture, lies before the first. Labels are those of the run itself, not of one beside it.
+        found = np.flatnonzero(have.labels == label) if label >= 0 and have is library else np.arange(have.n_images)
         if not len(found):
             raise RunError("no image has that label.")
         if by == 0:
@@ -92,13 +98,17 @@ def build(viewer: Viewer) -> None:
         at = int(np.searchsorted(found, -1 if index is None else int(index), side="right" if by > 0 else "left"))
         return int(found[(at if by > 0 else at - 1) % len(found)])
 
-    def labelled(index: int | None, label: int) -> Any:
+    def labelled(name: str, index: int | None, label: int) -> Any:
         if label < 0 or (index is not None and 0 <= index < library.n_images and library.labels[int(index)] == label):
             return gr.skip()
-        return step(1, -1, label)
+        return step(1, name, -1, label)
 
-    def upload(event: gr.EventData) -> tuple[int, str]:
-        return -1, str(event._data["picture"])
+    def upload(name: str, event: gr.EventData) -> tuple[Any, Any, str]:
+        key = str(event._data["picture"])
+        try:
+            return -1, key, brought(name, key)
+        except SaevError as error:
+            return gr.skip(), gr.skip(), json.dumps({"error": str(error)})
 
     def chosen(name: str, event: gr.EventData) -> tuple[int, str]:
         feature = int(event._data["feature"])
@@ -112,26 +122,20 @@ def build(viewer: Viewer) -> None:
         return gr.skip(), gr.skip(), gr.skip()
 
     what = [viewer.sae, viewer.picture, viewer.upload]
-    number.input(told(typed), number, viewer.picture, **quiet)
+    number.input(told(typed), [viewer.sae, number], viewer.picture, **quiet)
     for button, by in ((back, -1), (on, 1), (chance, 0)):
-        button.click(told(_stepper(step, by)), [viewer.picture, among], viewer.picture, **quiet)
-    among.input(told(labelled), [viewer.picture, among], viewer.picture, **quiet)
+        button.click(told(partial(step, by)), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
+    among.input(told(labelled), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     viewer.picture.change(lambda index: index if index is not None and index >= 0 else None, viewer.picture, number, **quiet)
     # The pane asks for its first picture when it is first seen: until then neither torch nor the SAE is loaded.
-    for change in (pane.load, viewer.picture.change, viewer.upload.change, viewer.sae.change):
+    for change in (pane.load, viewer.sae.change):
         change(told(show), what, pane, **quiet)
+    viewer.picture.change(told(moved), [viewer.sae, viewer.picture], pane, **quiet)
     viewer.sae.change(lambda: ASK, None, others, **quiet)
-    pane.upload(told(upload), None, [viewer.picture, viewer.upload], **quiet)
+    pane.upload(told(upload), viewer.sae, [viewer.picture, viewer.upload, pane], **quiet)
     pane.select(told(chosen), viewer.sae, [viewer.feature, others], **quiet)
     others.input(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
     others.select(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
-
-
-def _stepper(step: Any, by: int) -> Any:
-    def stepped(index: int | None, label: int) -> int:
-        return int(step(by, index, label))
-
-    return stepped
 
 
 def _labels(library: Library) -> list[tuple[str, int]]:

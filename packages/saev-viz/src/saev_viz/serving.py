@@ -1,0 +1,57 @@
+"""`serve`: what `saev view` does. Everything that can be wrong is told before gradio is imported."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from saev_core.errors import RunError, UsageError
+from saev_core.run import Run
+from saev_viz.library import Library
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    run: Run,
+    *,
+    others: Sequence[Run] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: str = "",
+    dataset: str = "",
+    say: Callable[[str], None] = log.info,
+) -> None:
+    """Serve the viewer until it is interrupted.
+
+    Args:
+        others: further runs, to compare with.
+
+    Raises:
+        UsageError: `auth` is not `user:password`, or there is no such port.
+        RunError: nothing is indexed yet, the index is of another checkpoint or format, or the port is taken.
+    """
+    if auth and not all(auth.partition(":")):
+        raise UsageError("--auth takes USER:PASSWORD, both not empty.")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"there is no port {port}; choose one from 1 to 65535, or 0 for any that is free.")
+    library = Library(run, dataset, others)
+    _ = library[library.first]
+    try:
+        taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise RunError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port.") from None
+    local = host in ("127.0.0.1", "localhost", "::1")
+    place = f"[{host}]" if ":" in host else host
+    if not local:
+        say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
+    # Only now: it takes seconds to import, and whoever mistyped something need not wait for them.
+    from saev_viz.app import make_server
+
+    # Pages hold a connection open for as long as they live: at the end nobody waits for them.
+    config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)
+    say(f"viewer: http://{place}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
+    uvicorn.Server(config).run(sockets=[taken])
