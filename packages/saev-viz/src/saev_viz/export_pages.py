@@ -55,7 +55,7 @@ def index_page(view: View, chosen: Sequence[int], cards: str, notes: Mapping[int
     data = {"columns": list(columns), "rows": rows}
     choices = "".join(f'<option value="{i}">{escape(column.title)}</option>' for i, column in enumerate(columns.values()))
     bar = (
-        '<label class=search>Search <input type=search id=search placeholder="wing   #123   frequency&lt;1%" autocomplete=off></label>'
+        '<label class=search>Search <input type=search id=search placeholder="wing   #123   frequency&lt;1%"></label>'
         f"<label>Sort by <select id=sort><option value=order>as exported</option>{choices}<option value=id>feature number</option></select>"
         f"</label><label class=check><input type=checkbox id=ascending> smallest first</label>{_OPACITY}"
         "<p id=count role=status></p><p id=wrong role=alert></p>"
