@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from saev_core.config import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import VisionModel, load_model
+from saev_core.model import TextSpace, VisionModel, load_model
 from saev_core.types import Grid
 
 open_clip = pytest.importorskip("open_clip")
@@ -164,3 +164,43 @@ def test_loading_leaves_the_root_logger_alone(tmp_path: Path):
     before = (list(logging.getLogger().handlers), list(logging.getLogger().filters))
     load(f"saev-tiny-vit/{tmp_path}/w.pt")
     assert (logging.getLogger().handlers, logging.getLogger().filters) == before
+
+
+WORDS = {**TEXT, "vocab_size": 49408}
+
+
+@pytest.mark.parametrize("pool", ["tok", "avg"])
+def test_text_images_and_tokens_meet_in_one_space(tmp_path: Path, pool: str):
+    vision = {**VIT["vision_cfg"], "pool_type": pool}
+    settings = {"model_cfg": {**VIT, "vision_cfg": vision, "text_cfg": WORDS}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+    with clip.no_root_logging("open_clip"):
+        reference = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False).eval().requires_grad_(False)
+    save_file({key: value.contiguous() for key, value in reference.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    model = load(str(tmp_path))
+    assert isinstance(model, TextSpace)
+    held = set(model.state_dict())
+    texts = ["a photo of a dog", "zebra stripes"]
+    tokens = open_clip.tokenizer.SimpleTokenizer(context_length=8)(texts)
+    torch.testing.assert_close(model.encode_text(texts), reference.encode_text(tokens), rtol=0, atol=0)
+    assert set(model.state_dict()) == held  # the text tower is beside the model, not part of it
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_images(pixels), reference.encode_image(pixels), rtol=0, atol=0)
+
+    # An image whose tokens are all alike after the last block has the embedding that `project` gives them.
+    token = torch.randn(3, 64)
+    handle = reference.visual.transformer.resblocks[-1].register_forward_hook(lambda m, a, out: token[:, None].expand_as(out))
+    want = reference.encode_image(torch.randn(3, 3, 64, 64))
+    handle.remove()
+    torch.testing.assert_close(model.project(token), want, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match="vectors of width 63 do not enter the head"):
+        model.project(token[:, :63])
+
+
+def test_a_tokenizer_that_is_not_there_is_one_clear_line(tmp_path: Path):
+    text = {**WORDS, "hf_tokenizer_name": "nobody/nothing"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**VIT, "text_cfg": text}, "preprocess_cfg": {}}))
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be had \(.*; download it elsewhere") as caught:
+        load(str(tmp_path), pretrained=False).encode_text(["a dog"])
+    assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from saev_core.config import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import VisionModel, load_model
+from saev_core.model import TextSpace, VisionModel, load_model
 from saev_core.types import Grid
 
 transformers = pytest.importorskip("transformers")
@@ -74,11 +74,11 @@ def test_a_tower_saved_alone_loads_too(tmp_path: Path):
     torch.testing.assert_close(model.record(pixels, [model.site(-1)])[model.site(-1)], want, rtol=0, atol=0)
 
 
-def open_clip_folder(folder: Path, trunk: str) -> torch.nn.Module:
+def open_clip_folder(folder: Path, trunk: str, vocab_size: int = 64) -> torch.nn.Module:
     """A tiny model with a timm tower, as open_clip's repositories hold SigLIP."""
     open_clip = pytest.importorskip("open_clip")
     vision = {"image_size": 160, "timm_model_name": trunk, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "none"}
-    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    text = {"context_length": 8, "vocab_size": vocab_size, "width": 32, "heads": 2, "layers": 1}
     config = {"embed_dim": 64, "init_logit_bias": -10, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
@@ -113,3 +113,55 @@ def test_another_model_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "siglip2"}))
     with pytest.raises(ModelError, match="naflex"):
         load(tmp_path)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """A tokenizer of whole words beside a checkpoint, as the hub has one."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["<unk>", "</s>", "a", "photo", "of", "dog", "zebra"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_text_and_images_are_embedded_as_transformers_does(tmp_path: Path):
+    model = load(with_tokenizer(write(tmp_path)))
+    assert isinstance(model, TextSpace)
+    reference = transformers.SiglipModel.from_pretrained(tmp_path).eval()
+    ids = torch.full((2, 64), 1)
+    ids[0, :4] = torch.tensor([2, 3, 4, 5])
+    ids[1, :1] = 6
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        text, image = reference.text_model(input_ids=ids).pooler_output, reference.vision_model(pixel_values=pixels).pooler_output
+        torch.testing.assert_close(model.encode_text(["a photo of dog", "zebra"]), text, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.encode_images(pixels), image, rtol=1e-5, atol=1e-5)
+    token = torch.randn(3, 32)
+    handle = reference.vision_model.encoder.layers[-1].register_forward_hook(
+        lambda m, a, out: token[:, None].expand(3, 16, 32) if isinstance(out, torch.Tensor) else (token[:, None].expand(3, 16, 32),)
+    )
+    with torch.no_grad():
+        want = reference.vision_model(pixel_values=torch.randn(3, 3, 64, 64)).pooler_output
+    handle.remove()
+    torch.testing.assert_close(model.project(token), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vision_tower_alone_has_no_text(tmp_path: Path):
+    transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TINY)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="holds a vision tower alone"):
+        load(tmp_path).encode_text(["a dog"])
+
+
+def test_open_clip_s_siglip_embeds_text_too(tmp_path: Path):
+    reference = open_clip_folder(tmp_path, "test_vit_relpos", vocab_size=49408)
+    model = load(tmp_path)
+    open_clip = pytest.importorskip("open_clip")
+    tokens = open_clip.tokenizer.SimpleTokenizer(context_length=8)(["a dog"])
+    torch.testing.assert_close(model.encode_text(["a dog"]), reference.encode_text(tokens), rtol=0, atol=0)
+    token = torch.randn(3, model.d_model)
+    handle = reference.visual.trunk.blocks[-1].register_forward_hook(lambda m, a, out: token[:, None].expand_as(out))
+    want = reference.encode_image(torch.randn(3, 3, 160, 160))
+    handle.remove()
+    torch.testing.assert_close(model.project(token), want, rtol=1e-5, atol=1e-5)

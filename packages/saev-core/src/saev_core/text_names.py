@@ -199,7 +199,8 @@ def of_top_images(peaks: csc_array, images: Float[np.ndarray, "n d_text"]) -> Fl
 @torch.no_grad()
 def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex) -> Float[np.ndarray, "d_sae d_text"] | None:
     """Each feature's decoder direction in the text space: `project(mean + v d) - project(mean)`, both of unit length, `v` the mean
-    of the feature's values. None where the SAE does not read one block's residual stream, or writes to another place.
+    of the feature's values. None where the SAE does not read one block's residual stream, writes to another place, or its vectors
+    do not enter the model's head.
     """
     sae, norm = checkpoint.sae, checkpoint.norm
     if (
@@ -210,7 +211,11 @@ def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex)
     ):
         return None
     mean = norm.mean.float()
-    base = F.normalize(model.project(mean[None]).float(), dim=1)
+    try:
+        base = F.normalize(model.project(mean[None]).float(), dim=1)
+    except ModelError as error:
+        log.info("names: decoder directions are left out: %s", error)
+        return None
     out = np.zeros((sae.d_sae, base.shape[1]), np.float32)
     typical = torch.from_numpy(np.nan_to_num(index.mean)).float().to(mean.device) / norm.scale
     for start in range(0, sae.d_sae, _BLOCK):

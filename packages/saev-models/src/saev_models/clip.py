@@ -1,12 +1,14 @@
-"""CLIP and its relatives through open_clip: the vision tower alone, with the library's own evaluation transform."""
+"""CLIP and its relatives through open_clip: the vision tower, with the library's own evaluation transform; the text tower on demand."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip  # type: ignore[import-untyped]
+import torch
 from jaxtyping import Float
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # type: ignore[import-untyped]
 from open_clip.transform import PreprocessCfg, image_transform_v2  # type: ignore[import-untyped]
@@ -17,12 +19,13 @@ from saev_core.config import ModelConfig
 from saev_core.errors import ModelError
 from saev_core.model import VisionModel
 from saev_core.types import Grid
-from saev_models.hub import Repo, first_line, need, open_files, weight_files
+from saev_models.hub import OFFLINE, Repo, first_line, need, open_files, weight_files
 from saev_models.quiet import no_root_logging
 from saev_models.trim import Trim, pad
 
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 """How open_clip's repositories name their weights, most wanted first."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
 class ClipConfig(ModelConfig):
@@ -56,6 +59,7 @@ class Clip(VisionModel):
 
     def __init__(self, cfg: ClipConfig) -> None:
         super().__init__()
+        self._cfg = cfg
         # Any: what a tower is made of differs from one to the next, and nn.Module's attributes have no types.
         self.visual = visual = build(cfg)
         preprocess = PreprocessCfg(**visual.preprocess_cfg)
@@ -85,6 +89,46 @@ class Clip(VisionModel):
         """The image's embedding, not normalised."""
         embedding: Tensor = self.visual(pad(images, self._height_px, self._width_px))
         return embedding
+
+    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d_text"]:
+        """The image's embedding, not normalised."""
+        return self(images)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
+        """Embeddings of texts, not normalised. The text tower is loaded when it is first asked for.
+
+        Raises:
+            ModelError: it, or its tokenizer, cannot be had.
+        """
+        if "_text" not in self.__dict__:
+            # Beside the modules: what is recorded or saved of this model is its vision tower.
+            self.__dict__["_text"] = build_text(self._cfg)
+        tower, tokenizer = self.__dict__["_text"]
+        embedding: Tensor = tower.to(self.device).encode_text(tokenizer(list(texts)).to(self.device))
+        return embedding
+
+    @torch.no_grad()
+    def project(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_text"]:
+        """Final norm, pooling and projection of an image whose tokens are all `x`.
+
+        Raises:
+            ModelError: the tower is no transformer, or `x` is not as wide as its tokens.
+        """
+        visual = self.visual
+        trunk = getattr(visual, "trunk", None)
+        width = visual.conv1.out_channels if isinstance(visual, open_clip.transformer.VisionTransformer) else getattr(trunk, "embed_dim", 0)
+        if x.shape[1] != width or (trunk is not None and not hasattr(trunk, "forward_head")):
+            raise ModelError(
+                f"vectors of width {x.shape[1]} do not enter the head of {self._cfg.checkpoint}, whose tokens are {width} wide."
+            )
+        # As many as one patch and all prefix tokens, for some towers average patches and some take the first token.
+        tokens = x[:, None].expand(-1, self.grid.n_prefix + 1, -1)
+        if trunk is not None:
+            pooled: Tensor = visual.head(trunk.forward_head(trunk.norm(tokens)))
+            return pooled
+        pooled, _ = visual._pool(tokens)
+        return pooled if visual.proj is None else pooled @ visual.proj
 
 
 def _timm_parts(visual: Any, height_px: int, width_px: int) -> tuple[Grid, nn.ModuleList | nn.Sequential] | None:
@@ -119,11 +163,36 @@ def build(cfg: ClipConfig) -> Any:
     Raises:
         ModelError: architecture or tag is unknown, the weights cannot be had, or they are another model's.
     """
+    return _create(*_found(cfg)).visual
+
+
+def build_text(cfg: ClipConfig) -> tuple[Any, Any]:
+    """The same model without its vision tower, and its tokenizer.
+
+    Raises:
+        ModelError: as `build`, or the tokenizer cannot be had.
+    """
+    found = _found(cfg)
+    model = _create(*found).eval().requires_grad_(False)
+    model.visual = nn.Identity()
+    if cfg.checkpoint.startswith("hf-hub:"):
+        files = open_files(cfg.checkpoint, cfg.revision)
+        for name in _TOKENIZER_FILES:
+            files.find(name)
+    try:
+        with no_root_logging("open_clip"):
+            return model, open_clip.get_tokenizer(found[0])
+    except Exception as error:
+        raise ModelError(f"{cfg.checkpoint}: its tokenizer cannot be had ({_complaint(error)}); {OFFLINE}") from error
+
+
+def _found(cfg: ClipConfig) -> tuple[str, ClipConfig, dict[str, Any], Path | None]:
+    """What `_create` makes a model from."""
     if _in_folder(cfg.checkpoint):
         files = open_files(cfg.checkpoint.removeprefix("local-dir:"), cfg.revision)
         source = f"local-dir:{need(files, 'open_clip_config.json').parent}"
         path = weight_files(files, *_STEMS)[0] if cfg.pretrained else None
-        return _create(source, cfg, {}, path)
+        return source, cfg, {}, path
 
     name, tag = split_name(cfg.checkpoint)
     if name not in open_clip.list_models():
@@ -140,7 +209,7 @@ def build(cfg: ClipConfig) -> Any:
         if not tagged:
             raise ModelError(f"{cfg.checkpoint}: say which weights, as {name}/TAG or {name}/PATH; the tags are {_tags(name)}.")
         path = _download(f"{name}/{tag}", tagged)
-    return _create(name, cfg, tagged, path)
+    return name, cfg, tagged, path
 
 
 def _tags(name: str) -> str:
@@ -173,7 +242,7 @@ def _create(source: str, cfg: ClipConfig, tagged: dict[str, Any], path: Path | N
     except Exception as error:
         what = f"{path} cannot be loaded as" if path else "open_clip cannot make"
         raise ModelError(f"{what} {source.removeprefix('local-dir:')} ({_complaint(error)}).") from error
-    return model.visual
+    return model
 
 
 def _complaint(error: Exception) -> str:

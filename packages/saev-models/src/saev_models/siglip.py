@@ -1,10 +1,12 @@
-"""SigLIP's vision tower, which has no CLS token: through `transformers`, or through open_clip by its names."""
+"""SigLIP's vision tower, which has no CLS token: through `transformers`, or through open_clip by its names; its text tower on demand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,7 +38,9 @@ class Siglip(VisionModel):
 
     def __init__(self, cfg: SiglipConfig) -> None:
         super().__init__()
-        if _is_open_clip(cfg):
+        self._cfg = cfg
+        self._by_open_clip = _is_open_clip(cfg)
+        if self._by_open_clip:
             self._build_open_clip(cfg)
         else:
             self._build_transformers(cfg)
@@ -86,6 +90,74 @@ class Siglip(VisionModel):
         output = self.tower(pad(images, *self._size))
         tokens: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         return tokens
+
+    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d_text"]:
+        """The image's embedding, not normalised.
+
+        Raises:
+            ModelError: the checkpoint has no pooling head.
+        """
+        output = self.tower(pad(images, *self._size))
+        embedding: Tensor | None = output if isinstance(output, Tensor) else output.pooler_output
+        if embedding is None:
+            raise ModelError(f"{self._cfg.checkpoint} has no pooling head, so its images have no embedding to compare with text.")
+        return embedding
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
+        """Embeddings of texts, not normalised. The text tower is loaded when it is first asked for.
+
+        Raises:
+            ModelError: it, or its tokenizer, cannot be had.
+        """
+        if self._by_open_clip:
+            return self.tower.encode_text(texts)  # type: ignore[no-any-return]
+        if "_text" not in self.__dict__:
+            self.__dict__["_text"] = _build_text(self._cfg)
+        tower, tokenizer = self.__dict__["_text"]
+        ids = torch.tensor([line.ids for line in tokenizer.encode_batch(list(texts))], device=self.device)
+        embedding: Tensor = tower.to(self.device)(input_ids=ids).pooler_output
+        return embedding
+
+    @torch.no_grad()
+    def project(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_text"]:
+        """Final norm and pooling head of an image whose tokens are all `x`.
+
+        Raises:
+            ModelError: `x` is not as wide as the model's tokens, or there is no head.
+        """
+        if self._by_open_clip:
+            return self.tower.project(x)  # type: ignore[no-any-return]
+        tower = getattr(self.tower, "vision_model", self.tower)
+        if getattr(tower, "head", None) is None or x.shape[1] != tower.config.hidden_size:
+            raise ModelError(f"vectors of width {x.shape[1]} do not enter the head of {self._cfg.checkpoint}.")
+        pooled: Tensor = tower.head(tower.post_layernorm(x[:, None]))
+        return pooled
+
+
+def _build_text(cfg: SiglipConfig) -> tuple[Any, Any]:
+    """Text tower and tokenizer of a checkpoint of `transformers`.
+
+    Raises:
+        ModelError: the checkpoint has none of them.
+    """
+    from tokenizers import Tokenizer  # a part of transformers
+    from transformers import SiglipTextConfig, SiglipTextModel
+
+    files = open_files(cfg.checkpoint, cfg.revision)
+    settings = read_json(need(files, "config.json"))
+    if "text_config" not in settings:
+        raise ModelError(f"{files} holds a vision tower alone; features can be named by text with a checkpoint that has both towers.")
+    config = SiglipTextConfig.from_dict(settings["text_config"])
+    folder = weight_files(files)[0].parent if cfg.pretrained else Path()
+    tower: Any = load(SiglipTextModel, folder, config, str(files)) if cfg.pretrained else SiglipTextModel(config)
+    tokenizer = Tokenizer.from_file(str(need(files, "tokenizer.json")))
+    length = int(config.max_position_embeddings)
+    # Always padded to the full length: the text tower takes the last position, and was trained so.
+    pad_id = int(config.pad_token_id or 0)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=tokenizer.id_to_token(pad_id) or "<pad>")
+    return tower.eval().requires_grad_(False), tokenizer
 
 
 def _side(size: Any) -> int:
