@@ -300,3 +300,26 @@ def test_nothing_scrolls_sideways_and_the_list_is_reached_by_keys(tab: Tab, libr
     line.focus()
     tab.page.keyboard.press("Enter")
     tab.shows(order(library)[1])
+
+
+def test_a_box_on_the_map_of_all_features_is_a_filter_that_one_press_clears(tab: Tab, library: Library) -> None:
+    tab.page.goto(f"{tab.address}/?sae={SAE}")
+    canvas = tab.page.locator("#saev-map canvas")
+    canvas.wait_for(state="visible")
+    tab.page.wait_for_function("document.querySelector('#saev-map canvas').width > 300")
+    box = canvas.bounding_box()
+    tab.page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.1 * box["height"])
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.8 * box["height"], steps=4)
+    tab.page.mouse.up()
+    tab.page.get_by_role("tab", name="Features").click()
+    tab.reads("#saev-list .chips", "selected on the map: frequency .* to .*, mean value .* to ")
+    index = library[SAE].index
+    inside = tab.listed
+    assert 0 < len(inside) < len(order(library))
+    ends = re.findall(r"([\d.]+) to ([\d.]+)", tab.page.inner_text("[data-clear=box]"))
+    for values, (low, high) in zip((index.frequency, index.mean), ends, strict=True):
+        assert float(values[inside].min()) >= float(low) * 0.99
+        assert float(values[inside].max()) <= float(high) * 1.01
+    tab.page.locator("[data-clear=box]").click()
+    tab.reads("#saev-list .count", rf"^{len(order(library))} feature")
