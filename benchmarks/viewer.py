@@ -29,16 +29,7 @@ import numpy as np
 from saev_core.run import Run
 from saev_core.testing.runs import synthetic_run
 
-QUERIES = (
-    "",
-    "monosemanticity>0.4 frequency<1%",
-    "star",
-    "label:heart lift>3",
-    "note:wing",
-    "concentration>0.7 purity>=0.2",
-    "#77",
-    '"label 12"',
-)
+QUERIES = ("", "monosemanticity>0.4 frequency<1%", "star", "label:heart lift>3", "note:wing", "concentration>0.7 purity>=0.2", "#77")
 SORTS = ("max", "mean", "frequency", "monosemanticity", "purity", "lift", "number")
 AIMS = {"start": 2.0, "feature page": 0.3, "filter and sort": 0.2}
 """Seconds that were asked for; of all but the first the 95th percentile."""
@@ -86,9 +77,8 @@ def served(run: Run) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "saev_core.cli", "view", str(run.path), "--port", str(port)], stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "saev_core.cli", "view", str(run.path), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while True:
             if process.poll() is not None:
@@ -162,9 +152,8 @@ def alone(run: Run, n_pages: int) -> list[dict[str, Any]]:
             session.page("topk", rng.randrange(run_features(run)))
             if done == n_pages // 2:
                 middle = memory_mb(process)
-        print(
-            f"memory of the server             {before:.0f} MB, after {n_pages // 2} pages {middle:.0f}, after {n_pages} {memory_mb(process):.0f}"
-        )
+        after = memory_mb(process)
+        print(f"memory of the server             {before:.0f} MB, after {n_pages // 2} pages {middle:.0f}, after {n_pages} {after:.0f}")
     return lines
 
 
@@ -187,7 +176,12 @@ def together(run: Run, n_sessions: int, each: int = 15) -> None:
     with served(run) as (address, _, _):
         Session(address).page("topk", 0)
         people = [threading.Thread(target=person, args=(number,)) for number in range(n_sessions)]
-        took = seconds(lambda: [[each.start() for each in people], [each.join() for each in people]])
+        began = time.perf_counter()
+        for one in people:
+            one.start()
+        for one in people:
+            one.join()
+        took = time.perf_counter() - began
     n = sum(map(len, times.values()))
     print(f"{n_sessions} people at once: {n} answers in {took:.1f} s, {n / took:.0f} a second, {len(failed)} failed {failed[:1]}")
     for what, taken in times.items():
