@@ -194,6 +194,9 @@ def test_names_are_read_where_they_are_and_an_abstention_is_no_name(tmp_path: Pa
     assert read_names(path) == {}
     path.write_text(json.dumps({"names": {"3": {"name": "wing", "score": 0.9}, "4": {"name": None, "score": 0.4}}}))
     assert read_names(path) == {3: ("wing", 0.9)}
+    path.write_text(json.dumps({"checkpoint": "a", "names": {"3": {"name": "wing", "score": 0.9}}}))
+    assert read_names(path, "a") == {3: ("wing", 0.9)}
+    assert read_names(path, "b") == {}
     path.write_text('{"names": [1]}')
     with pytest.raises(RunError, match=r"cannot be read .*make it again with saev index --names"):
         read_names(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,28 @@ from jaxtyping import Float
 from saev_core.errors import RunError
 from saev_core.run import Run
 
+log = logging.getLogger(__name__)
+
 TELLING = 0.6
 """F1 from which a feature counts as telling a known truth."""
 
 
-def read_names(path: Path) -> dict[int, tuple[str, float]]:
+def read_names(path: Path, checkpoint: str = "") -> dict[int, tuple[str, float]]:
     """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty where none were made.
+
+    Read without `saev_core.naming`, which imports torch.
+
+    Args:
+        checkpoint: fingerprint of the SAE; names of another one are passed over. Empty: whatever there is.
 
     Raises:
         RunError: the file is not what `saev index --names` writes.
     """
     try:
         saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if checkpoint and saved.get("checkpoint", checkpoint) != checkpoint:
+            log.warning("%s holds names of another checkpoint, which are not shown; make them again with saev index --names.", path)
+            return {}
         return {int(feature): (str(said["name"]), float(said["score"])) for feature, said in saved["names"].items() if said.get("name")}
     except FileNotFoundError:
         return {}

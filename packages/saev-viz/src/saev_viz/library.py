@@ -279,7 +279,7 @@ class View:
             self.index,
             self.library.classes,
             labels=self.library.labels,
-            names=read_names(self.library.run.features_path(self.name).with_suffix(".names.json")),
+            names=read_names(self.library.run.features_path(self.name).with_suffix(".names.json"), self.index.attributes["checkpoint"]),
             truth=known_truth(self.library.run, self.name),
             stability=read_stability(self.library.run, self.name),
         )
