@@ -51,6 +51,7 @@ class Archetypal(TopK):
     """
 
     Config: ClassVar[type[SAEConfig]] = ArchetypalConfig
+    lr_decay = 0.2  # its learning rate was chosen under this
     cfg: ArchetypalConfig
     points: Tensor
 
