@@ -64,7 +64,6 @@ def installed_plugin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     sys.modules.pop("saev_hello", None)
 
 
-@pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
 def test_a_plugins_tab_works_its_crash_is_a_message_and_a_tab_that_cannot_be_made_is_left_out(
     run_of_pictures: Run, serving: Serving, chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
