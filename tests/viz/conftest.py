@@ -47,6 +47,43 @@ def run_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run.open(folder / "run")
 
 
+SWEEP = """
+[sae]
+d_sae = 48
+[train]
+n_tokens = 3000
+n_init = 256
+batch_size = 128
+[[point]]
+sae.name = "topk"
+sae.k = [2, 4, 8, 12]
+[[point]]
+sae.name = "relu"
+"""
+
+
+@pytest.fixture(scope="session")
+def sweep_of_pictures(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A sweep on the same pictures: four topk SAEs and a relu, of which `relu`, `topk-k4` and the best are indexed. Read only."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.toml").write_text(SWEEP)
+    data = f"image-folder:{run_of_pictures.path.parent / 'pictures'}"
+    command = ["run", "--out", str(folder / "sweep"), "--model", "tiny", "--dataset", data, "--sweep", str(folder / "sweep.toml")]
+    assert main(command) == 0
+    assert main(["index", str(folder / "sweep"), "--only", "relu", "--only", "topk-k4"]) == 0
+    return Run.open(folder / "sweep")
+
+
+@pytest.fixture(scope="session")
+def run_of_another_model(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on the same pictures of a model with other patches and another crop, its weights random. Read only."""
+    folder = tmp_path_factory.mktemp("another")
+    data = f"image-folder:{run_of_pictures.path.parent / 'pictures'}"
+    command = ["run", "--out", str(folder / "another"), "--model", "timm:vit_tiny_patch16_224", "--dataset", data, "--layers", "1"]
+    assert main([*command, "--set", *SMALL, "model.options.pretrained=false", "model.options.image_px=160"]) == 0
+    return Run.open(folder / "another")
+
+
 @pytest.fixture
 def copied(run_of_pictures: Run, tmp_path: Path) -> Run:
     """A copy of the run, to change."""

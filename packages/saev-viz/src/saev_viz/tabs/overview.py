@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from saev_core.errors import RunError
 from saev_viz.app import Viewer, told
 from saev_viz.summary import points, spread, sweep, trained
 
@@ -58,8 +59,9 @@ def build(viewer: Viewer) -> None:
         library = viewer.view(shown).library
         name = str(event._data["sae"])
         if name not in library.own:
-            gr.Info(f"{name} has no feature index yet. Make one: saev index {library.run.path} --only {name}, then start the viewer again.")
-            return gr.skip()
+            raise RunError(
+                f"{name} has no feature index yet; make one with saev index {library.run.path} --only {name}, then start the viewer again."
+            )
         return viewer.view(f"{library.title}:{name}" if library.number else name).key
 
     for change in (viewer.blocks.load, viewer.sae.change):
