@@ -89,7 +89,7 @@ def test_the_summary_is_machine_readable(run: Run, capsys: pytest.CaptureFixture
     assert summary["n_images"] == 60
     assert summary["n_missing"] == 0
     assert summary["report"] == str(run.report_path)
-    assert set(summary["seconds"]) == {"record", "train:topk", "evaluate:topk", "index:topk", "report"}
+    assert set(summary["seconds"]) == {"record", "train:topk", "evaluate:topk", "index:topk", "names:topk", "report"}
     assert summary["recovery"]["topk"]["factors"].keys() == {"shape", "colour", "texture", "size", "place"}
 
 
