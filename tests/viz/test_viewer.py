@@ -22,6 +22,7 @@ import pytest
 from commands import Serving
 
 from saev_core.cli import main
+from saev_core.errors import RunError
 from saev_core.run import Run
 from saev_viz.app import make_server, plugin_tabs
 from saev_viz.library import Library
@@ -257,6 +258,12 @@ def test_an_index_of_another_checkpoint_or_format_is_told_before_anything_is_ser
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert words in done.stderr
         assert "saev index" in done.stderr
+
+
+def test_an_index_that_lacks_a_part_says_how_to_make_it_again(copied: Run) -> None:
+    shutil.rmtree(copied.features_path("topk") / "mean")
+    with pytest.raises(RunError, match=r"has no mean: .*make it again with saev index"):
+        _ = Library(copied)["topk"].index.mean
 
 
 def test_a_port_that_is_taken_and_options_that_are_wrong_are_told_in_one_line(saev: Saev, run_of_pictures: Run) -> None:

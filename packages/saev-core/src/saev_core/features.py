@@ -99,8 +99,9 @@ class FeatureIndex:
     def _array(self, name: str) -> zarr.Array[Any]:
         # Opening one takes zarr two milliseconds, and a page reads sixteen rows.
         if (array := self._opened.get(name)) is None:
-            found = self._group[name]
-            assert isinstance(found, zarr.Array)
+            found = self._group.get(name)
+            if not isinstance(found, zarr.Array):
+                raise RunError(f"{self.path} has no {name}: it is damaged or of an earlier version; make it again with saev index RUN.")
             array = self._opened[name] = found
         return array
 
