@@ -15,6 +15,7 @@ import numpy as np
 
 from saev_core.errors import RunError, SaevError
 from saev_viz.app import Viewer, told
+from saev_viz.comparing import only, selected
 from saev_viz.feature_page import _top
 from saev_viz.gallery import relative
 from saev_viz.library import Library, View
@@ -22,6 +23,8 @@ from saev_viz.overlay import colours
 from saev_viz.seen import Seen
 
 TITLE = "Image"
+Box = dict[str, list[float]] | None
+"""What is selected on the map, see `Viewer.box`."""
 N_OTHERS = 12
 """Top pictures of a feature that are shown below the picture."""
 
@@ -60,24 +63,24 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
     others = gr.HTML(ASK, elem_id="saev-others", js_on_load=(files("saev_viz") / "panes.js").read_text(encoding="utf-8"))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
-    def choose(name: str, index: int) -> str:
+    def choose(name: str, index: int, box: Box) -> str:
         view = viewer.view(name)
-        seen = view.seen(index)
+        seen = only(view.seen(index), selected(view, box))
         label = view.library.label(index)
         return payload(view, seen, view.library.src(index, 896), f"Image {index}" + (f" · {label}" if label else ""))
 
-    def brought(name: str, key: str) -> str:
+    def brought(name: str, key: str, box: Box) -> str:
         view, held = viewer.view(name), library.uploads[key]
         told_of = f"{held.name} · your picture, {held.width} × {held.height} pixels"
-        return payload(view, view.look(held.image()), f"/saev/upload/{key}", told_of)
+        return payload(view, only(view.look(held.image()), selected(view, box)), f"/saev/upload/{key}", told_of)
 
-    def show(name: str, index: int | None, key: str) -> str:
+    def show(name: str, index: int | None, key: str, box: Box) -> str:
         if index == -1 and key:
-            return brought(name, key)
-        return choose(name, max(int(index or 0), 0))
+            return brought(name, key, box)
+        return choose(name, max(int(index or 0), 0), box)
 
-    def moved(name: str, index: int | None) -> Any:
-        return gr.skip() if index == -1 else choose(name, int(index or 0))  # -1: `upload` has shown it
+    def moved(name: str, index: int | None, box: Box) -> Any:
+        return gr.skip() if index == -1 else choose(name, int(index or 0), box)  # -1: `upload` has shown it
 
     def typed(name: str, index: float | None) -> Any:
         if index is None:
@@ -103,10 +106,10 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
             return gr.skip()
         return step(1, name, -1, label)
 
-    def upload(name: str, event: gr.EventData) -> tuple[Any, Any, str]:
+    def upload(name: str, box: Box, event: gr.EventData) -> tuple[Any, Any, str]:
         key = str(event._data["picture"])
         try:
-            return -1, key, brought(name, key)
+            return -1, key, brought(name, key, box)
         except SaevError as error:
             return gr.skip(), gr.skip(), json.dumps({"error": str(error)})
 
@@ -121,18 +124,18 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
             return gr.skip(), int(event._data["feature"]), gr.Tabs(selected="features")
         return gr.skip(), gr.skip(), gr.skip()
 
-    what = [viewer.sae, viewer.picture, viewer.upload]
+    what = [viewer.sae, viewer.picture, viewer.upload, viewer.box]
     number.input(told(typed), [viewer.sae, number], viewer.picture, **quiet)
     for button, by in ((back, -1), (on, 1), (chance, 0)):
         button.click(told(partial(step, by)), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     among.input(told(labelled), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     viewer.picture.change(lambda index: index if index is not None and index >= 0 else None, viewer.picture, number, **quiet)
     # The pane asks for its first picture when it is first seen: until then neither torch nor the SAE is loaded.
-    for change in (pane.load, viewer.sae.change):
+    for change in (pane.load, viewer.sae.change, viewer.box.change):
         change(told(show), what, pane, **quiet)
-    viewer.picture.change(told(moved), [viewer.sae, viewer.picture], pane, **quiet)
+    viewer.picture.change(told(moved), [viewer.sae, viewer.picture, viewer.box], pane, **quiet)
     viewer.sae.change(lambda: ASK, None, others, **quiet)
-    pane.upload(told(upload), viewer.sae, [viewer.picture, viewer.upload, pane], **quiet)
+    pane.upload(told(upload), [viewer.sae, viewer.box], [viewer.picture, viewer.upload, pane], **quiet)
     pane.select(told(chosen), viewer.sae, [viewer.feature, others], **quiet)
     others.input(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
     others.select(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
