@@ -105,6 +105,7 @@ def test_a_box_on_the_map_leaves_only_its_features_on_a_picture(library: Library
     assert shown
     assert keep[shown].all()
     assert only(seen, None) is seen
+    assert "selected on the map" in some.about
     assert "No feature" in on_picture(view, only(seen, np.zeros(48, bool)))
 
 
@@ -176,7 +177,7 @@ def test_a_concept_is_chosen_from_the_labels_and_a_picture_brought_is_seen_by_bo
     page.set_input_files("#saev-pane-0 input[type=file]", tmp_path / "mine.png")
     for side in (0, 1):
         page.wait_for_function(f"document.querySelector('#saev-pane-{side} .caption').textContent.includes('mine.png')", timeout=60_000)
-    page.get_by_role("tab", name="One concept").click()
+    page.get_by_role("tab", name="Concept", exact=True).click()
     box = page.locator("#saev-concept input")
     box.fill("stripes")
     box.press("Enter")

@@ -136,6 +136,8 @@ def test_a_box_on_the_map_filters_the_other_tabs_until_it_is_cleared(page: Any, 
     page.locator("[data-go]").click()
     page.wait_for_selector("#saev-list .count:visible")
     page.wait_for_function(f"document.querySelector('#saev-list .count').textContent.startsWith('{n} ')")
+    page.get_by_role("tab", name="Image").click()
+    page.wait_for_function("document.querySelector('#saev-look .what').textContent.includes('selected on the map')", timeout=60_000)
     page.get_by_role("tab", name="Overview").click()
     page.locator("#saev-map [data-clear]").click()
     page.wait_for_function("document.querySelector('.ranges .chosen').textContent === ''")

@@ -47,7 +47,8 @@ def only(seen: Seen, keep: Keep | None) -> Seen:
         return seen
     here = keep[seen.feature]
     offsets = np.concatenate([[0], np.cumsum(here)])[seen.offsets]
-    return replace(seen, offsets=offsets, feature=seen.feature[here], value=seen.value[here])
+    about = f"{seen.about} Only the features selected on the map of the overview.".strip()
+    return replace(seen, offsets=offsets, feature=seen.feature[here], value=seen.value[here], about=about)
 
 
 def on_picture(view: View, seen: Seen, *, chosen: int = -1, twins: bool = True) -> str:

@@ -56,11 +56,11 @@ def build(viewer: Viewer) -> None:
             for i, (side, name) in enumerate((("Left", library.first), ("Right", other)))
         ]
     with gr.Tabs(elem_id="saev-compare") as modes:
-        with gr.Tab("One picture", id="picture"):
+        with gr.Tab("Picture", id="picture"):
             rows = _picture(viewer, menus)
-        with gr.Tab("One concept", id="concept"):
+        with gr.Tab("Concept", id="concept"):
             rows += _concept(viewer, menus)
-        with gr.Tab("One feature", id="feature"):
+        with gr.Tab("Feature", id="feature"):
             which, feature, found = _feature(viewer, menus)
             rows += found
 
@@ -245,7 +245,7 @@ def _side(viewer: Viewer, view: View, index: float | None, key: str, box: Box, a
     else:
         label = view.library.label(int(index or 0))
         caption = f"{view.key} · image {int(index or 0)}" + (f" · {label}" if label else "")
-    return payload(view, seen, src, caption), (ONLY if keep is not None else "") + on_picture(view, seen, twins=alike)
+    return payload(view, seen, src, caption), on_picture(view, seen, twins=alike)
 
 
 __all__ = ["TITLE", "build"]
