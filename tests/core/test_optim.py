@@ -301,8 +301,9 @@ def test_every_optimizer_learns(tmp_path: Path) -> None:
     for checkpoint in train(data, made, changed(**cfg)):
         x_hat = checkpoint.decode(checkpoint.codes(data.x))
         assert float((x_hat - data.x).square().sum()) / spread < 0.25, checkpoint.train["config"]
-        rate = {"muon": Muon.rate, "schedule-free": ScheduleFree.rate}.get(checkpoint.train["config"]["optimizer"], 1)
-        assert checkpoint.train["lr"] == pytest.approx(checkpoint.sae.default_lr() * rate)
+        rate = {"muon": Muon.rate, "schedule-free": ScheduleFree.rate}.get(checkpoint.train["config"]["optimizer"])
+        own = checkpoint.sae.base_lr() * rate if rate else checkpoint.sae.default_lr()
+        assert checkpoint.train["lr"] == pytest.approx(own)
 
 
 @pytest.mark.parametrize(

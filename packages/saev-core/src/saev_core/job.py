@@ -77,7 +77,8 @@ class Job:
             self.optimizer = make_optimizer(cfg.optimizer, self.sae.named_parameters(), self.sae.betas)
         except TrainError as error:
             raise TrainError(f"{self.name}: {error}") from None
-        self.lr = cfg.lr or self.optimizer.rate * self.sae.default_lr()
+        # A variant's own learning rate was measured with Adam; the others keep to the law, times what suits them.
+        self.lr = cfg.lr or (self.sae.default_lr() if cfg.optimizer == "adam" else self.optimizer.rate * self.sae.base_lr())
         self.average = Average(self.sae.named_parameters(), cfg.ema) if cfg.ema else None
         if cfg.precision == "tf32" and device.type != "cuda":
             log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)

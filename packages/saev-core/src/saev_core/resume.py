@@ -29,7 +29,10 @@ from saev_core.schedule import Schedule
 log = logging.getLogger(__name__)
 
 KEEP = 2
-FREE = ("train.checkpoint_every", "train.log_every", "train.evaluate_every", "train.evaluate_vectors", "train.memory_gb", "source.read.n_threads")
+FREE = (
+    *(f"train.{key}" for key in ("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors", "memory_gb")),
+    "source.read.n_threads",
+)
 """Keys that leave no mark on the result, and may change between a run and its resumption."""
 
 

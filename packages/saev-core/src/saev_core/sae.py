@@ -262,7 +262,11 @@ class SAE(nn.Module):
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
 
     def default_lr(self) -> float:
-        """Peak learning rate of Adam where the configuration names none: 1e-3 / sqrt(d_sae / 2^14), at most 2e-3.
+        """Peak learning rate of Adam where the configuration names none: `base_lr`, unless a variant was measured to want another."""
+        return self.base_lr()
+
+    def base_lr(self) -> float:
+        """The law of width that every optimiser's learning rate starts from: 1e-3 / sqrt(d_sae / 2^14), at most 2e-3.
 
         The law is that of the TopK ports after Gao et al. 2024 with five times their factor: on DINOv2 patches, d_sae
         3072, k 32, data init, a held-out NMSE of .113 came from 1e-3 in 1,000 steps and .110 from 2e-3.

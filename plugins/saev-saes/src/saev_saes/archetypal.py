@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
 from saev_core.kernels import grad
-from saev_core.sae import SAE, Progress, Step
+from saev_core.sae import Progress, Step
 from saev_core.saes.init import CALIBRATE_ON, calibrate
 from saev_core.saes.topk import TopK, TopKConfig
 from saev_saes.fitted import as_buffers
@@ -114,7 +114,7 @@ class Archetypal(TopK):
 
         `tiny` on 400 `shapes`, 585 steps, held-out NMSE: 2e-3 .097, 4e-3 .084, 8e-3 .076, 16e-3 .083.
         """
-        return 4 * SAE.default_lr(self)
+        return 4 * self.base_lr()
 
     def _spread(self, generator: torch.Generator | None) -> None:
         """Row i at centroid i; where there are more rows, the others halfway between two."""

@@ -18,7 +18,7 @@ class Optimizer(Protocol):
     """What the trainer asks of one."""
 
     rate: ClassVar[float]
-    """Its peak learning rate over Adam's, where none is named."""
+    """Its peak learning rate over `SAE.base_lr`, where none is named."""
 
     def step(self, lr: float) -> None:
         """Move every parameter by its `.grad`. The SAE then restores what that broke (unit rows)."""

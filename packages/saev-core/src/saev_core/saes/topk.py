@@ -91,7 +91,7 @@ class TopK(SAE):
         Measured with a linear decay over the whole run, see docs/quality.md: DINOv2 patches, d_sae 3072, k 32, 300 steps, held-out
         NMSE .1306, .1277 and .1284 from 4e-3, 8e-3 and 16e-3, and .1321 from 2e-3 with a decay over the last fifth.
         """
-        return 3 * super().default_lr()
+        return 3 * self.base_lr()
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations; all but the k largest positive pre-activations are zero."""
