@@ -73,7 +73,9 @@ def indexing(folder: Path, n_images: int, rounds: int) -> None:
     encode, whole = best(rounds, bare, index)
     print(f"indexing {n_images} images x {PATCHES} patches, d {D}, {WIDTH} features, k {K}, top {IndexConfig().top_k}")
     print(f"  read and encode  {encode / n_images * 1e6:8.0f} us an image")
-    print(f"  index            {whole / n_images * 1e6:8.0f} us an image   ratio {whole / encode:.2f}")
+    print(f"  index            {whole / n_images * 1e6:8.0f} us an image   ratio {whole / encode:.2f}   asked: at most 1.30")
+    written = sum(file.stat().st_size for file in (folder / "features.zarr").rglob("*") if file.is_file())
+    print(f"  of that, {IndexConfig().n_samples} samples, 100 labels, monosemanticity; {written / 1e6:.0f} MB written")
 
 
 def merging(rounds: int, n_images: int = 8192, d_sae: int = 16384, k: int = 20, batch: int = 32) -> None:
@@ -111,14 +113,15 @@ def merging(rounds: int, n_images: int = 8192, d_sae: int = 16384, k: int = 20, 
 
 
 def memory(n_images: int) -> None:
-    """Peak memory of 16,384 features x 128 top images x 196 patches; run in a process of its own."""
-    found = FeatureAccumulator(16384, PATCHES, 128)
+    """Peak memory of 16,384 features x 128 top images x 196 patches, with samples, labels and embeddings; in a process of its own."""
+    found = FeatureAccumulator(16384, PATCHES, 128, n_samples=IndexConfig().n_samples, n_labels=100, d_embedding=768)
     generator = torch.Generator().manual_seed(0)
     for start in range(0, n_images, 32):
         near = torch.randint(0, 16384, (32, 1, 600), generator=generator).expand(-1, PATCHES, -1)
         feature = near.gather(2, torch.rand(32, PATCHES, 600, generator=generator).argsort(2)[:, :, :K]).reshape(-1, K)
         value = torch.rand(feature.shape, generator=generator) + 0.01
-        found.add(np.arange(start, start + 32), Codes.from_topk(feature, value, 16384))
+        index, embedding = np.arange(start, start + 32), torch.randn(32, 768, generator=generator).numpy()
+        found.add(index, Codes.from_topk(feature, value, 16384), index % 100, embedding)
     with tempfile.TemporaryDirectory() as folder:
         found.write(Path(folder) / "a.zarr", {"grid": {"rows": 14, "cols": 14, "patch_px": 16}})
     print(f"  {n_images:6} images  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
@@ -138,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         indexing(Path(folder), args.images, args.rounds)
     merging(args.rounds)
-    print(f"peak memory of an index of 16,384 features x 128 top images, {PATCHES} patches")
+    print(f"peak memory of an index of 16,384 features x 128 top images, {PATCHES} patches; asked: below 2 GB, whatever the images")
     for n_images in (2048, 6144):
         print(
             subprocess.run([sys.executable, __file__, "--memory", str(n_images)], check=True, capture_output=True, text=True).stdout, end=""

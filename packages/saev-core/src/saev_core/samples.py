@@ -120,7 +120,8 @@ def _beside(
 ) -> Int[np.ndarray, "n WITH"]:
     """The strongest features on each patch of `where`, but for the sample's `own`."""
     out = np.full((len(own), WITH), -1, np.int32)
-    start, stop = np.searchsorted(patch, where), np.searchsorted(patch, where, side="right")
+    offsets = np.searchsorted(patch, np.arange(patch[-1] + 2))  # far fewer patches than samples
+    start, stop = offsets[where], offsets[where + 1]
     for a in range(0, len(own), _PIECE):
         s, e, mine = start[a : a + _PIECE], stop[a : a + _PIECE], own[a : a + _PIECE]
         at = s[:, None] + np.arange(max(int((e - s).max()), WITH + 1))
