@@ -198,7 +198,8 @@ def test_features_of_a_label_are_the_inverse_of_labels_of_a_feature(tmp_path: Pa
     for label in range(4):
         want = {f: share for f in range(D) for share in index.labels(f, 9) if share.label == label}
         found = index.with_label(label)
-        assert dict(found) == want and len(found) > 1
+        assert dict(found) == want
+        assert len(found) > 1
         assert [share.lift for _, share in found] == sorted((share.lift for share in want.values()), reverse=True)
         for f, share in found:
             assert share.of_label == pytest.approx((z[labels == label, :, f] > 0).any(1).mean())
