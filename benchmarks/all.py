@@ -17,8 +17,8 @@ from pathlib import Path
 from common import summary
 
 HERE = Path(__file__).parent
-EACH = ("steps", "readers", "store", "record", "features", "options", "start_up", "gpu")
-TABLES = ("steps", "readers", "store")
+EACH = ("steps", "readers", "store", "record", "features", "options", "start_up", "viewer", "gpu")
+TABLES = ("steps", "readers", "store", "viewer")
 """Those that write a table of what was asked."""
 
 

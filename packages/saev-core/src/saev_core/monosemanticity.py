@@ -42,9 +42,13 @@ class Monosemanticity:
         least = np.where(np.isfinite(self._least), self._least, 0.0)
         sum_a = self._sum - self.n * least
         sum_sq = self._sum_sq - 2 * least * self._sum + self.n * least**2
-        weighted = self._weighted.double().numpy() - least[:, None] * self._total
+        length_sq = np.empty(len(least))
+        for start in range(0, len(least), 1024):  # bounds the memory of the doubles
+            part = slice(start, start + 1024)
+            weighted = self._weighted[part].double().numpy() - least[part, None] * self._total
+            length_sq[part] = np.einsum("ij,ij->i", weighted, weighted)
         # Images without an embedding have cosine 0 with all; their a^2 is then not in |sum a e|^2, but there are hardly any.
-        above = np.einsum("ij,ij->i", weighted, weighted) - sum_sq
+        above = length_sq - sum_sq
         below = sum_a**2 - sum_sq
         defined = below > 1e-9 * np.maximum(sum_a**2, 1e-30)
         return np.asarray(np.divide(above, below, out=np.full(len(below), np.nan), where=defined).astype(np.float32))
