@@ -75,9 +75,25 @@ def test_a_yes_or_no_concept_is_scored_by_the_same_auroc():
             assert tally.scores(np.array([feature]))[concept, 0] == pytest.approx(want, abs=1e-12)
     assert (tally.scores(np.array([5])) == 0.5).all()  # it never fires
     assert tally.images.tolist() == [len(set(image[fires[:, f]])) for f in range(6)]
-    choice, score = tally.best(2)
-    assert (choice[:5, 0] == tally.scores(np.arange(5)).argmax(0)).all()
+    choice, score = tally.best(2, near=0)
+    assert (choice[:5] == np.argsort(-tally.scores(np.arange(5)), axis=0)[:2].T).all()
     assert (score == tally.of(choice)).all()
+
+
+def test_of_nearly_equal_concepts_the_most_specific_is_the_name():
+    crescent = np.arange(100) < 10
+    true = np.stack([np.arange(100) < 30, crescent, np.arange(100) == 0], axis=1)  # small, crescent, one single crescent
+    fires = crescent & (np.arange(100) < 9) | (np.arange(100) == 20)  # nine crescents, and one small thing that is none
+    tally = Agreement(3, 1)
+    tally.add(true, csr_array(fires[:, None].astype(np.float32)), np.arange(100))
+    assert tally.best(2)[0][0].tolist() == [1, 0]
+    assert tally.best(1, near=0)[0][0].tolist() == [1]
+    wide = np.stack([np.arange(100) < 30, np.arange(100) < 8], axis=1)
+    tally = Agreement(2, 1)
+    tally.add(wide, csr_array((np.arange(100) < 12)[:, None].astype(np.float32)), np.arange(100))
+    assert tally.scores(np.array([0]))[:, 0].round(3).tolist() == [0.898, 0.833]
+    assert tally.best(1, near=0)[0][0].tolist() == [0]
+    assert tally.best(1)[0][0].tolist() == [1]
 
 
 def test_the_division_scores_on_images_that_training_never_saw():

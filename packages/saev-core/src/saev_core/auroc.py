@@ -9,6 +9,9 @@ from scipy.stats import rankdata
 
 _BLOCK = 2048
 """Features whose scores are laid out at once: bounds the memory."""
+NEAR = 0.15
+"""AUROC by which a more specific concept may lie below the best one and still be the name. On `shapes` it brought the names that are
+right from 60 to 86 in a hundred: features for small crescents were called small, for that is truer still."""
 
 
 class Agreement:
@@ -52,15 +55,21 @@ class Agreement:
         defined = (fires > 0) & (silent > 0) & ((self.true > 0) & (self.true < self.n))[:, None]
         return np.asarray(np.where(defined, (1 + hit - miss) / 2, 0.5))
 
-    def best(self, n: int) -> tuple[Int[np.ndarray, "d_sae n"], Float[np.ndarray, "d_sae n"]]:
-        """The `n` best concepts of every feature, best first, and their AUROC."""
+    def best(self, n: int, near: float = NEAR) -> tuple[Int[np.ndarray, "d_sae n"], Float[np.ndarray, "d_sae n"]]:
+        """The `n` best concepts of every feature, best first, and their AUROC.
+
+        First come the concepts whose AUROC is within `near` of the largest one, those with the largest lift P(true | fires) / P(true)
+        ahead: of what says nearly as much, the most specific. Then the others by their AUROC.
+        """
         d_sae = len(self.fires)
         n = min(n, len(self.true))
         concept, score = np.zeros((d_sae, n), np.int64), np.zeros((d_sae, n))
         for start in range(0, d_sae, _BLOCK):
             features = np.arange(start, min(start + _BLOCK, d_sae))
             found = self.scores(features)
-            order = np.argsort(-found, axis=0, kind="stable")[:n]
+            lift = self.both[:, features] / np.maximum(self.true[:, None] * self.fires[features], 1)  # but for a factor of each feature
+            close = (found >= found.max(0) - near) & (found > 0.5)
+            order = np.lexsort((-found, np.where(close, -lift, 0)), axis=0)[:n]
             concept[features], score[features] = order.T, np.take_along_axis(found, order, 0).T
         return concept, score
 

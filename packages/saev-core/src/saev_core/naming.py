@@ -295,7 +295,7 @@ def known_concepts(source: str | None, checkpoint: Checkpoint, store: Activation
 def names_from(
     checkpoint: Checkpoint, store: ActivationStore, index: FeatureIndex, concepts: Concepts, cfg: IndexConfig, *, track: Track = silent
 ) -> Names:
-    """Names from yes-or-no concepts: on training images the concept with the best AUROC, scored on held-out ones.
+    """Names from yes-or-no concepts: on training images the most specific of those with the best AUROC, scored on held-out ones.
 
     Raises:
         CheckpointError: no image is held out.
