@@ -410,8 +410,7 @@ class Pipeline(NamesStage):
             told = f"of {len(self.sae_names)} SAEs only {names[0]}, the best"
             self.say(f"index: {told}; others with saev index {self.run.path} --only NAME.")
         for name in names:
-            stage, path = f"index:{name}", self.run.features_path(name)
-            checkpoint = self.checkpoint(name)
+            stage, path, checkpoint = f"index:{name}", self.run.features_path(name), self.checkpoint(name)
             key = self._key(self.run.config.index, checkpoint.fingerprint, self.store.meta.fingerprint)
             if self._valid(stage, key, partial(FeatureIndex.open, path)):
                 self.say(f"index: {name} already there, skipped.")
