@@ -220,7 +220,7 @@ def test_a_sweep_is_evaluated_and_of_many_saes_the_best_is_indexed(swept: Path, 
     assert best in SAES
     assert main(["index", str(run)]) == 0
     assert f"of 6 SAEs only {best}, the best" in capsys.readouterr().out
-    assert [path.name for path in (run / "features").iterdir()] == [f"{best}.zarr"]
+    assert [path.name for path in (run / "features").glob("*.zarr")] == [f"{best}.zarr"]
     other = next(name for name in SAES if name != best)
     assert main(["index", str(run), "--only", other]) == 0
     assert FeatureIndex.open(Run.open(run).features_path(other)).d_sae == 96

@@ -136,12 +136,22 @@ def test_batch_size_is_that_of_the_command() -> None:
     assert Flags({"--batch-size": 7}, batch="train").config().train.batch_size == 7
 
 
-def test_every_typed_flag_sets_a_key_that_exists() -> None:
+def test_every_typed_flag_sets_a_key_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text("[sae]\nk = [4, 8]\n")
     value = {"--layer": "all", "--model": "tiny", "--dataset": "shapes", "--sae": "relu", "--tracker": ["jsonl"], "--part": "2/3"}
-    words = {"--stream": "mlp", "--tokens": "cls", "--dtype": "float32", "--on-bad-image": "stop", "--device": "cpu", "--store": "x"}
+    words = {
+        "--stream": "mlp",
+        "--tokens": "cls",
+        "--dtype": "float32",
+        "--on-bad-image": "stop",
+        "--device": "cpu",
+        "--store": "x",
+        "--names": "none",
+    }
+    words |= {"--sweep": str(tmp_path / "sweep.toml")}
     for flag in FLAGS.values():
         if flag.key:
-            plain = {int: 3, float: 0.5, list[int]: [1]}.get(flag.kind)
+            plain = {int: 3, float: 0.5, bool: True, list[int]: [1]}.get(flag.kind)
             config = Flags({flag.name: (value | words).get(flag.name, plain)}).config()
             changed = [key for key, _, _ in differences(RunConfig().model_dump(), config.model_dump())]
             if flag.name not in ("--model", "--dataset", "--tracker"):

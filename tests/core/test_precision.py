@@ -121,7 +121,7 @@ def test_each_sae_of_a_group_has_its_own_precision(tmp_path: Path) -> None:
 
 
 def test_tf32_is_float32_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="saev_core"):
         (one,) = train(source(), [Trainee("mine", topk())], changed(precision="tf32"))
     assert "mine: train.precision tf32 is for CUDA; on cpu it is float32" in caplog.text
     (two,) = train(source(), [Trainee("mine", topk())], CFG)

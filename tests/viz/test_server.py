@@ -160,7 +160,7 @@ def test_doors_of_gradio_that_no_page_needs_are_shut(address: str, path: str) ->
 
 def _calls(address: str) -> list[tuple[int, int]]:
     """Callbacks with inputs: number, and how many."""
-    config = httpx.get(f"{address}/config").json()
+    config = httpx.get(f"{address}/config", timeout=60).json()
     return [(d["id"], len(d["inputs"])) for d in config["dependencies"] if d["inputs"] and d["backend_fn"]]
 
 
@@ -183,14 +183,16 @@ def test_gradio_itself_refuses_such_a_call_too(guard: Guard, serving: Serving) -
     crafted = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with serving(guard._app) as bare:
         number, n = _calls(bare)[0]
-        answer = httpx.post(f"{bare}/gradio_api/run/predict", json={"fn_index": number, "data": [crafted] * n, "session_hash": "x"})
+        answer = httpx.post(
+            f"{bare}/gradio_api/run/predict", json={"fn_index": number, "data": [crafted] * n, "session_hash": "x"}, timeout=60
+        )
     assert answer.status_code == 500
     assert "not uploaded by a user" in answer.text
     assert not any(file.is_file() and b"root:" in file.read_bytes() for file in private_folder().rglob("*"))
 
 
 def test_what_is_uploaded_to_gradio_for_a_plugins_tab_lies_in_a_private_folder_and_can_be_named(address: str) -> None:
-    (stored,) = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"hello")}).json()
+    (stored,) = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"hello")}, timeout=60).json()
     assert Path(stored).resolve().is_relative_to(private_folder().resolve())
     assert private_folder().stat().st_mode & 0o077 == 0
     assert ask(address, f"/gradio_api/file={stored}") == (200, b"hello")
@@ -281,7 +283,7 @@ def test_every_kind_of_picture_is_shown_upright_and_never_written_to_disk(
 ) -> None:
     before = set(private_folder().rglob("*"))
     key = send(address, data, name).json()["picture"]
-    answer = httpx.get(f"{address}/saev/upload/{key}")
+    answer = httpx.get(f"{address}/saev/upload/{key}", timeout=60)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == size
     assert set(private_folder().rglob("*")) == before
@@ -311,7 +313,7 @@ def test_uploads_from_many_threads_are_all_found() -> None:
 
 def test_every_answer_keeps_the_page_to_itself(address: str) -> None:
     for path in ("/", "/config", "/theme.css", "/saev/image/0", "/nothing", "/gradio_api/file=/etc/passwd"):
-        headers = httpx.get(f"{address}{path}").headers
+        headers = httpx.get(f"{address}{path}", timeout=60).headers
         assert headers["content-security-policy"] == POLICY
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
@@ -364,7 +366,7 @@ def test_a_password_stands_before_everything(run_of_pictures: Run, serving: Serv
             for headers in wrong:
                 status, body = ask(url, path, headers=headers)
                 assert (status, body) == (401, b"This viewer asks for a name and a password."), (path, headers)
-        assert "Basic" in httpx.get(url).headers["www-authenticate"]
+        assert "Basic" in httpx.get(url, timeout=60).headers["www-authenticate"]
         for method in ("POST", "HEAD", "OPTIONS", "PUT"):
             assert ask(url, "/gradio_api/run/predict", method)[0] == 401
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x" * 22 + "==", "Sec-WebSocket-Version": "13"}

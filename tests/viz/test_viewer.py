@@ -28,6 +28,7 @@ from saev_viz.app import make_server, plugin_tabs
 from saev_viz.library import Library
 
 PLUGIN = """
+import pathlib
 import gradio as gr
 from saev_core import hookimpl
 
@@ -45,7 +46,7 @@ def hello(viewer):
     file = gr.File(label="file")
     button.click(lambda feature: f"feature {int(feature)}", viewer.feature, told)
     fail.click(crash, None, told)
-    file.upload(lambda path: open(path).read(), file, told)
+    file.upload(lambda path: pathlib.Path(path).read_text(), file, told)
 
 def crash():
     raise ValueError("a plugin's mistake")
@@ -150,7 +151,7 @@ def test_saev_view_serves_until_it_is_interrupted_and_leaves_nothing_behind(run_
         assert "saev-tabs" in httpx.get(address, timeout=30).text
         with httpx.stream("GET", f"{address}/gradio_api/heartbeat/abc") as open_page:  # an open page holds nobody up
             next(open_page.iter_bytes())
-            httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"hello")})
+            httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"hello")}, timeout=60)
             assert list(tmp_path.iterdir()) != []
             process.send_signal(signal.SIGINT)
             started = time.monotonic()
@@ -165,7 +166,7 @@ def test_saev_view_serves_until_it_is_interrupted_and_leaves_nothing_behind(run_
 def test_another_host_is_warned_of_and_a_password_is_asked_for_and_never_printed(run_of_pictures: Run) -> None:
     with viewing(run_of_pictures.path, "--host", "0.0.0.0", "--auth", "ada:s3cret") as (process, address, said):
         assert "anyone who reaches 0.0.0.0" in said[0]
-        assert httpx.get(address).status_code == 401
+        assert httpx.get(address, timeout=60).status_code == 401
         known = {"Authorization": "Basic " + base64.b64encode(b"ada:s3cret").decode()}
         assert httpx.get(address, headers=known, timeout=30).status_code == 200
         process.send_signal(signal.SIGTERM)
@@ -213,8 +214,8 @@ def test_neither_the_process_nor_the_page_calls_another_host(run_of_pictures: Ru
         page.get_by_text("your picture,").wait_for()
         page.close()
         for crafted in ("https://example.com/a.png", "http://192.0.2.1/a.png"):
-            httpx.get(f"{address}/gradio_api/file={crafted}")
-            httpx.get(f"{address}/gradio_api/proxy={crafted}")
+            httpx.get(f"{address}/gradio_api/file={crafted}", timeout=60)
+            httpx.get(f"{address}/gradio_api/proxy={crafted}", timeout=60)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         assert "CALLED" not in process.communicate(timeout=20)[0]
@@ -310,11 +311,11 @@ def test_a_data_set_that_moved_is_told_in_the_page_and_found_again_by_its_flag(
         page.get_by_role("tab", name="Image").click()
         page.locator("#saev-look .list button").first.wait_for()
         page.close()
-        assert httpx.get(f"{address}/saev/image/0").status_code == 404
+        assert httpx.get(f"{address}/saev/image/0", timeout=60).status_code == 404
     shutil.copytree(before, tmp_path / "new")
     with serving(make_server(Library(moved, f"image-folder:{tmp_path / 'new'}"))) as address:
-        assert httpx.get(f"{address}/saev/image/0").status_code == 200
-        assert "saev-warning-0" not in httpx.get(address).text
+        assert httpx.get(f"{address}/saev/image/0", timeout=60).status_code == 200
+        assert "saev-warning-0" not in httpx.get(address, timeout=60).text
     (tmp_path / "new" / "dots" / "00.png").unlink()
     assert "others than those that were recorded" in Library(moved, f"image-folder:{tmp_path / 'new'}").no_pictures
 
