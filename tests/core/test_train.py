@@ -71,10 +71,10 @@ def test_neighbours_change_nothing() -> None:
 
 
 def test_each_has_its_own_seed_and_learning_rate() -> None:
-    a, b, c = train(source(), [topk("a"), topk("b", seed=1), topk("c", own=changed(lr=3e-3))], CFG)
+    a, b, c = train(source(), [topk("a"), topk("b", seed=1), topk("c", own=changed(lr=7e-3))], CFG)
     assert not same(a.sae, b.sae)
     assert not same(a.sae, c.sae)
-    assert c.train["lr"] == 3e-3
+    assert c.train["lr"] == 7e-3
     assert b.train["seed"] == 1
 
 
