@@ -69,7 +69,7 @@ def _sparse(a: Tensor, b: Tensor, candidates: int) -> tuple[np.ndarray, np.ndarr
     columns = np.asarray(columns)
     taken = columns < m
     rows, columns = np.asarray(rows)[taken], columns[taken]
-    return rows, columns, 2 - np.asarray(cost[rows, columns])
+    return rows, columns, (a[rows] * b[columns]).sum(1).clamp_max_(1).cpu().numpy()
 
 
 def _nearest(a: Tensor, b: Tensor, candidates: int, *, swap: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
