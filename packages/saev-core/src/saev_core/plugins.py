@@ -61,6 +61,7 @@ _OURS = {
             "nmf",
         ]
     },
+    "saev-tasks": {"task": ["classification", "semseg", "semprobe", "probe1d", "fidelity"]},
     "saev-viz": {"viewer": ["report", "pareto"]},
 }
 """What to pip install for a name of ours that is missing."""
@@ -206,8 +207,8 @@ def check(kind: str) -> list[tuple[Plugin, str]]:
     results = []
     for plugin in installed(kind):
         try:
-            # A viewer is a plain function; everything else is built from its Config.
-            plugin.load() if kind == "viewer" else config_class(plugin)
+            # A viewer is a plain function, a task has a Config for each verb; everything else is built from its Config.
+            plugin.load() if kind in ("viewer", "task") else config_class(plugin)
         except PluginError as error:
             results.append((plugin, str(error)))
         else:

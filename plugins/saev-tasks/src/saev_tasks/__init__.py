@@ -1,0 +1,1 @@
+"""Tasks: probes, segmentation, control experiments, single-feature probes, fidelity."""

@@ -1,0 +1,1 @@
+"""Linear probes on whole pictures, and what changes their mind."""

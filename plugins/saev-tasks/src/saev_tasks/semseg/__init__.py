@@ -1,0 +1,1 @@
+"""Linear probes on patches, and what changes their mind."""
