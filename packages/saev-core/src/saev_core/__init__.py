@@ -24,14 +24,20 @@ if TYPE_CHECKING:
     from saev_core.live import LiveSource as LiveSource
     from saev_core.model import VisionModel as VisionModel
     from saev_core.norm import Norm as Norm
+    from saev_core.probe import Probe as Probe
     from saev_core.run import Run as Run
     from saev_core.sae import SAE as SAE
     from saev_core.sae import Progress as Progress
     from saev_core.sae import Step as Step
     from saev_core.source import ActivationSource as ActivationSource
     from saev_core.source import StoreSource as StoreSource
+    from saev_core.steer import Edit as Edit
+    from saev_core.steer import steering as steering
     from saev_core.store import ActivationStore as ActivationStore
     from saev_core.store import StoreMeta as StoreMeta
+    from saev_core.task import Task as Task
+    from saev_core.task import TaskContext as TaskContext
+    from saev_core.task import verb as verb
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
     from saev_core.types import Grid as Grid
@@ -47,6 +53,7 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "Codes": "codes",
     "DatasetConfig": "config",
+    "Edit": "steer",
     "Example": "types",
     "FeatureIndex": "features",
     "Grid": "types",
@@ -55,6 +62,7 @@ _HOME = {
     "LiveSource": "live",
     "ModelConfig": "config",
     "Norm": "norm",
+    "Probe": "probe",
     "Progress": "sae",
     "Run": "run",
     "RunConfig": "config",
@@ -65,9 +73,13 @@ _HOME = {
     "Step": "sae",
     "StoreMeta": "store",
     "StoreSource": "source",
+    "Task": "task",
+    "TaskContext": "task",
     "VisionModel": "model",
     "hookimpl": "hooks",
     "open_rgb": "images",
+    "steering": "steer",
+    "verb": "task",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -52,6 +52,14 @@ class CheckpointError(SaevError):
     """A checkpoint is missing, damaged, or does not match the store or model."""
 
 
+class ProbeError(SaevError):
+    """A probe is missing, damaged, does not match what it is to read, or cannot be trained."""
+
+
+class SteerError(SaevError):
+    """An edit names a feature, site or patch that is not there, or cannot be written into the model."""
+
+
 class TrainError(SaevError):
     """Training cannot start or go on."""
 

@@ -111,6 +111,24 @@ class VisionModel(nn.Module):
             return output
         return output.flatten(1, 2) if self._channels_last(output) else output.flatten(2).transpose(1, 2)  # [b, h * w, c]
 
+    def put_tokens(self, output: Any, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Any:
+        """The inverse of `tokens`: an output of the same form as `output`, with these tokens in place of its own.
+
+        Raises:
+            ModelError: the model reads tokens in a way of its own and does not say how to write them.
+        """
+        cls = type(self)
+        if cls.tokens is not VisionModel.tokens and cls.put_tokens is VisionModel.put_tokens:
+            raise ModelError(f"{cls.__name__} reads tokens in its own way (`tokens`); it can be steered once it has `put_tokens` too.")
+        if isinstance(output, (tuple, list)):
+            items = [self.put_tokens(output[0], tokens), *output[1:]]
+            return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+        if output.ndim == 3:
+            return tokens
+        flat = tokens if self._channels_last(output) else tokens.transpose(1, 2)  # [b, h * w, c] or [b, c, h * w]
+        # The strides too: a convolution that reads another memory format rounds otherwise.
+        return torch.empty_like(output).copy_(flat.reshape(output.shape))
+
     def _channels_last(self, output: Tensor) -> bool:
         return output.shape[1] == output.shape[2] != output.shape[3] if self.channels_last is None else self.channels_last
 
