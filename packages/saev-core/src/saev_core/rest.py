@@ -1,0 +1,210 @@
+"""`Rest`: what of a model comes after a site, to be run again and again on the same images; for sliders and control experiments."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.errors import ModelError, ShapeError
+from saev_core.model import VisionModel
+from saev_core.steer import Edits, by_row, eagerly, steering
+from saev_core.types import Site
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The blocks after a site, on images whose way up to there is remembered: `rest(edits)` is what the whole model answers, to
+    the bit, for the price of those blocks.
+
+    Make one with `Rest.of`. Blocks up to the site answer what they answered then; what comes before the first block (patch
+    embedding) runs again, which is little. Memory: the output of every block up to the site.
+    """
+
+    model: VisionModel
+    site: Site
+    images: Float[Tensor, "batch 3 h w"]
+    said: tuple[tuple[nn.Module, Any], ...]
+    """Modules that need not run, and what they answered."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: VisionModel, images: Float[Tensor, "batch 3 h w"], site: Site | str) -> Rest:
+        """Runs the model once.
+
+        Raises:
+            ModelError: there is no such site, or it does not run.
+        """
+        site = Site.parse(site) if isinstance(site, str) else site
+        site = model.site(site.layer, site.stream)
+        modules = [*model.hooked[: site.layer], model._module(site)]
+        said: dict[nn.Module, Any] = {}
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            said[module] = _each(output, torch.clone)
+
+        handles = [module.register_forward_hook(keep) for module in modules]
+        try:
+            with eagerly():
+                model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if any(module not in said for module in modules):
+            raise ModelError(f"{site}: not every block up to it ran in the forward pass of {type(model).__name__}; check model.blocks.")
+        return cls(model, site, images, tuple((module, said[module]) for module in modules))
+
+    @property
+    def tokens(self) -> Float[Tensor, "batch n_tokens d_model"]:
+        """What leaves the site, unedited."""
+        return self.model.tokens(self.said[-1][1])
+
+    def on(self, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Rest:
+        """The same with other tokens at the site, of as many images as there are; recorded ones, for example.
+
+        Raises:
+            ShapeError: they do not fit the site.
+        """
+        have = self.tokens
+        if tokens.shape[1:] != have.shape[1:]:
+            raise ShapeError(f"{self.site} has tokens {list(have.shape[1:])}, these are {list(tokens.shape[1:])}.")
+        like = self if len(tokens) == len(have) else self.first(0).times(len(tokens))
+        module, output = like.said[-1]
+        put = self.model.put_tokens(output, tokens.to(have))
+        return replace(like, said=(*like.said[:-1], (module, put)))
+
+    def first(self, row: int) -> Rest:
+        """Of one image of the batch alone."""
+        n = len(self.images)
+        return self._rows(lambda x: x[row : row + 1] if x.ndim and len(x) == n else x)
+
+    def times(self, n: int) -> Rest:
+        """Of one image `n` times over, so that each copy can have its own edits.
+
+        Raises:
+            ShapeError: there are several images.
+        """
+        if len(self.images) != 1:
+            raise ShapeError(f"{len(self.images)} images: choose one with first(row) before it is repeated.")
+        return self._rows(lambda x: x.expand(n, *x.shape[1:]) if x.ndim and len(x) == 1 else x)
+
+    def _rows(self, pick: Any) -> Rest:
+        said = tuple((module, _each(output, pick)) for module, output in self.said)
+        return replace(self, images=pick(self.images), said=said)
+
+    @torch.no_grad()
+    def __call__(self, edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None) -> Any:
+        """What `model(images)` answers under the edits, at the site or after it. Lists of edits, several for one image: one answer each.
+
+        Raises:
+            SteerError, ModelError: as `steering`, or an edit is before the site.
+        """
+        return self._with(edits, checkpoints, lambda rest: rest.model(rest.images))
+
+    def record(
+        self, sites: Iterable[Site], edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None
+    ) -> dict[Site, Float[Tensor, "batch n_tokens d_model"]]:
+        """What `model.record(images, sites)` gives under the edits, of sites not before this one.
+
+        Raises:
+            SteerError, ModelError: as `__call__`.
+        """
+        wanted = list(sites)
+        for site in wanted:
+            self._not_before(site)
+        found: dict[Site, Tensor] = self._with(edits, checkpoints, lambda rest: rest.model.record(rest.images, wanted))
+        return found
+
+    def _not_before(self, site: Site) -> None:
+        inside = site.layer == self.site.layer and site != self.site and self.site.stream == "resid"
+        if site.layer < self.site.layer or inside:
+            raise ModelError(f"{site} is before {self.site}, from where the model goes on; start at an earlier site.")
+
+    def _with(self, edits: Edits, checkpoints: Mapping[str, Checkpoint] | Checkpoint | None, ask: Any) -> Any:
+        rows = by_row(edits)
+        for edit in (edit for row in rows for edit in row):
+            self._not_before(Site.parse(edit.site))
+        here = self.times(len(rows)) if len(rows) > 1 and len(self.images) == 1 else self
+        with _answering(here), steering(here.model, edits, checkpoints):
+            return ask(here)
+
+
+def resume_from(
+    model: VisionModel,
+    site: Site | str,
+    tokens: Float[Tensor, "batch n_tokens d_model"],
+    images: Float[Tensor, "batch 3 h w"] | None = None,
+) -> Any:
+    """What `model(images)` answers if these tokens leave the site: only what comes after it is run on them.
+
+    To ask often, keep a `Rest` and use `rest.on(tokens)()`, which runs the first blocks never again.
+
+    Args:
+        images: where they came from; without them a black one, which is right for a model whose later blocks see the site's
+            tokens alone, as those of plain vision transformers do.
+
+    Raises:
+        ShapeError: the tokens do not fit the site.
+        ModelError: as `Rest.of`.
+    """
+    if images is None:
+        images = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
+    return Rest.of(model, images, site).on(tokens)()
+
+
+def _each(output: Any, change: Any) -> Any:
+    """The same structure, every tensor in it changed."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, (tuple, list)):
+        items = [_each(item, change) for item in output]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    if isinstance(output, dict):
+        return {key: _each(value, change) for key, value in output.items()}
+    return output
+
+
+@contextmanager
+def _answering(rest: Rest) -> Iterator[None]:
+    """The remembered modules answer without running. One thread at a time; another that runs the model as a whole is not disturbed."""
+    with _GUARD:
+        lock = _LOCKS.setdefault(rest.model, threading.RLock())
+    owner = threading.get_ident()
+
+    def short(module: nn.Module, output: Any) -> Any:
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return own(*args, **kwargs)
+            # clone: a model that adds in place must not change what is remembered.
+            return _each(output, torch.clone)
+
+        return forward
+
+    with lock, eagerly():
+        before = [(module, module.__dict__.get("forward")) for module, _ in rest.said]
+        try:
+            for module, output in rest.said:
+                module.__dict__["forward"] = short(module, output)
+            yield
+        finally:
+            for module, own in before:
+                if own is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = own
+
+
+__all__ = ["Rest", "resume_from"]
