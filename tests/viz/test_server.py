@@ -9,6 +9,8 @@ import io
 import json
 import re
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -377,3 +379,20 @@ def test_a_password_stands_before_everything(run_of_pictures: Run, serving: Serv
         assert ask(url, "/gradio_api/heartbeat/a", headers=right) == (200, b"data: ALIVE\n\n")
         # With a password another name may lead here: who does not know it sees nothing.
         assert ask(url, "/config", headers={**right, "Host": "lab.example"})[0] == 200
+
+
+def test_gradio_is_imported_without_writing_stubs_into_its_own_folder() -> None:
+    program = (
+        "import sys; from saev_viz.serving import _NoStubs\n"
+        "with _NoStubs():\n    import gradio\n"
+        "from pathlib import Path\nfrom gradio.component_meta import create_or_modify_pyi as write\n"
+        "stub = Path(gradio.__file__).parent / 'components' / 'textbox.pyi'\n"
+        "was = stub.stat().st_mtime_ns if stub.exists() else None\n"
+        "write(gradio.Textbox, 'Textbox', [])\n"
+        "assert (stub.stat().st_mtime_ns if stub.exists() else None) == was\n"
+        "assert write.__module__ == 'saev_viz.serving', write\n"
+        "assert not any(isinstance(finder, _NoStubs) for finder in sys.meta_path)\n"
+        "assert gradio.Textbox(value='a').value == 'a'\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

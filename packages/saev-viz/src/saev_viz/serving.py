@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 import uvicorn
 
@@ -51,9 +55,37 @@ def serve(
     if not local:
         say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
     # Only now: it takes seconds to import, and whoever mistyped something need not wait for them.
-    from saev_viz.app import make_server
+    with _NoStubs():
+        from saev_viz.app import make_server
 
     # Pages hold a connection open for as long as they live: at the end nobody waits for them.
     config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)
     say(f"viewer: http://{place}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
     uvicorn.Server(config).run(sockets=[taken])
+
+
+class _NoStubs(MetaPathFinder):
+    """While it is entered, gradio is imported without writing type stubs of its components beside them.
+
+    It does so at every import, for the editor of who writes an application; that is half of the time the import takes, and
+    fails where the packages are not ours to write to.
+    """
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == "gradio.component_meta" else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def without(module: ModuleType) -> None:
+            execute(module)
+            vars(module)["create_or_modify_pyi"] = lambda *_: None
+
+        vars(spec.loader)["exec_module"] = without
+        return spec
