@@ -148,7 +148,7 @@ def _wait_for(there: Path, pattern: str, process: subprocess.Popen[str]) -> None
     while not any(there.glob(pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(run: Run, tmp_path: P
 @pytest.mark.slow
 def test_an_interrupted_recording_exits_130_in_one_line_and_resumes(run: Run, tmp_path: Path, saev: Saev) -> None:
     path = tmp_path / "run"
-    command = ["record", path, "--n-images", "400", *SET]
+    command = ["record", path, "--n-images", "1600", *SET]
     process = _start(*command)
     _wait_for(path / "store", "resid.2/patches/c/*", process)
     process.send_signal(signal.SIGINT)

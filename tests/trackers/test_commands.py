@@ -33,7 +33,9 @@ def test_live_training_killed_with_signal_9_goes_on_with_the_same_bits_and_in_th
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     give_up = time.monotonic() + 120
-    while not list(cut.glob("sae/topk.training/step-0000002*")):
+    # wandb's own process writes its file in its own time, and it must have begun it.
+    begun = (lambda: cut.glob("sae/topk.training/step-0000002*"), lambda: (f for f in cut.glob("wandb/*/*.wandb") if f.stat().st_size))
+    while not all(any(each()) for each in begun):
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < give_up
         time.sleep(0.002)

@@ -68,7 +68,7 @@ class Tab:
     def reads(self, selector: str, text: str) -> None:
         """Wait until something reads `text`, a regular expression."""
         script = "([selector, text]) => { const e = document.querySelector(selector); return e && new RegExp(text).test(e.innerText); }"
-        self.page.wait_for_function(script, arg=[selector, text], timeout=15_000)
+        self.page.wait_for_function(script, arg=[selector, text], timeout=60_000)
 
     def shows(self, feature: int) -> None:
         self.reads("#saev-head h2", rf"^Feature {feature}\b")
