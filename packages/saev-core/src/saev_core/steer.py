@@ -218,15 +218,13 @@ def _delta(
     ordered = sorted(edits, key=lambda edit: -1 if edit.feature is None else edit.feature)
     for edit in ordered:
         mask = edit.chosen(shape[1], n_prefix, like.device)
-        if edit.mode == "add":
-            change = torch.full(shape, edit.strength * edit.unit, dtype=like.dtype, device=like.device)
-        else:
-            before = now[cast(int, edit.feature)].to(like)
-            after = {"set": edit.strength * edit.unit, "ablate": 0.0}.get(edit.mode)
-            change = (before * edit.strength if after is None else after) - before
-        change = change * mask  # [batch, n]
+        change = torch.full(shape, edit.strength * edit.unit, dtype=like.dtype, device=like.device)
         if edit.feature in now:
-            now[edit.feature] = now[edit.feature] + change
+            before = now[edit.feature].to(like)
+            after = {"add": before + change, "set": change, "scale": before * edit.strength, "ablate": torch.zeros_like(before)}[edit.mode]
+            now[edit.feature] = torch.where(mask, after, before)
+            change = change if edit.mode == "add" else after - before
+        change = change * mask  # [batch, n]
         changes.append(change)
     change = torch.stack(changes, -1)  # [batch, n, n_edits]
     directions = torch.stack([edit.direction.to(like) for edit in ordered])

@@ -1,0 +1,68 @@
+"""`Rest` gives the bits of the whole pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from core.steered import PEAK, busy, checkpoint, edit, hooks, images, tiny, tokens
+
+from saev_core import Edit, steering
+from saev_core.errors import ModelError, ShapeError
+from saev_core.rest import Rest, resume_from
+from saev_core.steer import MODES
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_the_rest_gives_the_bits_of_the_whole_pass(layer: int):
+    model = tiny()
+    rest = Rest.of(model, images(), model.site(layer))
+    assert torch.equal(rest.tokens, tokens(layer))
+    assert torch.equal(rest(), model(images()))
+    made = checkpoint(layer)
+    for mode in MODES:
+        edits = [Edit.of(made, PEAK, j, 0.5, mode) for j in busy(2, made, tokens(layer)[:, 1:])]
+        with steering(model, edits, made):
+            want = model(images())
+        assert torch.equal(rest(edits, made), want)
+        last = model.site(3)
+        assert torch.equal(rest.record([last], edits, made)[last], want)
+    assert torch.equal(rest(), model(images()))  # nothing was changed in what is remembered
+    assert hooks(model) == 0
+
+
+def test_the_first_blocks_do_not_run_again():
+    model = tiny()
+    rest, ran = Rest.of(model, images(), "resid.1"), []
+    handles = [block.attn.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(model.blocks)]
+    try:
+        rest([edit()])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == [2, 3]
+    with pytest.raises(ModelError, match=r"resid\.0 is before resid\.1"):
+        rest.record([model.site(0)])
+    with pytest.raises(ModelError, match=r"resid\.2 is before resid\.3"):
+        Rest.of(model, images(), "resid.3")([edit()])
+
+
+def test_recorded_tokens_go_on_through_the_rest():
+    model = tiny()
+    base = model(images())
+    assert torch.equal(resume_from(model, "resid.2", tokens()), base)
+    assert torch.equal(resume_from(model, "resid.2", tokens(), images()), base)
+    torch.testing.assert_close(resume_from(model, "resid.2", tokens().half()), base, rtol=1e-2, atol=5e-2)
+    with pytest.raises(ShapeError, match=r"these are \[144, 128\]"):
+        resume_from(model, "resid.2", tokens()[:, 1:])
+
+
+def test_variants_of_one_image_run_in_one_batch():
+    model, features = tiny(), busy(4)
+    rest = Rest.of(model, images(), "resid.2").first(1)
+    variants = [[edit(j, 0.8, "set")] for j in features] + [[]]
+    out = rest(variants, checkpoint())
+    assert out.shape == (5, 145, 128)
+    for i, one in enumerate(variants):
+        torch.testing.assert_close(out[i], rest(one, checkpoint())[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ShapeError, match="choose one with first"):
+        Rest.of(model, images(), "resid.2").times(3)
