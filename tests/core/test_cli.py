@@ -28,6 +28,7 @@ COMMANDS = [
     "store info",
     "store verify",
     "store plan",
+    "task",
     "plugins",
     "plugins new",
     "data",
@@ -69,7 +70,7 @@ def test_the_table_of_commands_is_closed() -> None:
 
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     groups = [group.name for group in app.registered_groups]
-    assert sorted([*names, *groups]) == ["data", "evaluate", "index", "plugins", "record", "run", "store", "train", "view"]
+    assert sorted([*names, *groups]) == ["data", "evaluate", "index", "plugins", "record", "run", "store", "task", "train", "view"]
 
 
 @pytest.mark.parametrize(

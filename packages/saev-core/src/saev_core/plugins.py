@@ -153,6 +153,12 @@ def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
     return f"{text} Installed: {', '.join(names) or 'none'}."
 
 
+def missing(kind: str) -> list[tuple[str, str]]:
+    """(name, distribution) of every plugin of ours that is not installed."""
+    names = {p.name for p in installed(kind)}
+    return [(name, dist) for dist, kinds in _OURS.items() for name in kinds.get(kind, []) if name not in names]
+
+
 def parse_ref(kind: str, text: str) -> PluginRef:
     """`name`, `name:VALUE`, `dist:name` or `dist:name:VALUE` as a reference; VALUE fills the plugin's main option.
 
@@ -221,4 +227,4 @@ def _canonical(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-__all__ = ["GROUPS", "OUR_DISTS", "Plugin", "check", "config_class", "find", "installed", "parse_ref", "resolve"]
+__all__ = ["GROUPS", "OUR_DISTS", "Plugin", "check", "config_class", "find", "installed", "missing", "parse_ref", "resolve"]

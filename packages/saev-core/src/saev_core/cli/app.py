@@ -114,6 +114,20 @@ def view(
     serve(run, others=others or (), dataset=dataset, host=host, port=port, auth=auth, debug=debug)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    options_metavar="[NAME [VERB RUN [OPTIONS]]]",
+)
+def task(context: typer.Context, json: _Json = False, debug: _Debug = False) -> None:
+    """What features are good for: probes, segmentation, control experiments. Alone it lists the tasks that are installed.
+
+    saev task NAME lists what a task does, saev task NAME VERB --help what a verb takes, and saev task NAME VERB RUN does it.
+    """
+    from saev_core.cli.tasks import main
+
+    main([*(["--json"] if json else []), *context.args], debug=debug)
+
+
 store = typer.Typer(help="Look at an activation store, check it, or plan one.", no_args_is_help=True)
 app.add_typer(store, name="store")
 _Path = Annotated[str, typer.Argument(help="The store: a folder or address, or a run.", metavar="PATH")]
