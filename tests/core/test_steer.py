@@ -11,12 +11,10 @@ import torch
 from core.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images, reference, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from saev_core import Edit, steering
 from saev_core.config import ReadConfig
 from saev_core.errors import ModelError, SaevError, SteerError, UsageError
-from saev_core.rest import Rest
 from saev_core.steer import MODES, apply_edits
 
 MODE = st.sampled_from(MODES)
@@ -208,18 +206,6 @@ def test_an_sae_of_all_sites_is_steered_at_the_one_that_is_named():
     with steering(tiny(), [one], made):
         out = tiny()(images())
     assert not torch.equal(out, tiny()(images()))
-
-
-def test_a_site_that_does_not_run_is_told():
-    class Idle(Maps):
-        def forward(self, images: Tensor) -> Tensor:
-            return self.blocks[0](self.stem(images))  # type: ignore[no-any-return]
-
-    model = Idle("bchw")
-    with pytest.raises(ModelError, match=r"resid\.1 did not run"), steering(model, [Edit("resid.1", torch.ones(6), 1.0)]):
-        model(torch.randn(1, 3, 8, 8))
-    with pytest.raises(ModelError, match="not every block up to it ran"):
-        Rest.of(model, torch.randn(1, 3, 8, 8), "resid.1")
 
 
 @pytest.mark.parametrize("sae", ["relu", "batchtopk", "jumprelu", "gated", "matryoshka"])

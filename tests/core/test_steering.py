@@ -287,3 +287,15 @@ def test_a_model_that_reads_tokens_its_own_way_must_say_how_to_write_them():
         seen = model.record(pixels, [model.site(1)])[model.site(1)]
     base = model.record(pixels, [model.site(1)])[model.site(1)]
     assert ((seen - base) != 0).any(-1).nonzero()[:, 1].tolist() == [2]
+
+
+def test_a_site_that_does_not_run_is_told():
+    class Idle(Maps):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.blocks[0](self.stem(images))  # type: ignore[no-any-return]
+
+    model = Idle("bchw")
+    with pytest.raises(ModelError, match=r"resid\.1 did not run"), steering(model, [Edit("resid.1", torch.ones(6), 1.0)]):
+        model(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ModelError, match="not every block up to it ran"):
+        Rest.of(model, torch.randn(1, 3, 8, 8), "resid.1")
