@@ -1,0 +1,151 @@
+"""How well a segmentation agrees with the truth, pixel by pixel, with ignored classes really ignored.
+
+A pixel counts if its truth is a class that is not ignored. A prediction is never an ignored class: the largest logit is looked for
+among the others. So an ignored class is neither a true one nor a false positive of another, and it has no row in any mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.types import Grid
+from saev_tasks.vectors import Classes
+
+N_RESAMPLES = 1000
+
+
+def upsample(logits: Float[Tensor, "b n_patches c"], grid: Grid) -> Float[Tensor, "b c height width"]:
+    """Patch values at each pixel of the transformed image: bilinear between the centres of patches, level beyond the outer ones."""
+    maps = grid.to_map(logits.transpose(1, 2))  # [b, c, rows, cols]
+    return F.interpolate(maps, (grid.height_px, grid.width_px), mode="bilinear", align_corners=False)
+
+
+def predict(logits: Float[Tensor, "b n_patches n_classes"], grid: Grid, classes: Classes, level: str = "pixels") -> Tensor:
+    """The class of each pixel `[b, height, width]`, or of each patch `[b, n_patches]`; never an ignored one.
+
+    Args:
+        level: `pixels` or `patches`.
+    """
+    kept = torch.tensor(classes.kept, device=logits.device)
+    some = logits[..., kept] if len(kept) < len(classes) else logits
+    best = upsample(some, grid).argmax(1) if level == "pixels" else some.argmax(-1)
+    return kept[best]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels (or patches) of every image by class: of the truth, as predicted, and where both agree."""
+
+    hit: Int[np.ndarray, "n_images n_classes"]
+    truth: Int[np.ndarray, "n_images n_classes"]
+    predicted: Int[np.ndarray, "n_images n_classes"]
+
+    @classmethod
+    def of(cls, predicted: Int[np.ndarray, "n *shape"], truth: Int[np.ndarray, "n *shape"], n_classes: int) -> Counts:
+        """Counts of predictions; a truth that is not 0 to `n_classes - 1` does not count."""
+        n = len(truth)
+        image = np.broadcast_to(np.arange(n).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)
+        counts = (truth >= 0) & (truth < n_classes)
+        row, t, p = image[counts], truth[counts].astype(np.int64), predicted[counts].astype(np.int64)
+
+        def tally(row: np.ndarray, value: np.ndarray) -> np.ndarray:
+            return np.bincount(row * n_classes + value, minlength=n * n_classes).reshape(n, n_classes)
+
+        return cls(tally(row[t == p], t[t == p]), tally(row, t), tally(row, p))
+
+    @classmethod
+    def join(cls, parts: Sequence[Counts]) -> Counts:
+        """Those of all images, one after the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("hit", "truth", "predicted")))
+
+    @cached_property
+    def totals(self) -> Float[np.ndarray, "3 n_classes"]:
+        """Hits, truth and predictions over all images."""
+        return np.stack([self.hit.sum(0), self.truth.sum(0), self.predicted.sum(0)]).astype(np.float64)
+
+    @property
+    def iou(self) -> Float[np.ndarray, " n_classes"]:
+        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        return ious(self.totals)
+
+    @property
+    def class_accuracy(self) -> Float[np.ndarray, " n_classes"]:
+        """Share of each class's pixels that is found; NaN for one that is not there."""
+        return ratio(self.totals[0], self.totals[1])
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that are there or predicted."""
+        return float(np.nanmean(self.iou)) if np.isfinite(self.iou).any() else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all pixels that is right."""
+        return float(ratio(self.totals[0].sum(), self.totals[1].sum()))
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the class accuracies over the classes that are there."""
+        found = self.class_accuracy
+        return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+
+    def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95 % confidence intervals of `miou`, `accuracy` and `mean_accuracy`, by drawing images again."""
+        stacked = np.concatenate([self.hit, self.truth, self.predicted], 1)  # [n_images, 3 n_classes]
+
+        def of(sums: np.ndarray) -> np.ndarray:
+            hit, truth, predicted = np.split(sums, 3, axis=-1)
+            iou, found = ratio(hit, truth + predicted - hit), ratio(hit, truth)
+            return np.stack([_nanmean(iou), hit.sum(-1) / np.maximum(truth.sum(-1), 1), _nanmean(found)], -1)
+
+        low, high = interval(stacked, of, seed)
+        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("miou", "accuracy", "mean_accuracy"))}
+
+
+def ious(totals: Float[np.ndarray, "3 *n"]) -> Float[np.ndarray, "*n"]:
+    """IoU from hits, truth and predictions; NaN where there is neither."""
+    return ratio(totals[0], totals[1] + totals[2] - totals[0])
+
+
+def ratio(above: np.ndarray | float, below: np.ndarray | float) -> np.ndarray:
+    """A quotient; NaN where nothing is below."""
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    there = np.isfinite(values)
+    return np.asarray(np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1))
+
+
+def interval(
+    per_image: Float[np.ndarray, "n_images k"], of: Callable[[np.ndarray], np.ndarray], seed: int = 0, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """A confidence interval by bootstrap over images, percentile method.
+
+    Args:
+        per_image: what is summed over images.
+        of: the statistic, of sums `[..., k]`.
+
+    Source: Efron 1979, Bootstrap methods: another look at the jackknife. https://doi.org/10.1214/aos/1176344552
+    """
+    n = len(per_image)
+    rng = np.random.RandomState(seed)
+    drawn = np.stack([np.bincount(rng.randint(0, n, n), minlength=n) for _ in range(N_RESAMPLES)])
+    values = of(drawn.astype(np.float64) @ per_image.astype(np.float64))
+    tail = 100 * (1 - level) / 2
+    low, high = np.nanpercentile(values, [tail, 100 - tail], axis=0) if np.isfinite(values).any() else (values[0], values[0])
+    return np.asarray(low), np.asarray(high)
+
+
+def majority(shares: Float[np.ndarray, "n n_patches n_classes"]) -> Bool[np.ndarray, "n n_patches n_classes"]:
+    """One-hot logits of the class that takes most of each patch: what a perfect classifier of patches would say."""
+    return np.asarray(shares.argmax(-1)[..., None] == np.arange(shares.shape[-1]))

@@ -1,0 +1,238 @@
+"""What every patch and every pixel shows, and the recorded vectors that go with them: shared by the tasks.
+
+Masks are brought to the pixels of the TRANSFORMED image through the store's `crop`, that is by the very crop the model saw, and
+from there to patches. A pixel counts for nothing (`NO_CLASS`) where its class is ignored, where it lies outside the picture (a
+transform may pad), or where its image has no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt16
+from torch import Tensor
+
+from saev_core.config import ReadConfig
+from saev_core.dataset import ImageDataset
+from saev_core.errors import BadImageError, DatasetError, StoreError, UsageError
+from saev_core.naming import NO_CLASS
+from saev_core.probe import Batches
+from saev_core.progress import Track, silent
+from saev_core.source import ordered
+from saev_core.store import ActivationStore
+from saev_core.types import Box, Grid, Site
+
+BATCH_VECTORS = 8192
+"""Vectors that are read at once."""
+BUFFER_BYTES = 2**30
+"""Vectors in memory among which training batches are mixed."""
+
+
+def pixel_labels(mask: np.ndarray, crop: Box, grid: Grid) -> UInt16[np.ndarray, "height width"]:
+    """The mask's value at each pixel of the transformed image, by the nearest pixel of the original; `NO_CLASS` outside the picture.
+
+    Args:
+        mask: class numbers `[height, width]` in original pixels.
+        crop: the part of the original that the grid covers.
+    """
+    height, width = mask.shape
+    rows = np.floor(crop.top + (np.arange(grid.height_px) + 0.5) * (crop.bottom - crop.top) / grid.height_px).astype(int)
+    cols = np.floor(crop.left + (np.arange(grid.width_px) + 0.5) * (crop.right - crop.left) / grid.width_px).astype(int)
+    seen = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(cols, 0, width - 1)].astype(np.uint16)
+    # A hair's breadth of the fitted crop beyond the edge is not a padded border.
+    seen[(rows < -1) | (rows > height)] = NO_CLASS
+    seen[:, (cols < -1) | (cols > width)] = NO_CLASS
+    return np.asarray(seen)
+
+
+def patch_shares(pixels: Int[np.ndarray, "*n height width"], grid: Grid, n_classes: int) -> Float[np.ndarray, "*n n_patches n_classes"]:
+    """The share of each patch's pixels that each class takes, float32; what shows no class is missing from the sum."""
+    lead = pixels.shape[:-2]
+    px = grid.patch_px
+    tiles = pixels.reshape(-1, grid.rows, px, grid.cols, px).swapaxes(2, 3).reshape(-1, px * px).astype(np.int64)
+    cell = np.arange(len(tiles))[:, None] * (n_classes + 1) + np.minimum(tiles, n_classes)
+    counts = np.bincount(cell.reshape(-1), minlength=len(tiles) * (n_classes + 1)).reshape(len(tiles), n_classes + 1)
+    return np.asarray((counts[:, :n_classes] / (px * px)).reshape(*lead, grid.n_patches, n_classes), np.float32)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A data set's mask classes, and which of them are ignored."""
+
+    names: list[str]
+    ignored: frozenset[int] = frozenset()
+    """Mask values that count for nothing; one may lie outside the names, such as 255."""
+
+    @classmethod
+    def of(cls, names: Sequence[str] | None, ignore: Sequence[str] = ()) -> Classes:
+        """The classes of a data set.
+
+        Args:
+            names: its `mask_classes`.
+            ignore: names or numbers.
+
+        Raises:
+            DatasetError: it has no masks, or fewer than two classes are left.
+            UsageError: a class to ignore is none of them.
+        """
+        if names is None:
+            raise DatasetError("the data set has no masks; segmentation needs one whose mask_classes are set, such as shapes or ade20k.")
+        listed = list(names)
+        ignored = set()
+        for one in ignore:
+            if one in listed:
+                ignored.add(listed.index(one))
+            elif one.isdecimal():
+                ignored.add(int(one))
+            else:
+                raise UsageError(f"--ignore {one}: no such class; there are {', '.join(listed[:8])}{', ...' if len(listed) > 8 else ''}.")
+        made = cls(listed, frozenset(ignored))
+        if len(made.kept) < 2:
+            raise DatasetError(f"segmentation tells classes apart, and {len(made.kept)} is left of {len(listed)}; ignore fewer.")
+        return made
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the classes that count, ascending."""
+        return [i for i in range(len(self.names)) if i not in self.ignored]
+
+    def clean(self, values: UInt16[np.ndarray, "*n"], name: str) -> UInt16[np.ndarray, "*n"]:
+        """Mask values with the ignored ones as `NO_CLASS`.
+
+        Raises:
+            DatasetError: one is neither a class nor ignored; `name` says where.
+        """
+        counts = values != NO_CLASS
+        for value in self.ignored:
+            counts &= values != value
+        out = np.where(counts, values, NO_CLASS).astype(np.uint16)
+        if (out[counts] >= len(self.names)).any():
+            value = int(out[counts].max())
+            raise DatasetError(
+                f"{name}: mask value {value} is outside the {len(self.names)} classes; correct the masks, or pass --ignore {value}."
+            )
+        return out
+
+
+class Truth:
+    """What the pixels and patches of a store's images show, by the data set's masks."""
+
+    def __init__(self, dataset: ImageDataset, store: ActivationStore, classes: Classes) -> None:
+        self.dataset, self.store, self.classes, self.grid = dataset, store, classes, store.grid
+        self._crops = store.crops
+
+    def image(self, index: int) -> UInt16[np.ndarray, "height width"]:
+        """Class of each pixel of the transformed image `index`.
+
+        Raises:
+            DatasetError: the mask is not of the picture's size, or holds a value outside the classes.
+        """
+        try:
+            example = self.dataset[index]
+        except BadImageError:
+            return np.full((self.grid.height_px, self.grid.width_px), NO_CLASS, np.uint16)
+        if example.mask is None:
+            return np.full((self.grid.height_px, self.grid.width_px), NO_CLASS, np.uint16)
+        name, mask, image = self.dataset.name(index), example.mask, example.image
+        if mask.shape != (image.height, image.width):
+            size = f"{mask.shape[1]} x {mask.shape[0]}" if mask.ndim == 2 else f"of shape {mask.shape}"
+            raise DatasetError(f"{name}: the mask is {size}, the image {image.width} x {image.height}; correct the mask.")
+        return self.classes.clean(pixel_labels(mask, Box(*map(float, self._crops[index])), self.grid), name)
+
+    def pixels(self, images: Sequence[int] | Int[np.ndarray, " n"], track: Track = silent) -> np.ndarray:
+        """The same of many images, `[n, height, width]` uint8 (255: no class) where the classes allow it, else uint16.
+
+        Raises:
+            DatasetError: as `image`.
+        """
+        dtype = np.uint8 if len(self.classes) < 255 else np.uint16
+        out = np.empty((len(images), self.grid.height_px, self.grid.width_px), dtype)
+        with track("masks", len(images), "images") as meter, ThreadPoolExecutor(4, thread_name_prefix="saev-masks") as pool:
+            for place, pixels in enumerate(pool.map(self.image, map(int, images))):
+                out[place] = pixels if dtype == np.uint16 else np.minimum(pixels, 255)
+                meter.update(1)
+        return out
+
+    def patches(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n n_patches"]:
+        """The majority class of each patch, -1 where that is none or ignored, from what was recorded.
+
+        Raises:
+            StoreError: the store was recorded without masks.
+            DatasetError: a value is outside the classes.
+        """
+        if self.store.mask is None:
+            raise StoreError(f"{self.store.url} was recorded from a data set without masks; record one that has them.")
+        found = self.classes.clean(self.store.mask[images], self.store.url).astype(np.int64)
+        return np.where(found == NO_CLASS, -1, found)
+
+
+def recorded(store: ActivationStore, site: Site) -> Int[np.ndarray, " n"]:
+    """Numbers of the images that are recorded and readable at a site, ascending."""
+    return np.flatnonzero(store.done(site) == 1)
+
+
+def stored(
+    store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], batch_images: int = 0
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b n_patches d_model"]]]:
+    """Raw patch vectors of images, in that order, read ahead: `(image numbers, float32 vectors)`.
+
+    Raises:
+        StoreError: the site is not recorded, a chunk is damaged, or a vector is not finite.
+    """
+    read = ReadConfig(layer=site.layer, stream=site.stream)
+    for numbers, x in ordered(store, read, images, batch_images or max(1, BATCH_VECTORS // store.grid.n_patches)):
+        if not torch.isfinite(x).all():
+            bad = numbers[~torch.isfinite(x).flatten(1).all(1).numpy()][0]
+            raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+        yield numbers, x
+
+
+Targets = Callable[[Int[np.ndarray, " n"], Float[Tensor, "n n_patches d_model"], np.random.RandomState], tuple[Tensor, Tensor]]
+"""Places in the list of images, their vectors, random numbers -> training vectors `[m, d]` and their targets."""
+
+
+def mixed(
+    store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], targets: Targets, batch_size: int, seed: int
+) -> Batches:
+    """Training batches of the patches of images, mixed anew every epoch, in bounded memory.
+
+    Chunks are read in random order, as many as fit `BUFFER_BYTES`, and their vectors are mixed; where all fit they are read once.
+    The order depends on the seed and the epoch alone.
+    """
+    images = np.sort(np.asarray(images))
+    chunks = np.split(np.arange(len(images)), np.flatnonzero(np.diff(images // store.meta.chunk_images)) + 1)
+    per_image = store.grid.n_patches * store.meta.d_model * 4
+    whole = len(images) * per_image <= BUFFER_BYTES
+    n_blocks = 1 if whole else max(1, -(-len(images) * per_image // BUFFER_BYTES))
+    kept: list[Tensor] = []
+
+    def vectors(places: Int[np.ndarray, " n"]) -> Tensor:
+        if kept:
+            return kept[0]
+        x = torch.cat([x for _, x in stored(store, site, images[places])])
+        if whole:
+            kept.append(x)
+        return x
+
+    def epoch_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.RandomState((seed * 1_000_003 + epoch) % 2**32)
+        order = rng.permutation(len(chunks))
+        for block in [np.arange(len(chunks))] if whole else np.array_split(order, n_blocks):
+            places = np.concatenate([chunks[i] for i in block])
+            x, y = targets(places, vectors(places), rng)
+            for part in torch.from_numpy(rng.permutation(len(x))).split(batch_size):
+                yield x[part], y[part]
+
+    return epoch_of
+
+
+__all__ = [
+    "NO_CLASS", "Classes", "Targets", "Truth", "mixed", "patch_shares", "pixel_labels", "recorded", "stored",
+]  # fmt: skip
