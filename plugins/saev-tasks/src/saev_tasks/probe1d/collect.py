@@ -1,0 +1,179 @@
+"""One pass over a store: what is true of each unit, a patch or an image, and which features fire on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.errors import CheckpointError, DatasetError, RunError
+from saev_core.naming import NO_CLASS, Concepts, Labels, Masks, Truth
+from saev_core.progress import Track, silent
+from saev_core.reading import Reading
+from saev_core.recovery import KnownTruth
+from saev_core.source import ordered
+from saev_core.store import ActivationStore
+from saev_core.task import TaskContext
+from saev_tasks.probe1d.gather import Gathered
+
+Source = Literal["auto", "masks", "labels", "truth"]
+Units = Literal["auto", "patches", "images"]
+_BATCH_VECTORS = 8192
+
+
+def concepts_of(cx: TaskContext, checkpoint: Checkpoint, source: Source) -> Concepts:
+    """What the run's data set knows: of `source`, or by default its masks, or else its labels.
+
+    Raises:
+        RunError: it knows nothing of the kind.
+        DatasetError: a label or mask value is outside the class list.
+    """
+    store, patches = cx.store(), checkpoint.read.tokens == "patches"
+    if source == "truth":
+        dataset = cx.dataset()
+        if not isinstance(dataset, KnownTruth) or not patches:
+            raise RunError(
+                f"{store.url}: the truth of its patches is not known, or the SAE reads no patches; use --concepts masks or labels."
+            )
+        return Truth(dataset, store)
+    if source in ("auto", "masks") and patches and store.mask is not None:
+        mask_classes = cx.dataset().mask_classes
+        known = store.mask[store.mask != NO_CLASS]
+        _inside(int(known.max(initial=0)), mask_classes, "mask value")
+        return Masks(store.mask, mask_classes)
+    if source in ("auto", "labels") and (store.labels >= 0).any():
+        classes = cx.dataset().classes
+        _inside(int(store.labels.max()), classes, "label")
+        return Labels(store.labels, classes)
+    what = "neither masks nor labels" if source == "auto" else f"no {source}"
+    raise RunError(f"{store.url} has {what} to probe for; record a data set that has, such as image-folder with a folder for each class.")
+
+
+def _inside(highest: int, classes: Sequence[str] | None, what: str) -> None:
+    if classes is not None and highest >= len(classes):
+        raise DatasetError(f"{what} {highest} is outside the data set's {len(classes)} classes; correct its class list, and record again.")
+
+
+@dataclass
+class Side:
+    """Units of one side of the division, and the raw vectors of some of them."""
+
+    codes: Gathered
+    share: float
+    """Of the units, those whose raw vectors are kept."""
+    rng: np.random.RandomState
+    raw: list[Float[Tensor, "n d"]] = field(default_factory=list)
+    true: list[Bool[np.ndarray, "n n_classes"]] = field(default_factory=list)
+
+    def add(
+        self,
+        true: np.ndarray,
+        row: np.ndarray,
+        feature: np.ndarray,
+        value: np.ndarray,
+        x: Float[Tensor, "n d"],
+        mine: Bool[np.ndarray, " n"],
+    ) -> None:
+        """The units in `mine` of a batch, and their part of its entries."""
+        keep = mine[row]
+        number = np.cumsum(mine) - 1
+        self.codes.add(true[mine], number[row[keep]], feature[keep], value[keep])
+        drawn = np.flatnonzero(mine)
+        drawn = drawn[self.rng.random_sample(len(drawn)) < self.share]
+        if self.share > 0 and len(drawn):
+            self.raw.append(x[torch.from_numpy(drawn)].clone())
+            self.true.append(true[drawn])
+
+    def dense(self) -> tuple[Float[Tensor, "n d"], Bool[np.ndarray, "n n_classes"]]:
+        """The kept raw vectors, and what is true of them."""
+        return torch.cat(self.raw), np.concatenate(self.true)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.codes.close()
+
+
+def sides(
+    checkpoint: Checkpoint,
+    concepts: Concepts,
+    n: tuple[int, int],
+    *,
+    dense: int,
+    memory: int,
+    seed: int,
+    folder: Path,
+) -> tuple[Side, Side]:
+    """Empty sides for `n` training and validation units, of which raw vectors of at most about `dense` each are kept."""
+    made = []
+    for name, many in zip(("train", "val"), n, strict=True):
+        codes = Gathered(checkpoint.sae.d_sae, len(concepts.names), folder / f".{name}", memory // 2)
+        made.append(Side(codes, min(1.0, dense / max(many, 1)), np.random.RandomState(seed % 2**32)))
+    return made[0], made[1]
+
+
+def collect(
+    checkpoint: Checkpoint,
+    store: ActivationStore,
+    concepts: Concepts,
+    images: Sequence[Int[np.ndarray, " n"]],
+    into: Sequence[Side],
+    per_image: bool,
+    ignore: Bool[np.ndarray, " n_classes"],
+    *,
+    track: Track = silent,
+) -> None:
+    """Fill sides with the units of their images.
+
+    Args:
+        per_image: a unit is an image, a feature's value the largest of its patches, a raw vector their mean, and a class is
+            true of it if it is of any patch; otherwise a unit is a patch, and a label is true of all patches of its image.
+        ignore: classes whose units do not count.
+
+    Raises:
+        CheckpointError: the SAE reads several sites one after the other.
+    """
+    reading = Reading(store, checkpoint.read)
+    if reading.n_series > 1:
+        raise CheckpointError(
+            "the SAE reads all layers one after the other, and a probe needs one; use an SAE of one layer or of joined ones."
+        )
+    n_tokens, device = reading.n_tokens, checkpoint.sae.W_dec.device
+    with track("collect", sum(map(len, images)), "images") as meter:
+        for side, mine in zip(into, images, strict=True):
+            for index, x in ordered(store, checkpoint.read, mine, max(1, _BATCH_VECTORS // n_tokens)):
+                true: np.ndarray
+                counts: np.ndarray
+                true, counts = concepts.of(index)
+                codes = checkpoint.codes(x.flatten(0, 1).to(device))
+                row, feature, value = (part.cpu().numpy() for part in (codes.rows, codes.feature, codes.value))
+                if per_image:
+                    row, feature, value = peaks(row // n_tokens, feature, value, checkpoint.sae.d_sae)
+                    if concepts.per_patch:
+                        # A patch that does not count says nothing; an image counts if any of its patches does.
+                        true = (true & counts[:, None]).reshape(len(index), -1, true.shape[1]).any(1)
+                        counts = counts.reshape(len(index), -1).any(1)
+                elif not concepts.per_patch:
+                    true, counts = np.repeat(true, n_tokens, 0), np.repeat(counts, n_tokens)
+                counts = counts & ~true[:, ignore].any(1)
+                side.add(true & ~ignore, row, feature, value, x.mean(1) if per_image else x.flatten(0, 1), counts)
+                meter.update(len(index))
+
+
+def peaks(
+    unit: Int[np.ndarray, " nnz"], feature: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"], d_sae: int
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """The largest value of each feature on each unit, of those that are there."""
+    key = unit.astype(np.int64) * d_sae + feature
+    by = np.argsort(key, kind="stable")
+    first = np.flatnonzero(np.diff(key[by], prepend=-1))
+    found = key[by][first]
+    return found // d_sae, found % d_sae, np.maximum.reduceat(value[by], first) if len(first) else value[:0]

@@ -1,0 +1,112 @@
+"""Every pair of a feature and a class: the probe fitted on training units, and what it and the feature are worth on validation units."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saev_core.progress import Track, silent
+from saev_tasks.probe1d.gather import BLOCK, Gathered
+from saev_tasks.probe1d.newton import RIDGE, Atoms, atoms_of, bias_only, fit, losses
+from saev_tasks.probe1d.ranking import Members, rank
+
+log = logging.getLogger(__name__)
+
+Grid = Float[np.ndarray, "d_sae n_classes"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """float32 of every pair; NaN where it is not defined (the class is absent, the feature never fires)."""
+
+    weight: Grid
+    bias: Grid
+    r_train: Grid
+    """1 - L / L_bias-only on the units the probe was fitted on."""
+    r: Grid
+    """The same probe on validation units, against the training share of the class said of all of them."""
+    ap_train: Grid
+    ap: Grid
+    auroc: Grid
+    purity: Grid
+    """Share of the class among the feature's k strongest validation units."""
+    difference: Grid
+    """Mean on the class less mean elsewhere, over the standard deviation; training units."""
+
+    @classmethod
+    def empty(cls, d_sae: int, n_classes: int) -> Pairs:
+        return cls(*(np.full((d_sae, n_classes), np.nan, np.float32) for _ in fields(cls)))
+
+    def arrays(self) -> dict[str, Any]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridge: float = RIDGE, track: Track = silent) -> Pairs:
+    """All pairs, block by block of features.
+
+    Memory: 36 bytes a pair for the answer, and one block of `BLOCK` features of each side at a time.
+
+    Args:
+        k: strongest units that purity is counted on.
+        most: atoms that a feature's values are rounded to, `newton.atoms_of`; only probes and R rest on them.
+    """
+    out = Pairs.empty(train.d_sae, train.n_classes)
+    members, held = train.members(), val.members()
+    size, held_size = members.size.astype(np.float64), held.size.astype(np.float64)
+    base = bias_only(size, members.n_units, size, members.n_units)
+    held_base = bias_only(held_size, held.n_units, size, members.n_units)
+    unfinished = 0
+    with track("probe", train.n_blocks, "blocks") as meter:
+        for i in range(train.n_blocks):
+            width, rows = train.width(i), slice(i * BLOCK, i * BLOCK + train.width(i))
+            feature, unit, value = train.block(i)
+            atoms, total = _rounded(feature, unit, value, members, width, most)
+            fitted = fit(atoms, total, size, ridge)
+            unfinished += fitted.n_unfinished
+            ranked = rank(feature, unit, value, members, width, k)
+            out.weight[rows], out.bias[rows], out.ap_train[rows] = fitted.weight, fitted.bias, ranked.ap
+            out.difference[rows] = _difference(feature, unit, value, members, width)
+            feature, unit, value = val.block(i)
+            held_atoms, held_total = _rounded(feature, unit, value, held, width, most)
+            lost = losses(held_atoms, held_total, held_size, fitted.weight, fitted.bias)
+            ranked = rank(feature, unit, value, held, width, k)
+            out.ap[rows], out.auroc[rows], out.purity[rows] = ranked.ap, ranked.auroc, ranked.purity
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out.r_train[rows] = 1 - fitted.loss / base
+                out.r[rows] = np.where(held_size > 0, 1 - lost / held_base, np.nan)
+            meter.update(1)
+    if unfinished:
+        log.warning("%d of %d single-feature probes were still moving after the last step", unfinished, out.weight.size)
+    return out
+
+
+def best(score: Grid, n: int = 1) -> Int[np.ndarray, "n_classes n"]:
+    """The `n` features with the highest score of each class, best first; NaN counts as the lowest, and -1 stands where all are."""
+    order = np.argsort(np.where(np.isnan(score), np.inf, -score), axis=0, kind="stable")[:n].T
+    return np.where(np.isnan(np.take_along_axis(score, order.T, 0)).T, -1, order)
+
+
+def _rounded(feature: Any, unit: Any, value: Any, members: Members, width: int, most: int) -> tuple[Atoms, Grid]:
+    """Atoms of a block's features, and the sum of the rounded values over each class."""
+    atoms = atoms_of(feature, value, width, members.n_units, most)
+    return atoms, _sums(feature, unit, atoms.value[feature, atoms.of_entry], members, width)
+
+
+def _sums(feature: Any, unit: Any, value: Any, members: Members, width: int) -> Grid:
+    place, klass = members.of(unit)
+    cell = feature[place] * members.n_classes + klass
+    return np.bincount(cell, weights=value[place], minlength=width * members.n_classes).reshape(width, members.n_classes)
+
+
+def _difference(feature: Any, unit: Any, value: Any, members: Members, width: int) -> Grid:
+    n, size = members.n_units, members.size.astype(np.float64)
+    sums = _sums(feature, unit, value, members, width)
+    total, squares = (np.bincount(feature, weights=value.astype(np.float64) ** power, minlength=width)[:, None] for power in (1, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
+        return np.asarray((sums / size - (total - sums) / (n - size)) / np.where(spread > 0, spread, np.nan))
