@@ -13,8 +13,23 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from saev_core import SAE, DatasetConfig, Example, Grid, ImageDataset, ModelConfig, Progress, Run, SAEConfig, VisionModel, hookimpl
-from saev_core.config import PluginConfig
+from saev_core import (
+    SAE,
+    DatasetConfig,
+    Example,
+    Grid,
+    ImageDataset,
+    ModelConfig,
+    Progress,
+    Run,
+    SAEConfig,
+    Task,
+    TaskContext,
+    VisionModel,
+    hookimpl,
+    verb,
+)
+from saev_core.config import Config, PluginConfig
 
 # --8<-- [start:model]
 
@@ -120,3 +135,34 @@ class Best:
 
 
 # --8<-- [end:tracker]
+# --8<-- [start:task]
+
+
+class TellConfig(Config):
+    n: int = Field(default=3, ge=1)
+    """Features for each class."""
+    least: float = Field(default=0.1, ge=0, le=1)
+    """Share of a class's images that must fire a feature for it to count."""
+    sae: str = ""
+    """Which SAE; empty: the best."""
+
+
+class Classes(Task):
+    """Which features go with which class."""
+
+    @verb
+    def tell(self, cx: TaskContext, cfg: TellConfig) -> Mapping[str, Any]:
+        """For every class the features that fire on its images more than on others, the lift of each, and a file of them."""
+        index, names = cx.index(cfg.sae), cx.dataset().classes or []
+        found = {}
+        for label, name in enumerate(names):
+            going = [(feature, share) for feature, share in index.with_label(label) if share.of_label >= cfg.least]
+            found[name] = [{"feature": f, "lift": share.lift, "of_class": share.of_label} for f, share in going[: cfg.n]]
+        cx.table(
+            [(name, row["feature"], f"{row['lift']:.2f}") for name, rows in found.items() for row in rows], ["class", "feature", "lift"]
+        )
+        cx.run.write_result(cx.name, {"classes": found})
+        return {"classes": found}
+
+
+# --8<-- [end:task]

@@ -1,7 +1,7 @@
 from typing import ClassVar
 
-from saev_core.testing import DatasetContract, ModelContract, SAEContract, TrackerContract
-from saev_example import Best, DinoV3, Lasso, Stripes
+from saev_core.testing import DatasetContract, ModelContract, SAEContract, TaskContract, TrackerContract
+from saev_example import Best, Classes, DinoV3, Lasso, Stripes
 
 
 class TestDinoV3(ModelContract):
@@ -19,3 +19,7 @@ class TestLasso(SAEContract):
 
 class TestBest(TrackerContract):
     tracker = Best
+
+
+class TestClasses(TaskContract):
+    task = Classes

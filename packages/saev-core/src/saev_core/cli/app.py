@@ -179,7 +179,7 @@ def plugins_list(
 @plugins.command("new")
 def plugins_new(
     name: Annotated[str, typer.Argument(help="Name of the plugin, as in --model NAME.", metavar="NAME")],
-    kind: Annotated[str, typer.Option("--kind", help="model, dataset or sae.")] = "model",
+    kind: Annotated[str, typer.Option("--kind", help="model, dataset, sae or task.")] = "model",
     folder: Annotated[str, typer.Option("--in", help="Where the new folder is made.")] = ".",
 ) -> None:
     """Begin a plugin: a folder that installs, with a class to fill in and its test."""

@@ -121,6 +121,34 @@ class {klass}(SAE):
         return self.cfg.sparsity * progress.warmup(100) * z.sum(-1).mean()
 '''
 
+_TASK = '''\
+"""The saev task plugin `{name}`."""
+
+from pydantic import Field
+from saev_core import Task, TaskContext, verb
+from saev_core.config import Config
+
+
+class {klass}Config(Config):
+    n: int = Field(default=5, ge=1)
+    """Features in the table."""
+    sae: str = ""
+    """Which SAE; empty: the best."""
+
+
+class {klass}(Task):
+    """What the features of a run are good for."""
+
+    @verb
+    def strongest(self, cx: TaskContext, cfg: {klass}Config):
+        """The features with the largest activations, and the picture of each one's largest."""
+        index = cx.index(cfg.sae)
+        chosen = index.max.argsort()[::-1][: cfg.n].tolist()
+        rows = [{{"feature": f, "max": index.max[f], "image": index.top_index[f, 0]}} for f in chosen]
+        cx.table([row.values() for row in rows], ["feature", "max", "image"])
+        return {{"features": rows}}
+'''
+
 _TEST = """\
 from saev_core.testing import {contract}
 from {module} import {klass}
@@ -130,7 +158,12 @@ class Test{klass}({contract}):
     {kind} = {klass}
 """
 
-_TEMPLATES = {"model": (_MODEL, "ModelContract"), "dataset": (_DATASET, "DatasetContract"), "sae": (_SAE, "SAEContract")}
+_TEMPLATES = {
+    "model": (_MODEL, "ModelContract"),
+    "dataset": (_DATASET, "DatasetContract"),
+    "sae": (_SAE, "SAEContract"),
+    "task": (_TASK, "TaskContract"),
+}
 
 
 def new(name: str, kind: str, folder: str) -> Path:
@@ -160,5 +193,6 @@ def new(name: str, kind: str, folder: str) -> Path:
             (path / file).write_text(text.format(**words), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; choose another name, or another place with --in.") from None
-    print(f"{path} is made. Next: pip install -e {path}; saev run --{kind} {name}")
+    use = f"saev task {name}" if kind == "task" else f"saev run --{kind} {name}"
+    print(f"{path} is made. Next: pip install -e {path}; {use}")
     return path

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saev_core.testing.sae_contract import SAEContract as SAEContract
     from saev_core.testing.shapes import Shapes as Shapes
     from saev_core.testing.stores import store_of as store_of
+    from saev_core.testing.task_contract import TaskContract as TaskContract
     from saev_core.testing.tiny import Tiny as Tiny
     from saev_core.testing.tracker_contract import TrackerContract as TrackerContract
 
@@ -26,6 +27,7 @@ _HOME = {
     "ModelContract": "contracts",
     "SAEContract": "sae_contract",
     "Shapes": "shapes",
+    "TaskContract": "task_contract",
     "Tiny": "tiny",
     "TrackerContract": "tracker_contract",
     "store_of": "stores",
