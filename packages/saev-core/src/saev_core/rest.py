@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,13 +104,22 @@ class Rest:
         return replace(self, images=pick(self.images), said=said)
 
     @torch.no_grad()
-    def __call__(self, edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None) -> Any:
+    def __call__(
+        self,
+        edits: Edits = (),
+        checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None,
+        *,
+        ask: Callable[[Tensor], Any] | None = None,
+    ) -> Any:
         """What `model(images)` answers under the edits, at the site or after it. Lists of edits, several for one image: one answer each.
+
+        Args:
+            ask: given the images, instead of the model; something that runs it, such as `model.encode_images`.
 
         Raises:
             SteerError, ModelError: as `steering`, or an edit is before the site.
         """
-        return self._with(edits, checkpoints, lambda rest: rest.model(rest.images))
+        return self._with(edits, checkpoints, lambda rest: (ask or rest.model)(rest.images))
 
     def record(
         self, sites: Iterable[Site], edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None
