@@ -9,6 +9,7 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import ROOT
@@ -48,6 +49,17 @@ def saev_lines(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("saev ")]
 
 
+def verb_of(task: str, verb: str) -> Any:
+    """The command that a verb of an installed task is."""
+    import typer
+
+    from saev_core.cli.tasks import commands, load
+    from saev_core.plugins import find
+
+    plugin = find("task", task)
+    return typer.main.get_command(commands(plugin, load(plugin))).commands[verb]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_on_a_page_exists_with_its_flags(page: str) -> None:
     import typer
@@ -59,7 +71,9 @@ def test_every_command_on_a_page_exists_with_its_flags(page: str) -> None:
         command, rest = top, expand(words)
         while rest and rest[0] in getattr(command, "commands", {}):
             command, rest = command.commands[rest[0]], rest[1:]
-        known = {opt for parameter in command.params for opt in parameter.opts} | {"--help"}
+        if command.name == "task" and len(rest) > 1:
+            command, rest = verb_of(*rest[:2]), rest[2:]
+        known = {opt for parameter in command.params for opt in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
         flags = {word.partition("=")[0] for word in rest if word.startswith("--")}
         assert flags <= known, f"saev {' '.join(words)}: {flags - known}"
         assert not (command is top and rest and not flags), f"saev {' '.join(words)}"

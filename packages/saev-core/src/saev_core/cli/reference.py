@@ -17,7 +17,7 @@ _STAMP = "<!-- Written by `make fix` from the code; edit that. -->\n\n"
 
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
-    reference = {"config": config_page, "hooks": hooks_page, "names": names_page}
+    reference = {"config": config_page, "hooks": hooks_page, "names": names_page, "tasks": tasks_page}
     return {"cli.md": commands_page(), **{f"reference/{name}.md": page() for name, page in reference.items()}}
 
 
@@ -84,17 +84,51 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def tasks_page() -> str:
+    """Every verb of the tasks of this repository, with its options."""
+    from saev_core.cli.tasks import load, typed_as
+    from saev_core.errors import PluginError
+    from saev_core.plugins import OUR_DISTS, installed
+
+    lines = [
+        f"{_STAMP}# Tasks\n\n`saev task` lists the tasks that are installed, `saev task NAME` what one does, and",
+        "`saev task NAME VERB RUN` does it. Every verb also takes `--dataset`, `--device`, `--config`, `--set`,",
+        "`--json` and `--debug`, as other [commands](../cli.md) do.",
+    ]
+    for plugin in installed("task"):
+        if plugin.dist not in OUR_DISTS:
+            continue
+        try:
+            task = load(plugin)
+        except PluginError:
+            continue
+        lines.append(f"\n## `{plugin.name}`\n\nFrom `{plugin.dist}`. {inspect.getdoc(task)}")
+        for verb in task.verbs().values():
+            lines.append(f"\n### `saev task {plugin.name} {verb.name} RUN`\n\n{verb.help}\n")
+            if verb.config.model_fields:
+                lines += ["| flag | value | default | meaning |", "| --- | --- | --- | --- |"]
+            for key, field in verb.config.model_fields.items():
+                lines.append(f"| {' | '.join([*typed_as(key, field), _cells(field)[1]])} |")
+    return "\n".join(lines) + "\n"
+
+
 def _rows(kind: Any, prefix: str) -> list[str]:
     return [_row(f"{prefix}{name}", field) for name, field in kind.model_fields.items()]
 
 
 def _row(name: str, field: Any) -> str:
+    default, text = _cells(field)
+    return f"| `{name}` | {default} | {text} |"
+
+
+def _cells(field: Any) -> tuple[str, str]:
+    """A field's default and meaning."""
     default = field.get_default(call_default_factory=True)
     if hasattr(default, "name"):
         default = default.name
     shown = "required" if field.is_required() else f"`{list(default) if isinstance(default, tuple) else default!r}`"
     text = " ".join((field.description or "").split()).replace("|", "\\|")
-    return f"| `{name}` | {shown} | {text} |"
+    return shown, text
 
 
 def hooks_page() -> str:

@@ -145,6 +145,16 @@ def flag(key: str, field: FieldInfo) -> Any:
     return Annotated[kind | None, typer.Option(flag_name(key), help=text, metavar=metavar)]
 
 
+def typed_as(key: str, field: FieldInfo) -> tuple[str, str, str]:
+    """A field's flag, what follows it and its default, for a table of a page."""
+    shape, metavar = shape_of(field.annotation)
+    name = flag_name(key)
+    shown = f"`{name}`, `--no-{name[2:]}`" if shape == "bool" else f"`{name}`"
+    value = (metavar.lower() if metavar == metavar.upper() else metavar).replace("|", " or ")
+    default = default_text(field)
+    return shown, value, default if default in ("", "required", "yes", "no") else f"`{default}`"
+
+
 def default_text(field: FieldInfo) -> str:
     """A field's default as it would be typed; empty where there is nothing to say."""
     value = field.get_default(call_default_factory=True)
