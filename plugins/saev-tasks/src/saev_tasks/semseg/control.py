@@ -1,0 +1,273 @@
+"""The control experiment: suppress the features proposed for a class, and see what becomes of that class and of all others.
+
+For every class:
+  * how many features, and how strongly, is chosen on training images: of the smallest sets that flip at least `target` of the class's
+    right patches and cost the other classes at most `harm`, the one that costs least; where none does, the largest flips - cost;
+  * suppressing scales an activation, f' = strength x f with strength 0 (ablation) or below, wherever the feature fires, so that
+    nobody has to say where the class is, and the SAE's error stays;
+  * what is reported is of validation images, pixel by pixel: `flipped`, the share of the class's right pixels that are told as
+    something else; `others_lost`, the same share of every other class, averaged over the classes, so that a background of many
+    pixels hides nothing; the worst of them; IoU before and after.
+Beside it the same with random features of the same frequency, and with the same lengths along a random direction on the same
+patches. Intervals are 95 %, by drawing images again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from saev_core.progress import Track, silent
+from saev_tasks.semseg.bench import Bench, Change, along
+from saev_tasks.semseg.scores import Counts, interval, ious, predict, ratio
+from saev_tasks.vectors import Classes
+
+NEAREST = 20
+"""Features nearest in frequency among which a random one is drawn."""
+_PIXELS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is suppressed for a class, chosen on training images, with what it did there to patches."""
+
+    features: list[int]
+    strength: float
+    flipped: float
+    others_lost: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What suppressing did on validation images. Intervals are `(low, high)`."""
+
+    flipped: float
+    flipped_interval: tuple[float, float]
+    others_lost: float
+    others_lost_interval: tuple[float, float]
+    worst_lost: float
+    worst_class: str
+    iou: float
+    others_iou: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of the table."""
+
+    name: str
+    number: int
+    n_right: int
+    """Pixels of the class that were told right before."""
+    choice: Choice
+    iou: float
+    others_iou: float
+    """Before: of this class, and the mean over all others."""
+    suppressed: Outcome
+    random_features: Outcome
+    random_direction: Outcome
+    over_features: tuple[float, float]
+    """Interval of how much more is flipped than by random features, image by image."""
+    over_direction: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def passes(self) -> bool:
+        """At least 80 % of the class flipped, other classes lose at most 5 %."""
+        return self.suppressed.flipped >= 0.8 and self.suppressed.others_lost <= 0.05
+
+
+def choose(
+    bench: Bench,
+    truth: Int[np.ndarray, " n_rows"],
+    c: int,
+    features: Sequence[int],
+    *,
+    classes: Classes,
+    sizes: Sequence[int],
+    strengths: Sequence[float],
+    target: float,
+    harm: float,
+) -> Choice:
+    """How many of the proposed features, and how strongly, by what it does to patches of training images."""
+    kept = torch.tensor(classes.kept)
+    before = kept[bench.before[..., kept].argmax(-1)].view(-1).numpy()
+    right = before == truth
+    n_right = np.bincount(truth[right], minlength=len(classes))
+    tried: list[Choice] = []
+    for n in sorted({min(size, len(features)) for size in sizes}):
+        for strength in strengths:
+            row, logits = bench.patches_after(bench.scaled(features[:n], strength))
+            after = kept[logits[:, kept].argmax(-1)].numpy()
+            gone = right[row] & (after != before[row])
+            lost = ratio(np.bincount(truth[row][gone], minlength=len(classes)), n_right)
+            others = np.delete(lost, c)
+            tried.append(Choice(list(features[:n]), float(strength), float(np.nan_to_num(lost[c])), float(np.nanmean(others))))
+    good = [one for one in tried if one.flipped >= target and one.others_lost <= harm]
+    if good:
+        return min(good, key=lambda one: (len(one.features), one.others_lost))
+    return max(tried, key=lambda one: (one.flipped - one.others_lost, -len(one.features)))
+
+
+class Sight:
+    """Validation images at the level at which they are reported: truth, and what the unedited probe says."""
+
+    def __init__(self, bench: Bench, truth: np.ndarray, classes: Classes, level: str) -> None:
+        """
+        Args:
+            truth: class of each pixel `[n, height, width]`, or of each patch `[n, n_patches]`.
+            level: `pixels` or `patches`.
+        """
+        self.bench, self.truth, self.classes, self.level = bench, truth, classes, level
+        self.said = self._predict(bench.before)
+        self.counts = Counts.of(self.said, truth, len(classes))
+        self.right = self.counts.hit
+
+    def _predict(self, logits: torch.Tensor) -> np.ndarray:
+        grid = self.bench.grid
+        per_image = len(self.classes) * (grid.height_px * grid.width_px if self.level == "pixels" else grid.n_patches)
+        step = max(1, _PIXELS_AT_ONCE // per_image)
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        parts = [predict(part, grid, self.classes, self.level).numpy().astype(dtype) for part in logits.split(step)]
+        return np.concatenate(parts) if parts else self.truth[:0]
+
+    def effect(self, change: Change) -> tuple[Int[np.ndarray, "n c"], Counts]:
+        """Of each image and class, what was right and is no longer, and the counts after."""
+        place, logits = self.bench.after(change)
+        said, truth, before = self._predict(logits), self.truth[place], self.said[place]
+        n = len(self.classes)
+        gone = Counts.of(np.where((before == truth) & (said != truth), truth, n), truth, n).hit
+        lost = np.zeros_like(self.right)
+        lost[place] = gone
+        now = Counts.of(said, truth, n)
+        hit, predicted = self.counts.hit.copy(), self.counts.predicted.copy()
+        hit[place], predicted[place] = now.hit, now.predicted
+        return lost, Counts(hit, self.counts.truth, predicted)
+
+
+def outcome(sight: Sight, c: int, lost: Float[np.ndarray, "n c"], totals: Float[np.ndarray, "3 c"], seed: int) -> Outcome:
+    """The numbers of one class, of what was lost in each image and the counts after."""
+    n_right = sight.right.sum(0)
+    others = [i for i in sight.classes.kept if i != c and n_right[i]]
+    share = ratio(lost.sum(0), n_right)
+    low, high = interval(np.concatenate([lost, sight.right], 1), _shares(c, others), seed)
+    worst = max(others, key=lambda i: share[i]) if others else -1
+    iou = ious(totals)
+    return Outcome(
+        flipped=float(share[c]),
+        flipped_interval=(float(low[0]), float(high[0])),
+        others_lost=float(share[others].mean()) if others else float("nan"),
+        others_lost_interval=(float(low[1]), float(high[1])),
+        worst_lost=float(share[worst]) if others else float("nan"),
+        worst_class=sight.classes.names[worst] if others else "",
+        iou=float(iou[c]),
+        others_iou=_mean_of(iou, c),
+    )
+
+
+def _shares(c: int, others: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+    def of(sums: np.ndarray) -> np.ndarray:
+        lost, right = np.split(sums, 2, axis=-1)
+        share = ratio(lost, right)
+        rest = share[..., list(others)]
+        there = np.isfinite(rest)
+        mean = np.where(there, rest, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+        return np.stack([share[..., c], mean], -1)
+
+    return of
+
+
+def _mean_of(iou: np.ndarray, c: int) -> float:
+    rest = np.delete(iou, c)
+    rest = rest[np.isfinite(rest)]
+    return float(rest.mean()) if len(rest) else float("nan")
+
+
+def matched(
+    frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState
+) -> list[int]:
+    """Random features of about the same frequency, one for each of `features`, none of `avoid`."""
+    free = np.setdiff1d(np.flatnonzero(frequency > 0), np.asarray([*features, *avoid], int))
+    out: list[int] = []
+    for f in features:
+        left = np.setdiff1d(free, out)
+        if not len(left):
+            break
+        apart = np.abs(np.log(frequency[left]) - np.log(max(frequency[f], 1e-12)))
+        near = left[np.argsort(apart, kind="stable")[:NEAREST]]
+        out.append(int(rng.choice(near)))
+    return out
+
+
+def control(
+    tried: Bench,
+    labels: Int[np.ndarray, " n_rows"],
+    sight: Sight,
+    proposed: Mapping[int, Sequence[int]],
+    *,
+    sizes: Sequence[int],
+    strengths: Sequence[float],
+    target: float = 0.9,
+    harm: float = 0.05,
+    draws: int = 5,
+    seed: int = 0,
+    track: Track = silent,
+) -> list[Row]:
+    """The table, one row for each class that has proposed features and right pixels.
+
+    Args:
+        tried: training images, `labels` their patches' classes.
+        sight: validation images.
+        proposed: class -> its features, best first.
+        draws: random feature sets, and random directions, that are averaged.
+    """
+    classes, frequency = sight.classes, tried.frequency
+    before = sight.counts.totals
+    rows = []
+    with track("control", len(proposed), "classes") as meter:
+        for c, features in proposed.items():
+            meter.update(1)
+            if not features or not sight.right[:, c].sum():
+                continue
+            choice = choose(
+                tried, labels, c, features, classes=classes, sizes=sizes, strengths=strengths, target=target, harm=harm
+            )
+            rng = np.random.RandomState((seed * 1_000_003 + c) % 2**32)
+            change = sight.bench.scaled(choice.features, choice.strength)
+            lost, counts = sight.effect(change)
+            sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
+            by_features = _mean([sight.effect(sight.bench.scaled(some, choice.strength)) for some in sets])
+            axes = [torch.from_numpy(rng.standard_normal(sight.bench.directions.shape[1]).astype(np.float32)) for _ in range(draws)]
+            by_direction = _mean([sight.effect(along(change, axis)) for axis in axes])
+            rows.append(
+                Row(
+                    name=classes.names[c],
+                    number=c,
+                    n_right=int(sight.right[:, c].sum()),
+                    choice=choice,
+                    iou=float(ious(before)[c]),
+                    others_iou=_mean_of(ious(before), c),
+                    suppressed=outcome(sight, c, lost, counts.totals, seed),
+                    random_features=outcome(sight, c, *by_features, seed),
+                    random_direction=outcome(sight, c, *by_direction, seed),
+                    over_features=_apart(lost, by_features[0], sight.right, c, seed),
+                    over_direction=_apart(lost, by_direction[0], sight.right, c, seed),
+                )
+            )
+    return rows
+
+
+def _mean(effects: Sequence[tuple[np.ndarray, Counts]]) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "3 c"]]:
+    return np.mean([lost for lost, _ in effects], 0), np.mean([counts.totals for _, counts in effects], 0)
+
+
+def _apart(one: np.ndarray, other: np.ndarray, right: np.ndarray, c: int, seed: int) -> tuple[float, float]:
+    low, high = interval(np.stack([one[:, c] - other[:, c], right[:, c]], 1), lambda sums: ratio(sums[..., 0], sums[..., 1]), seed)
+    return float(low), float(high)

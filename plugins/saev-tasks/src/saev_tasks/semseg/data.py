@@ -1,0 +1,135 @@
+"""Which images a segmentation probe is trained on and validated on, and what they show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from saev_core.errors import ProbeError, UsageError
+from saev_core.probe import Probe, split
+from saev_core.run import Run
+from saev_core.store import ActivationStore
+from saev_core.task import TaskContext
+from saev_core.types import Site
+from saev_tasks.vectors import Classes, Truth, recorded
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one store."""
+
+    truth: Truth
+    images: Int[np.ndarray, " n"]
+
+    def some(self, n: int, seed: int) -> Part:
+        """At most `n` of them, drawn at random; 0: all."""
+        if not 0 < n < len(self.images):
+            return self
+        return Part(self.truth, np.sort(np.random.RandomState(seed % 2**32).permutation(self.images)[:n]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation images; no image is in both."""
+
+    classes: Classes
+    train: Part
+    val: Part
+
+    @classmethod
+    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> Data:
+        """The division that `told` describes, as a probe's card keeps it: `val_share`, `seed`, `ignore`, `val`, `val_dataset`.
+
+        Raises:
+            DatasetError: the data set has no masks, or its classes are not those of the validation run.
+            StoreError: the site is not recorded.
+            ProbeError: a side would be empty.
+        """
+        store, dataset = cx.store(), cx.dataset()
+        classes = Classes.of(dataset.mask_classes, told["ignore"])
+        there = recorded(store, site)
+        train = Truth(dataset, store, classes)
+        if told["val"]:
+            other = TaskContext(Run.open(told["val"]), cx.name, device=str(cx.device), dataset=told["val_dataset"])
+            if (names := list(other.dataset().mask_classes or ())) != classes.names:
+                raise ProbeError(
+                    f"{told['val']} has {len(names)} mask classes, other than the {len(classes)} of {cx.run.path}; "
+                    "validate on the same data set's other split."
+                )
+            val = Truth(other.dataset(), other.store(), classes)
+            return cls(classes, Part(train, there), Part(val, recorded(other.store(), site)))
+        known = np.full(store.n_images, -1)
+        known[there] = 0
+        mine, theirs = split(known, told["val_share"], told["seed"], stratify=False)
+        return cls(classes, Part(train, mine), Part(train, theirs))
+
+
+def site_of(cx: TaskContext, text: str) -> Site:
+    """The recorded site that `text` names; see `TrainConfig.site`.
+
+    Raises:
+        UsageError: it names none, or one that is not recorded.
+    """
+    store = cx.store()
+    sites = store.sites
+    if not text:
+        wanted = cx.checkpoint().site if cx.run.best else ""
+        return next((site for site in sites if str(site) == wanted), sites[-1])
+    if text.lstrip("-").isdecimal():
+        layer, n_blocks = int(text), int(store.meta.model.get("n_blocks", 0))
+        text = f"{sites[-1].stream}.{layer + n_blocks if layer < 0 else layer}"
+    if text not in map(str, sites):
+        raise UsageError(f"--site {text}: recorded are {', '.join(map(str, sites))}; choose one, or record that block too.")
+    return Site.parse(text)
+
+
+def load_probe(cx: TaskContext) -> tuple[Probe, Data]:
+    """The trained probe of a run, checked against what it is to read, and its images.
+
+    Raises:
+        ProbeError: none is trained, or it is of another model, width, site or list of classes.
+    """
+    folder = cx.folder("probe")
+    if not folder.exists():
+        raise ProbeError(f"{cx.run.path} has no segmentation probe; train one with saev task {cx.name} train {cx.run.path}.")
+    probe = Probe.load(folder, cx.device)
+    if "val_share" not in probe.card or probe.tokens != "patches":
+        raise ProbeError(f"{folder} is not a segmentation probe; train one with saev task {cx.name} train {cx.run.path}.")
+    site = Site.parse(probe.site)
+    store = cx.store()
+    if site not in store.sites:
+        raise ProbeError(f"the probe reads {site}, the store holds {', '.join(map(str, store.sites))}; train a probe on this store.")
+    data = Data.of(cx, site, probe.card)
+    for part in (data.train, data.val):
+        probe.check(part.truth.store, site=str(site), classes=data.classes.names)
+    return probe, data
+
+
+def told_of(store: ActivationStore) -> dict[str, Any]:
+    """What a store says of itself, for a probe to carry."""
+    meta = store.meta
+    return {"fingerprint": meta.fingerprint, "model": meta.model, "dataset": meta.dataset, "transform": meta.transform}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A table, written whole; numbers that are not finite are left empty."""
+    text = io.StringIO()
+    out = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    out.writeheader()
+    for row in rows:
+        out.writerow({key: "" if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()})
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text.getvalue(), encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path

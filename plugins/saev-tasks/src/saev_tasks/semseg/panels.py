@@ -1,0 +1,212 @@
+"""Figures of the segmentation task. Each is a PNG, written whole."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from saev_core.types import Box, Grid
+from saev_tasks.vectors import Classes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from saev_tasks.semseg.control import Row
+
+BLUE, ORANGE, AMBER, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
+GREY, NOTHING = "#6b7280", (255, 255, 255)
+_COLOURS = (BLUE, ORANGE, GREEN, AMBER, PINK, SKY)
+_MOST_BARS = 60
+"""Classes in the bar plot; of more, the most and the least frequent are left to the CSV."""
+_MOST_NAMED = 14
+"""Classes in a panel's legend."""
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure with our defaults, apart from pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    made.set_facecolor("white")
+    return made
+
+
+def save(drawn: Figure, path: Path) -> Path:
+    """Write a PNG so that a reader finds the old one or the new one."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        drawn.savefig(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def plain(axes: Any) -> None:
+    """No box around, a faint grid along y."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
+    """A colour for each class: the first light grey, as it is mostly background, then ours, then hues a golden angle apart."""
+    fixed = ["#d4d4d8", BLUE, ORANGE, GREEN, AMBER, PINK, SKY, "#7f3fbf", "#8c564b", "#1b1b1b", "#bcbd22"]
+    rows = [tuple(int(code[i : i + 2], 16) for i in (1, 3, 5)) for code in fixed[:n]]
+    for i in range(len(rows), n):
+        # By turns dark and light, pale and strong: neighbours in number differ in all three.
+        r, g, b = colorsys.hls_to_rgb(i * 0.6180339887 % 1, (0.35, 0.55, 0.7)[i % 3], (0.9, 0.6)[i % 2])
+        rows.append((int(255 * r), int(255 * g), int(255 * b)))
+    return np.array(rows, np.uint8).reshape(-1, 3)
+
+
+def paint(labels: Int[np.ndarray, "h w"], classes: Classes) -> UInt8[np.ndarray, "h w 3"]:
+    """Classes as colours; white where there is none."""
+    table = np.concatenate([palette(len(classes)), np.array([NOTHING], np.uint8)])
+    return np.asarray(table[np.minimum(labels, len(classes))])
+
+
+def cropped(image: Image.Image, crop: Box, grid: Grid, scale: int = 1) -> Image.Image:
+    """The part of a picture that the model saw, at the size at which it saw it."""
+    return image.convert("RGB").resize((grid.width_px * scale, grid.height_px * scale), Image.Resampling.BICUBIC, box=_inside(image, crop))
+
+
+def _inside(image: Image.Image, crop: Box) -> tuple[float, float, float, float]:
+    return max(crop.left, 0), max(crop.top, 0), min(crop.right, image.width), min(crop.bottom, image.height)
+
+
+def sweep(rows: Sequence[dict[str, float]], best: dict[str, float], path: Path) -> Path:
+    """`hparam-sweeps.png`: mean IoU and pixel accuracy over the learning rate, a line for each weight decay."""
+    drawn = figure(8.4, 3.4)
+    for axes, what, title in zip(drawn.subplots(1, 2), ("miou", "accuracy"), ("mean IoU", "pixel accuracy"), strict=True):
+        for i, decay in enumerate(sorted({row["weight_decay"] for row in rows})):
+            mine = sorted((row["lr"], row[what]) for row in rows if row["weight_decay"] == decay)
+            axes.plot(*zip(*mine, strict=True), marker="o", markersize=5, linewidth=1.8, color=_COLOURS[i % 6], label=f"{decay:g}")
+        axes.scatter([best["lr"]], [best[what]], s=150, facecolors="none", edgecolors="#111827", linewidths=1.4, zorder=5)
+        axes.set_xscale("log")
+        rates = sorted({row["lr"] for row in rows})
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
+        axes.set(xlabel="learning rate", title=title)
+        plain(axes)
+    axes.legend(title="weight decay", frameon=False)
+    return save(drawn, path)
+
+
+def class_bars(iou: Float[np.ndarray, " n"], low_high: Float[np.ndarray, "n 2"] | None, classes: Classes, mean: float, path: Path) -> Path:
+    """IoU of each class, best first, with the mean; of many classes the best and the worst."""
+    order = [int(i) for i in np.argsort(-np.nan_to_num(iou, nan=-1), kind="stable") if np.isfinite(iou[i])]
+    left_out = max(0, len(order) - _MOST_BARS)
+    if left_out:
+        order = order[: _MOST_BARS // 2] + order[-(_MOST_BARS // 2) :]
+    drawn = figure(6.4, 1.3 + 0.26 * len(order))
+    axes = drawn.subplots()
+    place = np.arange(len(order))
+    axes.barh(place, iou[order], color=[f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette(len(classes))[order]], height=0.72)
+    if low_high is not None:
+        reach = np.abs(low_high[order] - iou[order, None]).T
+        axes.errorbar(iou[order], place, xerr=reach, fmt="none", ecolor="#374151", elinewidth=1.2, capsize=2.5)
+    for y, i in zip(place, order, strict=True):
+        edge = low_high[i, 1] if low_high is not None else iou[i]
+        axes.text(max(edge, iou[i]) + 0.012, y, f"{iou[i]:.2f}", va="center", fontsize=8, color="#374151")
+    axes.axvline(mean, color=GREY, linestyle="--", linewidth=1.2)
+    axes.text(mean, -0.85, f" mean {mean:.3f}", color=GREY, fontsize=8.5, va="center")
+    axes.set_yticks(place, [classes.names[i] for i in order])
+    axes.set_xlim(0, 1.08)
+    axes.set_ylim(len(order) - 0.4, -1.3)
+    axes.set_xlabel("IoU on validation images" + (f" ({left_out} classes between are left out)" if left_out else ""))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return save(drawn, path)
+
+
+def examples(
+    pictures: Sequence[Image.Image],
+    columns: Sequence[tuple[str, Sequence[Int[np.ndarray, "h w"]]]],
+    names: Sequence[str],
+    classes: Classes,
+    path: Path,
+) -> Path:
+    """Qualitative panels: a row for each image, with its classes by colour, as truth and as predicted."""
+    n_cols = 1 + len(columns)
+    drawn = figure(2.15 * n_cols + 1.7, 2.15 * len(pictures) + 0.35)
+    grid = np.atleast_2d(drawn.subplots(len(pictures), n_cols, squeeze=False))
+    for row, picture in enumerate(pictures):
+        grid[row, 0].imshow(picture)
+        grid[row, 0].set_ylabel(names[row], fontsize=8)
+        for col, (_, maps) in enumerate(columns, 1):
+            grid[row, col].imshow(paint(maps[row], classes), interpolation="nearest")
+    for axes, title in zip(grid[0], ("image", *(title for title, _ in columns)), strict=True):
+        axes.set_title(title, fontsize=10)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    _legend(drawn, classes, [labels for _, maps in columns for labels in maps])
+    return save(drawn, path)
+
+
+def _legend(drawn: Figure, classes: Classes, shown: Sequence[np.ndarray]) -> None:
+    from matplotlib.patches import Patch
+
+    count = sum(np.bincount(np.minimum(labels, len(classes)).reshape(-1), minlength=len(classes) + 1) for labels in shown)
+    assert isinstance(count, np.ndarray)
+    most = [int(i) for i in np.argsort(-count[:-1], kind="stable") if count[i]][:_MOST_NAMED]
+    handles = [Patch(facecolor=tuple(palette(len(classes))[i] / 255), edgecolor="#9ca3af", label=classes.names[i]) for i in sorted(most)]
+    if count[-1]:
+        handles.append(Patch(facecolor="white", edgecolor="#9ca3af", label="not counted"))
+    drawn.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5, handlelength=1.1, handleheight=1.1)
+
+
+def before_after(
+    picture: Image.Image,
+    truth: Int[np.ndarray, "h w"],
+    before: Int[np.ndarray, "h w"],
+    after: Int[np.ndarray, "h w"],
+    classes: Classes,
+    title: str,
+    path: Path,
+) -> Path:
+    """One image: what it shows, what is predicted before and after edits, and where that differs."""
+    drawn = figure(12.2, 2.9)
+    cells = drawn.subplots(1, 5)
+    changed = np.asarray(picture.resize(before.shape[::-1]).convert("L").convert("RGB"), np.float32) * 0.55 + 100
+    changed[before != after] = paint(after, classes)[before != after]
+    shown = (picture, paint(truth, classes), paint(before, classes), paint(after, classes), np.clip(changed, 0, 255).astype(np.uint8))
+    for axes, name, pixels in zip(cells, ("image", "truth", "before", "after", "what changed, and to what"), shown, strict=True):
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
+        axes.set(xticks=[], yticks=[])
+    _legend(drawn, classes, [truth, before, after])
+    drawn.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return save(drawn, path)
+
+
+def control_bars(rows: Sequence[Row], path: Path) -> Path:
+    """The control experiment: of each class what is flipped, and what the others lose, beside both baselines."""
+    series = (("proposed features", BLUE, "suppressed"), ("random features", AMBER, "random_features"), ("random direction", GREY, "random_direction"))
+    drawn = figure(max(6.0, 1.6 + 0.62 * len(rows)), 5.6)
+    top, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    place = np.arange(len(rows))
+    for i, (label, colour, name) in enumerate(series):
+        out = [getattr(row, name) for row in rows]
+        for axes, what in ((top, "flipped"), (below, "others_lost")):
+            value = 100 * np.nan_to_num([getattr(one, what) for one in out])
+            ends = 100 * np.nan_to_num([getattr(one, f"{what}_interval") for one in out]).reshape(-1, 2)
+            reach = np.maximum(np.stack([value - ends[:, 0], ends[:, 1] - value]), 0)
+            axes.bar(place + 0.27 * (i - 1), value, 0.25, color=colour, label=label)
+            axes.errorbar(place + 0.27 * (i - 1), value, yerr=reach, fmt="none", ecolor="#111827", elinewidth=0.9, capsize=1.8)
+    for axes, line in ((top, 80), (below, 5)):
+        axes.axhline(line, color=ORANGE, linestyle="--", linewidth=1.1)
+        plain(axes)
+    top.set(ylabel="flipped pixels\nof the class, %", ylim=(0, 108))
+    below.set(ylabel="right pixels lost by\nother classes, mean %")
+    below.set_ylim(0, max(6.5, below.get_ylim()[1]))
+    below.set_xticks(place, [row.name for row in rows], rotation=35 if len(rows) > 6 else 0, ha="right" if len(rows) > 6 else "center")
+    drawn.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    return save(drawn, path)

@@ -1,0 +1,310 @@
+"""`saev task semseg`: linear segmentation probes, and what becomes of their predictions when features are suppressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.errors import DatasetError, ProbeError, UsageError
+from saev_core.model import VisionModel
+from saev_core.probe import Point, Probe
+from saev_core.rest import Rest
+from saev_core.steer import Edit, apply_edits
+from saev_core.store import ActivationStore
+from saev_core.task import Task, TaskContext, plain, verb
+from saev_core.types import Box, Site
+from saev_tasks.semseg import panels
+from saev_tasks.semseg.bench import Bench
+from saev_tasks.semseg.control import Row, Sight, control
+from saev_tasks.semseg.data import Data, Part, load_probe, site_of, told_of, write_csv
+from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
+from saev_tasks.semseg.propose import Proposed, propose
+from saev_tasks.semseg.scores import Counts, interval, predict, ratio
+from saev_tasks.semseg.train import ceilings, measure, train_probes
+
+MOST_TUNED = 500
+"""Images on which points of a sweep are compared, at most."""
+
+
+class SemSeg(Task):
+    """Segmentation probes on patches, features proposed for each class, and the control experiment."""
+
+    @verb
+    def train(self, cx: TaskContext, cfg: TrainConfig) -> dict[str, Any]:
+        """Train linear segmentation probes of a whole sweep in one pass; keep the best."""
+        site = site_of(cx, cfg.site)
+        card: dict[str, Any] = cfg.model_dump(mode="json", exclude={"lr", "weight_decay", "site"})
+        data = Data.of(cx, site, card)
+        points = [Point(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
+        order = np.random.RandomState((cfg.seed + 1) % 2**32).permutation(data.train.images)
+        n_tuned = min(max(1, round(len(order) * cfg.tune_share)), len(order) - 1)
+        if n_tuned < 1:
+            raise ProbeError(f"{len(order)} training image: too few to train on and to choose a rate by; record more images.")
+        tune, fit = np.sort(order[: min(n_tuned, MOST_TUNED)]), np.sort(order[n_tuned:])
+        truth = data.train.truth
+        fitted = train_probes(
+            truth, site, fit, points, loss=cfg.loss, n_drawn=cfg.pixels or -(-truth.grid.n_patches // 4), epochs=cfg.epochs,
+            batch_size=cfg.batch_size, seed=cfg.seed, device=cx.device, track=cx.track,
+        )  # fmt: skip
+        heads = [(one.weight, one.bias) for one in fitted]
+        rows = [
+            {"lr": one.point.lr, "weight_decay": one.point.weight_decay, "loss": one.curve[-1], **_scores(counts)}
+            for one, counts in zip(fitted, measure(truth, site, tune, heads, track=cx.track), strict=True)
+        ]
+        best = max(range(len(rows)), key=lambda i: (np.nan_to_num(rows[i]["miou"], nan=-1), -i))
+        val = _on(data.val, site, heads[best], cx)
+        card |= {"solver": "adamw", "lr": rows[best]["lr"], "weight_decay": rows[best]["weight_decay"], "tuned": plain(rows[best])}
+        card |= {"n_train": len(fit), "n_tune": len(tune), "n_val": len(data.val.images), "val_scores": plain(val)}
+        probe = Probe(*(part.detach().cpu() for part in heads[best]), data.classes.names, str(site), "patches", told_of(cx.store()), card)
+        folder = probe.save(cx.folder("probe"))
+        write_csv(cx.folder("results.csv"), rows)
+        panels.sweep(rows, rows[best], cx.folder("hparam-sweeps.png"))
+        cx.table([[*(f"{value:.4g}" for value in row.values())] for row in rows], list(rows[0]))
+        cx.say(f"best: lr {rows[best]['lr']:g}, weight decay {rows[best]['weight_decay']:g}, chosen on {len(tune)} training images")
+        cx.say(_line(val, len(data.val.images)))
+        return _keep(cx, "train", {"site": str(site), "best": rows[best], "val": val, "points": rows, "probe": folder, "card": card})
+
+    @verb
+    def validate(self, cx: TaskContext, cfg: ValidateConfig) -> dict[str, Any]:
+        """Measure the probe on validation images: IoU of each class with intervals, an oracle's ceiling, panels."""
+        probe, data = load_probe(cx)
+        classes, site, part = data.classes, Site.parse(probe.site), data.val.some(cfg.n_images, 0)
+        head = (probe.weight, probe.bias)
+        (pixels,) = measure(part.truth, site, part.images, [head], track=cx.track)
+        patches = measure(part.truth, site, part.images, [head], patches=True)[0] if part.truth.store.mask is not None else None
+        oracle = ceilings(part.truth, part.images, cx.track)
+        bounds = _class_intervals(pixels)
+        rows = [
+            {"class": classes.names[c], "number": c, "ignored": c in classes.ignored, "iou": float(pixels.iou[c]), "iou_low": bounds[c, 0],
+             "iou_high": bounds[c, 1], "accuracy": float(pixels.class_accuracy[c]), "pixels": int(pixels.totals[1][c]),
+             "predicted": int(pixels.totals[2][c])}
+            for c in range(len(classes))
+        ]  # fmt: skip
+        write_csv(cx.folder("classes.csv"), rows)
+        panels.class_bars(pixels.iou, bounds, classes, pixels.miou, cx.folder("class-iou.png"))
+        if cfg.examples:
+            _examples(cx, probe, part.some(cfg.examples, 1), data)
+        found = {
+            **_scores(pixels), "intervals": pixels.intervals(), "n_images": len(part.images), "patches": _scores(patches) if patches else None,
+            "ceiling": {name: _scores(counts) for name, counts in oracle.items()}, "ignored": sorted(classes.ignored), "classes": rows,
+        }  # fmt: skip
+        cx.table([[row["class"], f"{row['iou']:.3f}", f"{row['accuracy']:.3f}", row["pixels"]] for row in rows if not row["ignored"]],
+                 ["class", "IoU", "accuracy", "pixels"])  # fmt: skip
+        cx.say(_line(found, len(part.images)))
+        if patches:
+            cx.say(f"of patches by majority: mean IoU {patches.miou:.3f}, accuracy {patches.accuracy:.3f}")
+        for name, counts in oracle.items():
+            cx.say(f"an oracle that knows each patch's {name}: mean IoU {counts.miou:.3f}, pixel accuracy {counts.accuracy:.3f}")
+        return _keep(cx, "validate", found)
+
+    @verb
+    def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
+        """Propose features for every class, from training images."""
+        probe, data = load_probe(cx)
+        part = data.train.some(cfg.n_images, cfg.seed)
+        bench = _bench(cx, probe, part, cfg.sae)
+        found = _proposed(cx, bench, part, data, cfg.by, cfg.n)
+        rows = [{"class": data.classes.names[c], "rank": i, **asdict(one)} for c, some in found.items() for i, one in enumerate(some)]
+        write_csv(cx.folder("proposed.csv"), rows)
+        cx.table(
+            [[row["class"], row["feature"], *(f"{row[key]:.3f}" for key in ("score", "auroc", "f1"))] for row in rows if row["rank"] < 3],
+            ["class", "feature", "score", "AUROC", "F1"],
+        )
+        by = _by(cfg.by, bench)
+        told = {data.classes.names[c]: [asdict(one) for one in some] for c, some in found.items()}
+        return _keep(cx, "propose", {"sae": cx.sae_name(cfg.sae), "by": by, "n_images": len(part.images), "classes": told})
+
+    @verb
+    def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
+        """Change features in one image; its prediction before and after, and the pixels of every class."""
+        probe, data = load_probe(cx)
+        classes, store = data.classes, cx.store()
+        if cfg.image >= store.n_images:
+            raise UsageError(f"--image {cfg.image}: the store holds images 0 to {store.n_images - 1}.")
+        if not cfg.edit:
+            raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
+        checkpoint = cx.checkpoint(cfg.sae)
+        peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(checkpoint.sae.d_sae)
+        edits = [Edit.of(checkpoint, peak, feature, strength, cfg.mode, cfg.where or None) for feature, strength in map(_pair, cfg.edit)]
+        model = cx.model() if probe.site != checkpoint.site else None
+        before, after = (_logits(store, cfg.image, probe, checkpoint, some, model) for some in ([], edits))
+        said, now = (predict(logits[None], store.grid, classes)[0].numpy() for logits in (before, after))
+        truth = data.train.truth.image(cfg.image)
+        example = cx.dataset()[cfg.image]
+        n = len(classes)
+        was, gone = np.bincount(said.reshape(-1), minlength=n), np.bincount(said[said != now], minlength=n)
+        came, shown = np.bincount(now[said != now], minlength=n), np.bincount(np.minimum(truth, n).reshape(-1), minlength=n + 1)
+        rows = [
+            {"class": classes.names[c], "truth": int(shown[c]), "before": int(was[c]), "after": int(was[c] - gone[c] + came[c]),
+             "lost": int(gone[c]), "gained": int(came[c])}
+            for c in classes.kept if was[c] or came[c] or shown[c]
+        ]  # fmt: skip
+        title = f"image {cfg.image}: {cfg.mode} {', '.join(cfg.edit)}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
+        picture = panels.cropped(example.image, Box(*store.crops[cfg.image].tolist()), store.grid, max(1, 256 // store.grid.height_px))
+        path = panels.before_after(picture, truth, said, now, classes, title, cx.folder(f"manipulate-{cfg.image}.png"))
+        cx.table([list(row.values()) for row in rows], list(rows[0]) if rows else ())
+        cx.say(str(path))
+        changed = float((said != now).mean())
+        return {"image": cfg.image, "edits": list(cfg.edit), "mode": cfg.mode, "where": list(cfg.where), "changed": changed, "classes": rows,
+                "figure": path}  # fmt: skip
+
+    @verb
+    def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
+        """The control experiment: suppress each class's features; what the class and all others lose, beside random baselines."""
+        probe, data = load_probe(cx)
+        classes = data.classes
+        wanted = {_number(one, classes.names) for one in cfg.classes} or set(classes.kept)
+        part, val = data.train.some(cfg.n_train, cfg.seed), data.val.some(cfg.n_val, cfg.seed)
+        tried = _bench(cx, probe, part, cfg.sae)
+        found = {c: [one.feature for one in some] for c, some in _proposed(cx, tried, part, data, cfg.by, max(cfg.sizes)).items()}
+        if none := [classes.names[c] for c in sorted(wanted) if not found.get(c)]:
+            cx.say(f"left out, since no feature stands for them or no training patch shows them: {', '.join(none)}")
+        bench = _bench(cx, probe, val, cfg.sae)
+        truth = val.truth.patches(val.images) if cfg.level == "patches" else val.truth.pixels(val.images, cx.track)
+        sight = Sight(bench, truth, classes, cfg.level)
+        labels = part.truth.patches(part.images).reshape(-1)
+        rows = control(
+            tried, labels, sight, {c: some for c, some in found.items() if c in wanted}, sizes=cfg.sizes, strengths=cfg.strengths,
+            target=cfg.target, harm=cfg.harm, draws=cfg.draws, seed=cfg.seed, track=cx.track,
+        )  # fmt: skip
+        if not rows:
+            raise DatasetError("no class has both proposed features and right pixels on validation images; train a better probe or SAE first.")
+        write_csv(cx.folder("control.csv"), [_flat(row) for row in rows])
+        panels.control_bars(rows, cx.folder("control.png"))
+        cx.table([_told(row) for row in rows],
+                 ["class", "features", "strength", "flipped", "95 %", "others lose", "worst", "IoU", "after", "random", "direction"])  # fmt: skip
+        n_pass = sum(row.passes for row in rows)
+        cx.say(f"{n_pass} of {len(rows)} classes: at least 80 % flipped and others lose at most 5 %, on {len(val.images)} validation images")
+        facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "sae_site": tried.checkpoint.site, "level": cfg.level,
+                 "n_train": len(part.images), "n_val": len(val.images), "n_pass": n_pass, "n_classes": len(rows)}  # fmt: skip
+        return _keep(cx, "control", {**facts, "options": cfg, "rows": [row.to_json() | {"passes": row.passes} for row in rows]})
+
+
+def _scores(counts: Counts) -> dict[str, float]:
+    return {"miou": counts.miou, "accuracy": counts.accuracy, "mean_accuracy": counts.mean_accuracy}
+
+
+def _line(scores: Mapping[str, Any], n: int) -> str:
+    return (
+        f"{n} validation images: mean IoU {scores['miou']:.3f}, pixel accuracy {scores['accuracy']:.3f}, "
+        f"mean class accuracy {scores['mean_accuracy']:.3f}"
+    )
+
+
+def _on(part: Part, site: Site, head: tuple[Tensor, Tensor], cx: TaskContext) -> dict[str, float]:
+    (counts,) = measure(part.truth, site, part.images, [head], track=cx.track)
+    return _scores(counts)
+
+
+def _keep(cx: TaskContext, name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Into `results/<task>.json`, beside what the other verbs found."""
+    told: dict[str, Any] = plain(found)
+    cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: told})
+    return told
+
+
+def _class_intervals(counts: Counts) -> Float[np.ndarray, "n_classes 2"]:
+    stacked = np.concatenate([counts.hit, counts.truth, counts.predicted], 1)
+
+    def of(sums: np.ndarray) -> np.ndarray:
+        hit, truth, predicted = np.split(sums, 3, axis=-1)
+        return ratio(hit, truth + predicted - hit)
+
+    there = np.isfinite(counts.iou)
+    low, high = interval(stacked, lambda sums: np.where(there, np.nan_to_num(of(sums)), 0.0))
+    return np.where(there[:, None], np.stack([low, high], -1), np.nan)
+
+
+def _bench(cx: TaskContext, probe: Probe, part: Part, sae: str) -> Bench:
+    checkpoint, store = cx.checkpoint(sae), part.truth.store
+    checkpoint.check(store, same_data=False)
+    return Bench(probe, checkpoint, store, part.images, cx.model() if probe.site != checkpoint.site else None, cx.track)
+
+
+def _by(by: str, bench: Bench) -> str:
+    return by if by != "auto" else "attribution" if bench.probe.site == bench.checkpoint.site else "difference"
+
+
+def _proposed(cx: TaskContext, bench: Bench, part: Part, data: Data, by: str, n: int) -> dict[int, list[Proposed]]:
+    labels = part.truth.patches(part.images).reshape(-1)
+    found = propose(bench, labels, data.classes, n, _by(by, bench))
+    if not found:
+        raise DatasetError(f"none of {len(part.images)} training images has a patch of a class that counts; propose from more images.")
+    if missing := [data.classes.names[c] for c in data.classes.kept if c not in found]:
+        cx.say(f"no training patch shows {', '.join(missing)}: no feature is proposed there")
+    return found
+
+
+def _pair(text: str) -> tuple[int, float]:
+    feature, _, strength = text.partition("=")
+    try:
+        return int(feature), float(strength)
+    except ValueError:
+        raise UsageError(f"--edit {text}: write FEATURE=STRENGTH, such as 302=0.") from None
+
+
+def _number(text: str, names: Sequence[str]) -> int:
+    if text in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise UsageError(f"--classes {text}: no such class; there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.")
+
+
+def _logits(store: ActivationStore, image: int, probe: Probe, checkpoint: Any, edits: list[Edit], model: VisionModel | None) -> Tensor:
+    """The probe's logits of one recorded image under edits; the rest of the model runs where the probe sits later."""
+    site = Site.parse(checkpoint.site)
+    x = torch.from_numpy(store.read(site, [image])).float()
+    if model is None:
+        return probe(apply_edits(x, edits, checkpoint))[0].cpu()
+    n_prefix = store.grid.n_prefix
+    if n_prefix:
+        x = torch.cat([torch.from_numpy(store.read(site, [image], "prefix")).float(), x], 1)
+    black = torch.zeros(1, 3, store.grid.height_px, store.grid.width_px, device=model.device)
+    later = Site.parse(probe.site)
+    seen = Rest.of(model, black, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
+    return probe(seen[:, n_prefix:].float())[0].cpu()
+
+
+def _examples(cx: TaskContext, probe: Probe, part: Part, data: Data) -> None:
+    store, site = part.truth.store, Site.parse(probe.site)
+    x = torch.from_numpy(store.read(site, part.images)).float()
+    said = predict(probe(x).cpu(), store.grid, data.classes).numpy()
+    truth = [part.truth.image(int(i)) for i in part.images]
+    scale = max(1, 256 // store.grid.height_px)
+    pictures = [
+        panels.cropped(part.truth.dataset[int(i)].image, Box(*store.crops[int(i)].tolist()), store.grid, scale) for i in part.images
+    ]
+    names = [f"image {i}" for i in part.images]
+    panels.examples(pictures, [("truth", truth), ("prediction", list(said))], names, data.classes, cx.folder("panels.png"))
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """One line of the CSV."""
+    out: dict[str, Any] = {"class": row.name, "number": row.number, "n_right": row.n_right, "strength": row.choice.strength}
+    out |= {"features": " ".join(map(str, row.choice.features)), "train_flipped": row.choice.flipped, "train_others_lost": row.choice.others_lost}
+    out |= {"iou_before": row.iou, "others_iou_before": row.others_iou}
+    for name in ("suppressed", "random_features", "random_direction"):
+        for key, value in asdict(getattr(row, name)).items():
+            if isinstance(value, tuple):
+                out |= {f"{name}_{key.removesuffix('_interval')}_low": value[0], f"{name}_{key.removesuffix('_interval')}_high": value[1]}
+            else:
+                out[f"{name}_{key}"] = value
+    out |= {"over_features_low": row.over_features[0], "over_features_high": row.over_features[1]}
+    return out | {"over_direction_low": row.over_direction[0], "over_direction_high": row.over_direction[1], "passes": row.passes}
+
+
+def _told(row: Row) -> list[str]:
+    """One line of the table for a person."""
+    s = row.suppressed
+    return [
+        row.name, str(len(row.choice.features)), f"{row.choice.strength:g}", f"{s.flipped:.1%}",
+        f"{s.flipped_interval[0]:.1%} to {s.flipped_interval[1]:.1%}", f"{s.others_lost:.2%}", f"{s.worst_lost:.1%} ({s.worst_class})",
+        f"{row.iou:.2f}", f"{s.iou:.2f}", f"{row.random_features.flipped:.1%}", f"{row.random_direction.flipped:.1%}",
+    ]  # fmt: skip

@@ -1,0 +1,172 @@
+"""Linear segmentation probes on patch activations: a sweep over learning rate and weight decay, trained in one pass.
+
+The loss is by default that of the pixels: the cross-entropy of logits upsampled bilinearly to the mask, which is what `validate`
+measures. Upsampling is linear and its weights sum to one, so the logits of a pixel are the probe's answer to the vector
+interpolated between the four patches around it: pixels are drawn anew every epoch, their vectors interpolated, and the same solver
+does the rest. `patches` trains on the majority class of each patch instead: it needs no mask once a store is recorded, is faster,
+and tells whole patches better, thin things and borders worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saev_core.errors import DatasetError
+from saev_core.probe import Fitted, Point, fit_probes
+from saev_core.progress import Track, silent
+from saev_core.types import Grid, Site
+from saev_tasks.semseg.scores import Counts, predict
+from saev_tasks.vectors import Targets, Truth, mixed, stored
+
+_PIXELS_AT_ONCE = 2**22
+
+
+class Bilinear:
+    """Which four patches surround a pixel of the transformed image, and their weights; as `scores.upsample`."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._down, self._across = (_axis(n, grid.patch_px) for n in (grid.rows, grid.cols))
+
+    def __call__(
+        self, x: Float[Tensor, "n n_patches d"], row: Int[np.ndarray, "n k"], col: Int[np.ndarray, "n k"]
+    ) -> Float[Tensor, "n k d"]:
+        """Vectors at pixels of each image."""
+        image = torch.arange(len(x))[:, None]
+        out = x.new_zeros(*row.shape, x.shape[2])
+        for patch_row, down in self._down(row):
+            for patch_col, across in self._across(col):
+                patch = torch.from_numpy(patch_row * self.grid.cols + patch_col)
+                out += x[image, patch] * torch.from_numpy((down * across).astype(np.float32))[..., None]
+        return out
+
+
+def _axis(n: int, px: int) -> object:
+    def around(at: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        place = np.clip((at + 0.5) / px - 0.5, 0, n - 1)
+        low = np.minimum(place.astype(np.int64), max(n - 2, 0))
+        high = np.minimum(low + 1, n - 1)
+        return [(low, 1 - (place - low)), (high, place - low)]
+
+    return around
+
+
+def pixel_targets(truth: Truth, pixels: Int[np.ndarray, "n height width"], n_drawn: int) -> Targets:
+    """Of each image `n_drawn` random pixels: their interpolated vectors and classes, -1 where that is none."""
+    grid, n_classes, at = truth.grid, len(truth.classes), Bilinear(truth.grid)
+
+    def draw(places: Int[np.ndarray, " n"], x: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        row, col = (rng.randint(0, side, (len(places), n_drawn)) for side in (grid.height_px, grid.width_px))
+        y = torch.from_numpy(pixels[places[:, None], row, col].astype(np.int64))
+        return at(x, row, col).flatten(0, 1), torch.where(y < n_classes, y, -1).flatten()
+
+    return draw
+
+
+def patch_targets(labels: Int[np.ndarray, "n n_patches"]) -> Targets:
+    """Every patch and its majority class, -1 where that is none."""
+    kept = torch.from_numpy(labels)
+
+    def take(places: Int[np.ndarray, " n"], x: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        return x.flatten(0, 1), kept[torch.from_numpy(places)].flatten()
+
+    return take
+
+
+def train_probes(
+    truth: Truth,
+    site: Site,
+    images: Int[np.ndarray, " n"],
+    points: Sequence[Point],
+    *,
+    loss: str,
+    n_drawn: int,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> list[Fitted]:
+    """Probes of all points, on the same batches.
+
+    Args:
+        loss: `pixels` or `patches`.
+        n_drawn: pixels of each image and epoch, with `pixels`.
+
+    Raises:
+        DatasetError: no image shows a class, or all show the same one.
+        ProbeError: as `fit_probes`.
+    """
+    if loss == "pixels":
+        pixels = truth.pixels(images, track)
+        there = np.unique(pixels)
+        targets = pixel_targets(truth, pixels, n_drawn)
+    else:
+        labels = truth.patches(images)
+        there = np.unique(labels[labels >= 0])
+        targets = patch_targets(labels)
+    there = there[there < len(truth.classes)]
+    if len(there) < 2:
+        shown = f"only {truth.classes.names[int(there[0])]}" if len(there) else "no class"
+        raise DatasetError(f"the masks of the {len(images)} training images show {shown}; a probe needs two classes to tell apart.")
+    with track("probes", epochs, "epochs") as meter:
+        return fit_probes(
+            mixed(truth.store, site, images, targets, batch_size, seed), truth.store.meta.d_model, len(truth.classes), points,
+            epochs=epochs, device=device, after_epoch=lambda epoch: meter.update(1),
+        )  # fmt: skip
+
+
+def measure(
+    truth: Truth,
+    site: Site,
+    images: Int[np.ndarray, " n"],
+    heads: Sequence[tuple[Tensor, Tensor]],
+    *,
+    patches: bool = False,
+    track: Track = silent,
+) -> list[Counts]:
+    """Counts of several heads `(weight, bias)` on the pixels of images, or with `patches` on the majority classes of patches."""
+    found: list[list[Counts]] = [[] for _ in heads]
+    grid, n_classes = truth.grid, len(truth.classes)
+    step = max(1, _PIXELS_AT_ONCE // (n_classes * grid.height_px * grid.width_px))
+    with track("scores", len(images), "images") as meter:
+        for numbers, x in stored(truth.store, site, images):
+            want = truth.patches(numbers) if patches else truth.pixels(numbers)
+            for (weight, bias), parts in zip(heads, found, strict=True):
+                logits = x.to(weight.device) @ weight.T + bias
+                for start in range(0, len(x), step):
+                    said = predict(logits[start : start + step], grid, truth.classes, "patches" if patches else "pixels").cpu().numpy()
+                    parts.append(Counts.of(said, want[start : start + step], n_classes))
+            meter.update(len(numbers))
+    return [Counts.join(parts) for parts in found]
+
+
+def ceilings(truth: Truth, images: Int[np.ndarray, " n"], track: Track = silent) -> dict[str, Counts]:
+    """What an oracle reaches that knows each patch's majority class, or the share of every class in it, and no more.
+
+    `majority` is said once a patch (`blocks`) or upsampled as logits (`upsampled`); `shares` are upsampled as logits. Borders inside
+    a patch are beyond them; a probe may be better, since its logits can tell how far from a patch's centre a border lies.
+    """
+    from saev_tasks.semseg.scores import majority
+    from saev_tasks.vectors import patch_shares
+
+    grid, n_classes, px = truth.grid, len(truth.classes), truth.grid.patch_px
+    found: dict[str, list[Counts]] = {"majority, blocks": [], "majority, upsampled": [], "shares, upsampled": []}
+    step = max(1, _PIXELS_AT_ONCE // (n_classes * grid.height_px * grid.width_px))
+    with track("ceiling", len(images), "images") as meter:
+        for start in range(0, len(images), step):
+            want = truth.pixels(images[start : start + step])
+            shares = patch_shares(want, grid, n_classes)
+            best = torch.from_numpy(majority(shares).astype(np.float32))
+            blocks = grid.to_map(predict(best, grid, truth.classes, "patches").numpy()).repeat(px, 1).repeat(px, 2)
+            found["majority, blocks"].append(Counts.of(blocks, want, n_classes))
+            for name, logits in (("majority", best), ("shares", torch.from_numpy(shares))):
+                said = predict(logits, grid, truth.classes).numpy()
+                found[f"{name}, upsampled"].append(Counts.of(said, want, n_classes))
+            meter.update(len(want))
+    return {name: Counts.join(parts) for name, parts in found.items()}
