@@ -32,6 +32,7 @@ COMMANDS = [
     "plugins",
     "plugins new",
     "data",
+    "data download",
 ]
 HEAVY = ("torch", "numpy", "zarr", "gradio", "transformers", "PIL", "pandas", "saev_models", "saev_datasets", "saev_viz")
 

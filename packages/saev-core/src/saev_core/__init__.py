@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saev_core.config import RunConfig as RunConfig
     from saev_core.config import SAEConfig as SAEConfig
     from saev_core.dataset import ImageDataset as ImageDataset
+    from saev_core.download import Archive as Archive
     from saev_core.errors import SaevError as SaevError
     from saev_core.features import FeatureIndex as FeatureIndex
     from saev_core.hooks import hookimpl as hookimpl
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ActivationSource": "source",
     "ActivationStore": "store",
+    "Archive": "download",
     "Box": "types",
     "Checkpoint": "checkpoint",
     "Codes": "codes",

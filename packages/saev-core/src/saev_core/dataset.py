@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from saev_core.config import DatasetConfig, PluginRef
+from saev_core.download import Archive
 from saev_core.errors import BadImageError, DatasetError
 from saev_core.plugins import resolve
 from saev_core.types import Example
@@ -21,6 +22,11 @@ class ImageDataset:
     """
 
     Config: ClassVar[type[DatasetConfig]] = DatasetConfig
+
+    sources: ClassVar[Sequence[Archive]] = ()
+    """Archives that unpack to what the first of the config's `locations` names: what `saev data download` brings."""
+    whole: ClassVar[Mapping[str, Any]] = {}
+    """Options under which it is all its images, where by default it is a part of them."""
 
     classes: Sequence[str] | None = None
     """Names of the labels, by number; None where there are no labels."""

@@ -35,6 +35,10 @@ class DatasetError(SaevError):
     """A data set is missing, empty, gated or unreadable."""
 
 
+class DownloadError(DatasetError):
+    """An archive cannot be fetched or unpacked, or is not what it should be."""
+
+
 class BadImageError(DatasetError):
     """One image cannot be decoded. `path` names it as the data set knows it."""
 

@@ -35,6 +35,7 @@ _OURS = {
     "saev-datasets": {
         "dataset": [
             "imagenet",
+            "imagenette",
             "huggingface",
             "image-folder",
             "ade20k",

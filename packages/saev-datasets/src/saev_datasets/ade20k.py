@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from saev_core.download import Archive
 from saev_core.errors import BadImageError
 from saev_core.images import open_mask, open_rgb
 from saev_core.types import Example
@@ -25,6 +26,14 @@ class Ade20k(FileDataset):
     """
 
     Config = Ade20kConfig
+    # The authors publish no checksum; this one is that of other libraries which fetch the same file.
+    sources = (
+        Archive(
+            "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+            "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+            size=967_382_037,
+        ),
+    )
 
     def __init__(self, cfg: Ade20kConfig) -> None:
         root = unpacked(cfg.root, "ade20k", f"images/{cfg.split}", "ADEChallengeData2016", archive="ADEChallengeData2016.zip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saev_core.download import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, first_folder, list_images, unpacked
 
@@ -15,6 +16,14 @@ class Caltech101(FileDataset):
     """`101_ObjectCategories`: 8,677 images of 101 categories, numbered in code point order (capitals first)."""
 
     Config = Caltech101Config
+    sources = (
+        Archive(
+            "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+            "md5:3138e1922a9193bfa496528edbbc45d0",
+            size=137_414_764,
+            inner=("caltech-101/101_ObjectCategories.tar.gz",),
+        ),
+    )
 
     def __init__(self, cfg: Caltech101Config) -> None:
         below = (".", "caltech-101", "caltech101")

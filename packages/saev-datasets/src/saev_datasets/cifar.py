@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from saev_core.dataset import ImageDataset, digest
+from saev_core.download import Archive
 from saev_core.errors import DatasetError
 from saev_core.types import Example
 from saev_datasets.files import FolderConfig, need_folder, read_lines
 
+_PLACE = "https://www.cs.toronto.edu/~kriz"
 _PIXELS = 3 * 32 * 32  # a plane each of red, green and blue
 
 
@@ -71,6 +73,7 @@ class Cifar10(_Cifar):
     """CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` in order, or `test_batch.bin`."""
 
     Config = Cifar10Config
+    sources = (Archive(f"{_PLACE}/cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530", size=170_052_171),)
 
     def __init__(self, cfg: Cifar10Config) -> None:
         root = _folder(cfg.root, "cifar10", "batches.meta.txt", "cifar-10-batches")
@@ -82,6 +85,7 @@ class Cifar100(_Cifar):
     """CIFAR-100: `train.bin` or `test.bin`."""
 
     Config = Cifar100Config
+    sources = (Archive(f"{_PLACE}/cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8", size=168_513_733),)
 
     def __init__(self, cfg: Cifar100Config) -> None:
         root = _folder(cfg.root, "cifar100", "fine_label_names.txt", "cifar-100")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from saev_core.download import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, read_table, unpacked
 
@@ -17,6 +18,14 @@ class Cub200(FileDataset):
     """`CUB_200_2011`: birds of 200 species, numbered as `images.txt` does, within the split."""
 
     Config = Cub200Config
+    sources = (
+        Archive(
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            "md5:97eceeb196236b17998738112f37df78",
+            size=1_150_585_339,
+        ),
+    )
+    whole: ClassVar = {"split": "all"}
 
     def __init__(self, cfg: Cub200Config) -> None:
         root = unpacked(cfg.root, "cub200", "images.txt", "CUB_200_2011", archive="CUB_200_2011.tgz")

@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from saev_core.dataset import ImageDataset, digest
+from saev_core.download import Archive
 from saev_core.errors import DatasetError
 from saev_core.types import Example
 from saev_datasets.files import FolderConfig, need_folder
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist puts it."""
+_PLACE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _BELOW = ("", "raw", "FashionMNIST/raw", "fashion-mnist")
 
 
@@ -33,6 +35,12 @@ class FashionMnist(ImageDataset):
     """28 x 28 pictures of clothes, 0 black; grey becomes RGB."""
 
     Config = FashionMnistConfig
+    sources = (
+        Archive(f"{_PLACE}/train-images-idx3-ubyte.gz", "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d", size=26_421_880),
+        Archive(f"{_PLACE}/train-labels-idx1-ubyte.gz", "md5:25c81989df183df01b3e8a0aad5dffbe", size=29_515),
+        Archive(f"{_PLACE}/t10k-images-idx3-ubyte.gz", "md5:bef4ecab320f06d8554ea6380940ec79", size=4_422_102),
+        Archive(f"{_PLACE}/t10k-labels-idx1-ubyte.gz", "md5:bb300cfdad3c16e7a12a480ee83cd310", size=5_148),
+    )
     classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
     def __init__(self, cfg: FashionMnistConfig) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from saev_core.download import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, unpacked
 
@@ -25,6 +26,7 @@ anthurium; frangipani; clematis; hibiscus; columbine; desert-rose; tree mallow; 
 hippeastrum; bee balm; ball moss; foxglove; bougainvillea; camellia; mallow; mexican petunia; bromelia; blanket flower; trumpet
 creeper; blackberry lily
 """
+_PLACE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 _LISTS = {"train": ("trnid",), "validation": ("valid",), "test": ("tstid",), "all": ("trnid", "valid", "tstid")}
 
 
@@ -37,6 +39,12 @@ class Flowers102(FileDataset):
     """`jpg/image_00001.jpg` and on, in the order of their file numbers, with `imagelabels.mat` and `setid.mat`."""
 
     Config = Flowers102Config
+    sources = (
+        Archive(f"{_PLACE}/102flowers.tgz", "md5:52808999861908f626f3c1f4e79d11fa", size=344_862_509),
+        Archive(f"{_PLACE}/imagelabels.mat", "md5:e0620be6f572b9609742df49c70aed4d", size=502),
+        Archive(f"{_PLACE}/setid.mat", "md5:a5357ecc9cb78c4bef273ce3793fc85c", size=14_989),
+    )
+    whole: ClassVar = {"split": "all"}
 
     def __init__(self, cfg: Flowers102Config) -> None:
         root = unpacked(cfg.root, "flowers102", "jpg", "flowers-102", "102flowers", archive="102flowers.tgz")

@@ -188,7 +188,7 @@ def plugins_new(
     new(name, kind, folder)
 
 
-data = typer.Typer(help="List data sets.", no_args_is_help=True)
+data = typer.Typer(help="List data sets, or download one.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
@@ -198,6 +198,25 @@ def data_list(json: _Json = False, debug: _Debug = False) -> None:
     from saev_core.cli.catalogue import datasets
 
     datasets(as_json=json, debug=debug)
+
+
+@data.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="The data set; left out: lists those that can be downloaded.", metavar="NAME")] = "",
+    folder: Annotated[str, typer.Argument(help="Where it goes; by default data/NAME.", metavar="FOLDER")] = "",
+    split: Annotated[
+        float | None, typer.Option("--split", help="Share of each class's images for training: also writes trees train/ and test/.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the split.")] = 42,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the archives.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Fetch it although it is there, and compare with what came before.")] = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Bring a data set into the layout that its plugin reads: checksummed, unpacked safely. Resumes where it broke off."""
+    from saev_core.cli.downloads import bring
+
+    bring(name, folder, split=split, seed=seed, keep=keep, again=again, as_json=json, debug=debug)
 
 
 @app.callback(invoke_without_command=True)

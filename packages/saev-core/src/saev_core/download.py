@@ -1,0 +1,193 @@
+"""`Archive`, which a data set declares, and `download`, which brings and unpacks archives into the folder that the data set reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saev_core.errors import DownloadError
+from saev_core.fetch import fetch
+from saev_core.progress import Track, silent
+from saev_core.unpack import kind_of, unpack
+
+log = logging.getLogger(__name__)
+
+RECEIPT = "downloaded.json"
+"""What came, in the folder itself: addresses, sha256, and the entries that were made."""
+WORK = ".download"
+"""Archives and parts of them, in the folder itself, until all is unpacked."""
+RATIO, SLACK = 30, 100_000_000
+"""An archive of pictures hardly shrinks: what unpacks to 30 times its size and 100 MB more, and has not declared it, is no such archive."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on the network that belongs to a data set: a zip or tar file, or one that is taken as it is."""
+
+    url: str
+    checksum: str = ""
+    """`md5:...`, `sha1:...` or `sha256:...` as published; empty where none is."""
+    size: int = 0
+    """Bytes, about: for the room that is needed."""
+    unpacked: int = 0
+    """Bytes that come out of it, about; 0: about as many as it has."""
+    inner: tuple[str, ...] = ()
+    """Archives inside it that are unpacked where they lie."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.partition("?")[0].rpartition("/")[2]
+
+    @property
+    def room(self) -> int:
+        """Bytes of disk that it takes while it is unpacked."""
+        return self.size + (self.unpacked or self.size) * (2 if self.inner else 1)
+
+
+def download(
+    archives: Sequence[Archive],
+    folder: str | Path,
+    *,
+    again: bool = False,
+    keep: bool = False,
+    track: Track = silent,
+    say: Callable[[str], None] = log.info,
+    tries: int = 5,
+    pause_s: float = 1.0,
+) -> dict[str, Any]:
+    """Bring archives and unpack them into `folder`, each entry of which appears whole or not at all.
+
+    A broken transfer is gone on with by another call. What was fetched before is compared with what comes now.
+
+    Args:
+        again: fetch although all is there.
+        keep: keep the archives in `folder/.download`.
+        track: told how far each transfer is.
+        say: given a line for a person.
+
+    Returns:
+        What `downloaded.json` holds.
+
+    Raises:
+        DownloadError: the disk is too small, the network away, or an archive damaged, changed or malicious; or `folder` holds
+            other things of the same name.
+    """
+    folder = Path(folder).expanduser()
+    receipt = read_receipt(folder)
+    if receipt.get("complete") and not again and set(receipt["archives"]) == {each.name for each in archives}:
+        say(f"{folder} is complete already.")
+        return receipt
+    work = folder / WORK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
+    _need_room(archives, work)
+    made = work / "unpacked"
+    shutil.rmtree(made, ignore_errors=True)
+    came = {}
+    for archive in archives:
+        about = fetch(
+            archive.url, work / archive.name, checksum=archive.checksum, size=archive.size, track=track, tries=tries, pause_s=pause_s
+        )
+        _compare(archive, about, receipt, work, say)
+        came[archive.name] = about
+    for archive in archives:
+        say(f"unpack {archive.name}")
+        _unpack(archive, work, made)
+    entries = sorted(entry.name for entry in made.iterdir())
+    ours = set(receipt.get("entries", []))
+    if strange := [name for name in entries if (folder / name).exists() and name not in ours]:
+        raise DownloadError(f"{folder / strange[0]} is there already, and is not from here; move it away, or choose another folder.")
+    # Before the entries: if this process dies between them, the next one knows that they are ours.
+    receipt = {"complete": False, "archives": came, "entries": sorted(ours | set(entries))}
+    _write_receipt(folder, receipt)
+    for name in entries:
+        _replace(made / name, folder / name, work)
+    receipt |= {"complete": True, "entries": entries}
+    _write_receipt(folder, receipt)
+    if keep:
+        shutil.rmtree(made)
+    else:
+        shutil.rmtree(work)
+    return receipt
+
+
+def read_receipt(folder: Path) -> dict[str, Any]:
+    """What was downloaded into a folder; empty where nothing was.
+
+    Raises:
+        DownloadError: its receipt is not readable.
+    """
+    path = folder / RECEIPT
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not {"complete", "archives", "entries"} <= set(found):
+            raise ValueError("keys are missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise DownloadError(f"{path} cannot be read ({error}); delete it to download anew.") from None
+    return dict(found)
+
+
+def _need_room(archives: Sequence[Archive], work: Path) -> None:
+    # Archives that have come, or parts of them, take no further room.
+    there = sum(path.stat().st_size for path in work.iterdir() if path.is_file())
+    need, free = sum(each.room for each in archives) - there, shutil.disk_usage(work).free
+    if need > free:
+        raise DownloadError(f"{work.parent} has room for {free / 1e9:,.1f} GB, and {need / 1e9:,.1f} GB are needed; choose another folder.")
+
+
+def _compare(archive: Archive, about: dict[str, Any], receipt: dict[str, Any], work: Path, say: Callable[[str], None]) -> None:
+    before = receipt.get("archives", {}).get(archive.name, {}).get("sha256", about["sha256"])
+    if before != about["sha256"]:
+        bad = work / f"{archive.name}.bad"
+        (work / archive.name).replace(bad)
+        raise DownloadError(f"{archive.url} is not what it was: its sha256 is {about['sha256']}, and was {before}; kept as {bad}.")
+    if not archive.checksum:
+        say(f"no checksum is published for {archive.name}; its sha256 {about['sha256']} is kept in {RECEIPT} to compare with next time.")
+
+
+def _unpack(archive: Archive, work: Path, made: Path) -> None:
+    made.mkdir(exist_ok=True)
+    path = work / archive.name
+    if not kind_of(archive.name):
+        shutil.copyfile(path, made / archive.name)
+        return
+    limit = archive.unpacked * 3 // 2 if archive.unpacked else path.stat().st_size * RATIO + SLACK
+    limit -= unpack(path, made, limit)
+    for name in archive.inner:
+        inside = made / name
+        if not inside.is_file():
+            raise DownloadError(f"{archive.url} holds no {name}, as it did; it has changed.")
+        limit -= unpack(inside, inside.parent, limit)
+        inside.unlink()
+
+
+def _replace(source: Path, target: Path, work: Path) -> None:
+    """Rename; what stood there of an earlier download goes."""
+    old = work / f"old-{target.name}"
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def _write_receipt(folder: Path, receipt: dict[str, Any]) -> None:
+    temporary = folder / f".{RECEIPT}.{os.getpid()}"
+    temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / RECEIPT)
+
+
+__all__ = ["RECEIPT", "Archive", "download", "read_receipt"]

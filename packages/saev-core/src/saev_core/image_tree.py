@@ -1,0 +1,89 @@
+"""`write_split`: a data set of image files as two trees of class folders, train and test, divided at random."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from saev_core.dataset import ImageDataset
+from saev_core.errors import DatasetError
+
+
+def divide(labels: Int[np.ndarray, " n"], share: float, seed: int) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_test"]]:
+    """Image numbers for training and for testing: of every class, a random `share` and the rest, at least one each.
+
+    Within each class, because the trees must have the same classes: one that a tree lacks would shift the numbers of those after it.
+
+    Raises:
+        DatasetError: a class has fewer than two images.
+    """
+    rng = np.random.default_rng(seed)
+    train, test = [], []
+    for label in np.unique(labels):
+        images = rng.permutation(np.flatnonzero(labels == label))
+        if len(images) < 2:
+            raise DatasetError(f"class {label} has one image, which cannot be in both parts of a split.")
+        n = min(max(round(share * len(images)), 1), len(images) - 1)
+        train.append(images[:n])
+        test.append(images[n:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def write_split(dataset: ImageDataset, folder: str | Path, share: float, seed: int) -> dict[str, int]:
+    """Write `folder/train` and `folder/test`, each a tree that `image-folder` reads; hard links where the disk has them, else copies.
+
+    Returns:
+        Images of each.
+
+    Raises:
+        DatasetError: the images are no files, or have no classes, or a class has only one; or the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if dataset.classes is None:
+        raise DatasetError("the data set has no classes, and only such can be split into class folders.")
+    files = [Path(dataset.name(index)) for index in range(len(dataset))]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise DatasetError(f"{missing} is no image file; only data sets of image files can be split.")
+    label_of = getattr(dataset, "label", lambda index: dataset[index].label)
+    labels = np.array([-1 if (label := label_of(index)) is None else label for index in range(len(dataset))])
+    if (labels < 0).any():
+        raise DatasetError(f"{files[int(np.flatnonzero(labels < 0)[0])]} has no class.")
+    names = [folder_name(name) for name in dataset.classes]
+    if len(set(names)) < len(names):
+        names = [f"{number:03d}-{name}" for number, name in enumerate(names)]
+    parts = dict(zip(("train", "test"), divide(labels, share, seed), strict=True))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        for part, images in parts.items():
+            for index in images:
+                _place(files[index], temporary / part / names[labels[index]], index)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {part: len(images) for part, images in parts.items()}
+
+
+def folder_name(name: str) -> str:
+    """A class's name as a folder may be called."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "-", name).strip(" .") or "class"
+
+
+def _place(file: Path, folder: Path, index: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file.name
+    if target.exists():  # two folders of the data set have files of one name
+        target = folder / f"{file.stem}-{index}{file.suffix}"
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+__all__ = ["divide", "folder_name", "write_split"]

@@ -1,0 +1,131 @@
+"""Unpacking archives of strangers: no member leaves the folder, no link or device is made, and no more is written than was expected."""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from saev_core.errors import DownloadError
+
+MAX_MEMBERS = 5_000_000
+CHUNK = 1 << 20
+
+KINDS = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
+"""File name's ending -> how it is unpacked; any other file is taken as it is."""
+
+
+def kind_of(name: str) -> str:
+    """`zip`, `tar`, or empty for a plain file."""
+    return next((kind for ending, kind in KINDS.items() if name.lower().endswith(ending)), "")
+
+
+def unpack(archive: Path, folder: Path, limit: int) -> int:
+    """Unpack a zip or tar file into `folder`; file modes, owners and times are not taken over.
+
+    Args:
+        folder: new or empty; whoever calls renames it when all is well.
+        limit: bytes that may come out of it, at most.
+
+    Returns:
+        How many bytes were written.
+
+    Raises:
+        DownloadError: it is damaged or encrypted; a member would leave the folder, or is a link or a device; more than `limit`
+            bytes or five million members come out of it; or the disk is full.
+    """
+    members = _zip(archive) if kind_of(archive.name) == "zip" else _tar(archive)
+    written = 0
+    try:
+        for number, (name, stream) in enumerate(members):
+            if number >= MAX_MEMBERS:
+                raise DownloadError(f"{archive} holds more than {MAX_MEMBERS:,} members; that is no data set of images.")
+            path = folder.joinpath(*parts_of(name, archive))
+            if stream is None:
+                _make(path)
+                continue
+            _make(path.parent)
+            written = _copy(stream, path, archive, written, limit)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+        raise DownloadError(f"{archive} is damaged ({error or type(error).__name__}); delete it and download it again.") from None
+    return written
+
+
+def parts_of(name: str, archive: Path) -> list[str]:
+    """A member's name as the folders and the file of a path that stays below.
+
+    Raises:
+        DownloadError: it is absolute, climbs, or names a drive.
+    """
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    if plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", plain) or "\0" in plain:
+        raise DownloadError(f"{archive} holds the member {name!r}, which would be written outside its folder; nothing of it is used.")
+    return parts
+
+
+def _zip(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            mode = member.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise DownloadError(f"{archive} holds {member.filename!r}, a link or a device; nothing of it is used.")
+            if member.flag_bits & 1:
+                raise DownloadError(f"{archive} is encrypted; it cannot be unpacked.")
+            if member.is_dir():
+                yield member.filename, None
+            else:
+                with opened.open(member) as stream:
+                    yield member.filename, stream
+
+
+def _tar(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with tarfile.open(archive, "r|*") as opened:
+        for member in opened:
+            opened.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
+            if member.isdir():
+                yield member.name, None
+            elif member.isreg():
+                stream = opened.extractfile(member)
+                assert stream is not None
+                yield member.name, stream
+            else:
+                raise DownloadError(f"{archive} holds {member.name!r}, a link or a device; nothing of it is used.")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def _copy(stream: IO[bytes], path: Path, archive: Path, written: int, limit: int) -> int:
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    with file:
+        while data := stream.read(CHUNK):
+            written += len(data)
+            if written > limit:
+                raise DownloadError(
+                    f"{archive} unpacks to more than {limit / 1e6:,.0f} MB, which is too much for it; nothing of it is used."
+                )
+            try:
+                file.write(data)
+            except OSError as error:
+                raise _cannot_write(path, error) from None
+    return written
+
+
+def _cannot_write(path: Path, error: OSError) -> DownloadError:
+    full = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return DownloadError(f"{path} cannot be written ({error.strerror or error}){full}.")
