@@ -1,0 +1,56 @@
+"""Control tabs of the viewer: change features of a picture and watch a classifier or a segmenter change its mind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saev_core.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from saev_core.run import Run
+
+Tab = tuple[str, Callable[[Any], None]]
+
+
+class ControlTabs:
+    """Adds the tabs Classification and Segmentation to a run whose pictures have labels, or masks."""
+
+    @hookimpl
+    def viewer_tabs(self, run: Run) -> list[Tab]:
+        """The tabs that make sense on `run`. Opens nothing that is slow: no pictures, no weights."""
+        tabs: list[Tab] = []
+        if _trained(run, "classification") or _labelled(run):
+            tabs.append(("Classification", partial(_build, "classification")))
+        if _trained(run, "semseg") or _masked(run):
+            tabs.append(("Segmentation", partial(_build, "segmentation")))
+        return tabs
+
+
+def _build(name: str, viewer: Any) -> None:
+    """A tab; what it needs is imported only now."""
+    import_module(f"saev_tasks.tabs.{name}").build(viewer)
+
+
+def _trained(run: Run, task: str) -> bool:
+    return (run.path / "tasks" / task / "probe").exists()
+
+
+def _labelled(run: Run) -> bool:
+    """Whether a feature index counts labels."""
+    return any((run.features_path(name) / "label_count").exists() for name in run.sae_names)
+
+
+def _masked(run: Run) -> bool:
+    """Whether the store, where it lies on this machine, says that it has a class for every patch."""
+    try:
+        return bool(json.loads((Path(run.store_url) / "zarr.json").read_text(encoding="utf-8"))["attributes"]["saev"]["has_mask"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+__all__ = ["ControlTabs"]
