@@ -9,7 +9,7 @@ from core.steered import PEAK, busy, checkpoint, edit, hooks, images, tiny, toke
 from saev_core import Edit, steering
 from saev_core.errors import ModelError, ShapeError
 from saev_core.rest import Rest, resume_from
-from saev_core.steer import MODES
+from saev_core.steer import KEEP, MODES
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
@@ -66,3 +66,18 @@ def test_variants_of_one_image_run_in_one_batch():
         torch.testing.assert_close(out[i], rest(one, checkpoint())[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ShapeError, match="choose one with first"):
         Rest.of(model, images(), "resid.2").times(3)
+
+
+def test_a_slider_encodes_the_site_s_tokens_once():
+    rest, j = Rest.of(tiny(), images()[:1], "resid.2"), busy(2)
+    for strength in (0.1, 0.5, 0.9):
+        rest([edit(j[0], strength, "set"), edit(j[1], 0, "ablate")], checkpoint())
+    rest([[edit(j[0], 0.2, "set")], [edit(j[1], 0, "ablate")]], checkpoint())
+    (codes,) = rest.known.values()
+    assert len(codes) == 144
+    rest([edit(j[0], 0.5, "set", [3, 4])], checkpoint())
+    assert len(rest.known) == 2
+    assert not rest.on(rest.tokens + 1).known
+    for i in range(40):  # what is kept does not grow for ever
+        rest([edit(j[0], 0.5, "set", [i])], checkpoint())
+    assert len(rest.known) <= KEEP

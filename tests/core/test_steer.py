@@ -124,6 +124,17 @@ def test_known_codes_need_not_be_computed_again():
         apply_edits(x[:, 1:], [edit(j, 0, "ablate")], checkpoint(), codes=codes)
 
 
+def test_one_image_and_several_lists_of_edits_make_as_many_variants():
+    x, j = tokens()[:1], busy(2)
+    rows = [[edit(j[0], 0, "ablate")], [], [edit(j[1], 0.5, "set"), edit(j[0], 0.2)]]
+    out = apply(x, rows)
+    for i, row in enumerate(rows):
+        assert torch.equal(out[i], apply(x, row)[0])
+    assert torch.equal(apply(x, [[], [edit(3, 0.0)]]), x.expand(2, -1, -1))
+    with pytest.raises(SteerError, match="edits for 3 images, the batch has 2"):
+        apply(tokens(), rows)
+
+
 def test_a_control_moves_as_far_along_another_direction():
     x, j = tokens(), busy(1)[0]
     one = edit(j, 0.0, "ablate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saev_core.checkpoint import Checkpoint
+from saev_core.codes import Codes
 from saev_core.errors import ModelError, ShapeError
 from saev_core.model import VisionModel
-from saev_core.steer import Edits, by_row, eagerly, steering
+from saev_core.steer import Edits, apply_edits, by_row, eagerly, planned, steering
 from saev_core.types import Site
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -29,7 +30,8 @@ class Rest:
     the bit, for the price of those blocks.
 
     Make one with `Rest.of`. Blocks up to the site answer what they answered then; what comes before the first block (patch
-    embedding) runs again, which is little. Memory: the output of every block up to the site.
+    embedding) runs again, which is little. The site's tokens are encoded once for all edits of the same patches, and once for
+    all variants of one image. Memory: the output of every block up to the site.
     """
 
     model: VisionModel
@@ -37,6 +39,8 @@ class Rest:
     images: Float[Tensor, "batch 3 h w"]
     said: tuple[tuple[nn.Module, Any], ...]
     """Modules that need not run, and what they answered."""
+    known: dict[Any, Codes] = field(default_factory=dict, repr=False)
+    """Codes of the site's tokens, kept from one call to the next."""
 
     @classmethod
     @torch.no_grad()
@@ -82,7 +86,7 @@ class Rest:
         like = self if len(tokens) == len(have) else self.first(0).times(len(tokens))
         module, output = like.said[-1]
         put = self.model.put_tokens(output, tokens.to(have))
-        return replace(like, said=(*like.said[:-1], (module, put)))
+        return replace(like, said=(*like.said[:-1], (module, put)), known={})
 
     def first(self, row: int) -> Rest:
         """Of one image of the batch alone."""
@@ -101,7 +105,7 @@ class Rest:
 
     def _rows(self, pick: Any) -> Rest:
         said = tuple((module, _each(output, pick)) for module, output in self.said)
-        return replace(self, images=pick(self.images), said=said)
+        return replace(self, images=pick(self.images), said=said, known={})
 
     @torch.no_grad()
     def __call__(
@@ -144,8 +148,14 @@ class Rest:
         rows = by_row(edits)
         for edit in (edit for row in rows for edit in row):
             self._not_before(Site.parse(edit.site))
-        here = self.times(len(rows)) if len(rows) > 1 and len(self.images) == 1 else self
-        with _answering(here), steering(here.model, edits, checkpoints):
+        plan = planned(self.model, rows, checkpoints)
+        mine, made = plan.pop(self.site, ([[]] * len(rows), None))
+        # Here and not by a hook: the site's tokens are always the same, so they are encoded once.
+        x = self.tokens
+        edited = apply_edits(x, mine, made, n_prefix=self.model.grid.n_prefix, known=self.known)
+        here = self if edited is x else self.on(edited)
+        later = [[edit for edit in row if Site.parse(edit.site) != self.site] for row in rows]
+        with _answering(here), steering(here.model, later, checkpoints):
             return ask(here)
 
 

@@ -23,6 +23,8 @@ from saev_core.types import Site
 
 Mode: TypeAlias = Literal["add", "set", "scale", "ablate"]
 MODES: tuple[Mode, ...] = ("add", "set", "scale", "ablate")
+KEEP = 16
+"""Choices of patches of which a `known` dictionary keeps the codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +179,7 @@ def _activations(
     checkpoint: Checkpoint,
     n_prefix: int,
     codes: Codes | None,
+    known: dict[Any, Codes],
 ) -> dict[int, Float[Tensor, "batch n_tokens"]]:
     """Of every feature whose activation an edit needs, that activation; computed on the chosen tokens alone, 0 elsewhere."""
     batch, n, d = x.shape
@@ -188,10 +191,14 @@ def _activations(
     pooled = checkpoint.read.tokens == "mean"
     chosen = torch.stack([edit.chosen(n, n_prefix) for edit in needing]).any(0).nonzero().view(-1).to(x.device)
     if codes is None:
-        vectors = x[:, n_prefix:].float().mean(1) if pooled else x[:, chosen].reshape(-1, d).float()
-        clamp = checkpoint.read.clamp
-        codes = checkpoint.codes(vectors if clamp is None else vectors.clamp(-clamp, clamp))
         spots = 1 if pooled else len(chosen)
+        key = (checkpoint.sae, *chosen.tolist())
+        if (codes := known.get(key)) is None:
+            vectors = x[:, n_prefix:].float().mean(1) if pooled else x[:, chosen].reshape(-1, d).float()
+            clamp = checkpoint.read.clamp
+            if len(known) >= KEEP:
+                known.clear()
+            codes = known[key] = checkpoint.codes(vectors if clamp is None else vectors.clamp(-clamp, clamp))
     else:
         chosen, spots = torch.arange(n, device=x.device), n
         if len(codes) != batch * n or pooled:
@@ -238,6 +245,7 @@ def apply_edits(
     *,
     n_prefix: int = 0,
     codes: Codes | None = None,
+    known: dict[Any, Codes] | None = None,
 ) -> Float[Tensor, "*batch n_tokens d_model"]:
     """x' = x + (f' - f) W_dec, in raw units. What no edit changes keeps its bits; if that is all, `x` itself is the answer.
 
@@ -245,10 +253,12 @@ def apply_edits(
     through x as if f were constant.
 
     Args:
-        edits: of every image, or where the elements are sequences, one of them for each image of the batch.
+        edits: of every image, or where the elements are sequences, one of them for each image of the batch. Of ONE image
+            (`[1, n_tokens, d_model]`) several make as many variants.
         checkpoint: the SAE; needed for `set`, `scale` and `ablate`, which need activations.
         n_prefix: prefix tokens that `x` begins with.
         codes: of all tokens of `x`, row by row, where they are known already; none: computed where they are needed.
+        known: keeps codes from one call to the next; pass the same dictionary for the same `x` only.
 
     Raises:
         SteerError: an edit needs the SAE and there is none, names a patch that is not there, is of another width or site, or the
@@ -257,11 +267,12 @@ def apply_edits(
     rows = by_row(edits)
     acting = [[edit for edit in row if not edit.neutral] for row in rows]
     flat = [edit for row in acting for edit in row]
-    if not flat:
-        return x
     batch = x.reshape(-1, *x.shape[-2:])
-    if len(rows) not in (1, len(batch)):
+    variants = len(rows) if len(batch) == 1 and x.ndim == 3 else 1
+    if len(rows) not in (1, len(batch) * variants):
         raise SteerError(f"edits for {len(rows)} images, the batch has {len(batch)}; give one list of edits for each.")
+    if not flat:
+        return x if variants == 1 else x.expand(variants, -1, -1)
     for edit in flat:
         _check(edit, batch, n_prefix, checkpoint)
     if not bool(torch.isfinite(batch).all()):
@@ -269,8 +280,11 @@ def apply_edits(
     kind = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         needing = [edit for edit in flat if edit.mode != "add"]
-        f = _activations(batch, needing, cast(Checkpoint, checkpoint), n_prefix, codes) if needing else {}
+        known = {} if known is None else known
+        f = _activations(batch, needing, cast(Checkpoint, checkpoint), n_prefix, codes, known) if needing else {}
         like, n = batch.new_empty(0, dtype=kind), batch.shape[1]
+        if variants > 1:
+            batch, f = batch.expand(variants, -1, -1), {feature: values.expand(variants, -1) for feature, values in f.items()}
         if len(rows) == 1:
             delta, changed = _delta(acting[0], f, (len(batch), n), n_prefix, like)
         else:
@@ -280,8 +294,9 @@ def apply_edits(
                     some = {feature: values[i : i + 1] for feature, values in f.items()}
                     delta[i : i + 1], changed[i : i + 1] = _delta(row, some, (1, n), n_prefix, like)
         if not bool(changed.any()):
-            return x
-        return torch.where(changed[..., None], (batch.to(kind) + delta).to(x.dtype), batch).view(x.shape)
+            return x if variants == 1 else batch
+        edited = torch.where(changed[..., None], (batch.to(kind) + delta).to(x.dtype), batch)
+        return edited if variants > 1 else edited.view(x.shape)
 
 
 def by_row(edits: Edits) -> list[list[Edit]]:
@@ -326,7 +341,7 @@ def steering(model: VisionModel, edits: Edits, checkpoints: Mapping[str, Checkpo
         ModelError: there is no such site, it did not run, or its output cannot be written.
     """
     root: VisionModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    plan = _plan(root, by_row(edits), checkpoints)
+    plan = planned(root, by_row(edits), checkpoints)
     owner, ran, finished = threading.get_ident(), dict.fromkeys(plan, 0), 0
 
     def write(site: Site) -> Callable[..., Any]:
@@ -369,10 +384,14 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-def _plan(
+def planned(
     model: VisionModel, rows: list[list[Edit]], checkpoints: Mapping[str, Checkpoint] | Checkpoint | None
 ) -> dict[Site, tuple[list[list[Edit]], Checkpoint | None]]:
-    """For each site at which something changes its edits, row by row, and its SAE; everything that can be is checked."""
+    """For each site at which something changes its edits, row by row, and its SAE.
+
+    Raises:
+        SteerError, ModelError: all that can be said before the model runs; see `steering`.
+    """
     plan: dict[Site, tuple[list[list[Edit]], Checkpoint | None]] = {}
     for name in dict.fromkeys(edit.site for row in rows for edit in row):
         place = Site.parse(name)
@@ -395,4 +414,4 @@ def _plan(
     return plan
 
 
-__all__ = ["MODES", "Edit", "Edits", "Mode", "apply_edits", "by_row", "eagerly", "steering", "writes_where_it_reads"]
+__all__ = ["MODES", "Edit", "Edits", "Mode", "apply_edits", "by_row", "eagerly", "planned", "steering", "writes_where_it_reads"]

@@ -111,6 +111,23 @@ class ModelContract(_Plugin):
             assert tuple(tokens.shape) == (2, self.built.grid.n_tokens, self.built.d_model), str(site)
             assert torch.isfinite(tokens).all(), str(site)
 
+    def test_tokens_can_be_written_back_for_steering(self) -> None:
+        def double(module: nn.Module, args: Any, output: Any) -> Any:
+            twice = 2 * self.built.tokens(output)
+            put = self.built.put_tokens(output, twice)
+            assert type(put) is type(output)
+            assert torch.equal(self.built.tokens(put), twice)
+            return put
+
+        pixels, last = self._pixels(), self._sites()[-1]
+        before = self.built.record(pixels, [last])[last]
+        handle = self.built.blocks[last.layer].register_forward_hook(double)
+        try:
+            after = self.built.record(pixels, [last])[last]
+        finally:
+            handle.remove()
+        self._close(after, 2 * before)
+
     def test_recorded_equals_a_hand_placed_hook_on_the_whole_forward(self) -> None:
         pixels = self._pixels()
         by_hand: dict[Site, Tensor] = {}
