@@ -160,7 +160,7 @@ def collect(
                     if concepts.per_patch:
                         # A patch that does not count says nothing; an image counts if any of its patches does.
                         true = (true & counts[:, None]).reshape(len(index), -1, true.shape[1]).any(1)
-                        counts = counts.reshape(len(index), -1).any(1)
+                        counts = np.asarray(counts.reshape(len(index), -1).any(1))
                 elif not concepts.per_patch:
                     true, counts = np.repeat(true, n_tokens, 0), np.repeat(counts, n_tokens)
                 counts = counts & ~true[:, ignore].any(1)

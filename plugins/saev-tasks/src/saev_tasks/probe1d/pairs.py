@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
+from saev_core.overlap import torch_threads
 from saev_core.progress import Track, silent
 from saev_tasks.probe1d.gather import BLOCK, Gathered
 from saev_tasks.probe1d.newton import RIDGE, Atoms, atoms_of, bias_only, fit, losses
@@ -49,7 +52,7 @@ class Pairs:
 def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridge: float = RIDGE, track: Track = silent) -> Pairs:
     """All pairs, block by block of features.
 
-    Memory: 36 bytes a pair for the answer, and one block of `BLOCK` features of each side at a time.
+    Memory: 36 bytes a pair for the answer, and for each of torch's threads one block of `BLOCK` features of a side.
 
     Args:
         k: strongest units that purity is counted on.
@@ -60,26 +63,36 @@ def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridg
     size, held_size = members.size.astype(np.float64), held.size.astype(np.float64)
     base = bias_only(size, members.n_units, size, members.n_units)
     held_base = bias_only(held_size, held.n_units, size, members.n_units)
-    unfinished = 0
-    with track("probe", train.n_blocks, "blocks") as meter:
-        for i in range(train.n_blocks):
-            width, rows = train.width(i), slice(i * BLOCK, i * BLOCK + train.width(i))
-            feature, unit, value = train.block(i)
-            atoms, total = _rounded(feature, unit, value, members, width, most)
-            fitted = fit(atoms, total, size, ridge)
-            unfinished += fitted.n_unfinished
-            ranked = rank(feature, unit, value, members, width, k)
-            out.weight[rows], out.bias[rows], out.ap_train[rows] = fitted.weight, fitted.bias, ranked.ap
-            out.difference[rows] = _difference(feature, unit, value, members, width)
-            feature, unit, value = val.block(i)
-            held_atoms, held_total = _rounded(feature, unit, value, held, width, most)
-            lost = losses(held_atoms, held_total, held_size, fitted.weight, fitted.bias)
-            ranked = rank(feature, unit, value, held, width, k)
-            out.ap[rows], out.auroc[rows], out.purity[rows] = ranked.ap, ranked.auroc, ranked.purity
-            with np.errstate(divide="ignore", invalid="ignore"):
-                out.r_train[rows] = 1 - fitted.loss / base
-                out.r[rows] = np.where(held_size > 0, 1 - lost / held_base, np.nan)
-            meter.update(1)
+
+    def one(i: int) -> int:
+        width, rows = train.width(i), slice(i * BLOCK, i * BLOCK + train.width(i))
+        feature, unit, value = train.block(i)
+        atoms, total = _rounded(feature, unit, value, members, width, most)
+        fitted = fit(atoms, total, size, ridge)
+        ranked = rank(feature, unit, value, members, width, k)
+        out.weight[rows], out.bias[rows], out.ap_train[rows] = fitted.weight, fitted.bias, ranked.ap
+        out.difference[rows] = _difference(feature, unit, value, members, width)
+        feature, unit, value = val.block(i)
+        atoms, total = _rounded(feature, unit, value, held, width, most)
+        lost = losses(atoms, total, held_size, fitted.weight, fitted.bias)
+        ranked = rank(feature, unit, value, held, width, k)
+        out.ap[rows], out.auroc[rows], out.purity[rows] = ranked.ap, ranked.auroc, ranked.purity
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out.r_train[rows] = 1 - fitted.loss / base
+            out.r[rows] = np.where(held_size > 0, 1 - lost / held_base, np.nan)
+        return fitted.n_unfinished
+
+    unfinished, n_threads = 0, torch.get_num_threads()
+    # Blocks side by side, each in one thread: the operations are too small to be shared out, and torch's threads would wait spinning.
+    with ThreadPoolExecutor(n_threads, "saev-probe1d", initializer=torch_threads, initargs=(1,)) as pool:
+        try:
+            with track("probe", train.n_blocks, "blocks") as meter:
+                for left in pool.map(one, range(train.n_blocks)):
+                    unfinished += left
+                    meter.update(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch_threads(n_threads)
     if unfinished:
         log.warning("%d of %d single-feature probes were still moving after the last step", unfinished, out.weight.size)
     return out

@@ -7,6 +7,7 @@ scikit-learn counts them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ class Members:
     def n_units(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def size(self) -> Int[np.ndarray, " n_classes"]:
         """Units of each class."""
         return np.bincount(self.klass, minlength=self.n_classes)
