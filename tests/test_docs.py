@@ -20,7 +20,15 @@ from saev_core.hooks import Hooks
 
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"] if p.exists())
-RUN = ["docs/evaluation.md", "docs/quickstart.md", "docs/sweeps.md", "docs/plugins.md", "docs/store-format.md", "docs/steering.md"]
+RUN = [
+    "docs/datasets.md",
+    "docs/evaluation.md",
+    "docs/quickstart.md",
+    "docs/sweeps.md",
+    "docs/plugins.md",
+    "docs/store-format.md",
+    "docs/steering.md",
+]
 """Pages whose `sh` and `python` blocks are run; `console` blocks, and those of other pages, are only checked."""
 
 

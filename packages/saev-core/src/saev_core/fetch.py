@@ -173,7 +173,8 @@ def _receive(url: str, part: Path, response: Any, have: int, begun: _Begun, size
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         total = int(found[2]) if found and found[2] != "*" else begun.total
-        if not found or int(found[1]) != have or total != begun.total:
+        same = response.headers.get("ETag", begun.etag) == begun.etag or not begun.etag
+        if not found or int(found[1]) != have or total != begun.total or not same:
             part.unlink(missing_ok=True)
             raise _Broken("the server has another file now")
     else:
