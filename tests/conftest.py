@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import commands
 import pytest
-from commands import UV, BuildWheel, Saev
+from commands import UV, BuildWheel, Saev, Serving
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,42 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return into_folder
+
+
+@pytest.fixture(scope="session")
+def serving() -> Serving:
+    """`with serving(application) as address:` serves an ASGI application on a free port of this machine."""
+
+    @contextmanager
+    def served(app: Any) -> Iterator[str]:
+        import uvicorn
+
+        taken = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            taken.close()
+
+    return served
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-background-networking"])
+        yield opened
+        opened.close()

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from commands import Serving
 from PIL import Image
 
 from saev_core.cli import main
@@ -89,42 +82,3 @@ def copied(run_of_pictures: Run, tmp_path: Path) -> Run:
     """A copy of the run, to change."""
     shutil.copytree(run_of_pictures.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
-
-
-@pytest.fixture(scope="session")
-def serving() -> Serving:
-    """`with serving(application) as address:` serves an ASGI application on a free port of this machine."""
-
-    @contextmanager
-    def served(app: Any) -> Iterator[str]:
-        import uvicorn
-
-        taken = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            taken.close()
-
-    return served
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-background-networking"])
-        yield opened
-        opened.close()
