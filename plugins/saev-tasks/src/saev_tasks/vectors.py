@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -92,7 +93,9 @@ class Classes:
                 raise UsageError(f"--ignore {one}: no such class; there are {', '.join(listed[:8])}{', ...' if len(listed) > 8 else ''}.")
         made = cls(listed, frozenset(ignored))
         if len(made.kept) < 2:
-            raise DatasetError(f"segmentation tells classes apart, and {len(made.kept)} is left of {len(listed)}; ignore fewer.")
+            raise DatasetError(
+                f"segmentation tells classes apart, and of {len(listed)} {len(made.kept)} is left; ignore fewer, or use another data set."
+            )
         return made
 
     def __len__(self) -> int:
@@ -127,6 +130,10 @@ class Truth:
     def __init__(self, dataset: ImageDataset, store: ActivationStore, classes: Classes) -> None:
         self.dataset, self.store, self.classes, self.grid = dataset, store, classes, store.grid
         self._crops = store.crops
+
+    @cached_property
+    def _mask(self) -> np.ndarray | None:
+        return self.store.mask
 
     def image(self, index: int) -> UInt16[np.ndarray, "height width"]:
         """Class of each pixel of the transformed image `index`.
@@ -167,9 +174,9 @@ class Truth:
             StoreError: the store was recorded without masks.
             DatasetError: a value is outside the classes.
         """
-        if self.store.mask is None:
+        if self._mask is None:
             raise StoreError(f"{self.store.url} was recorded from a data set without masks; record one that has them.")
-        found = self.classes.clean(self.store.mask[images], self.store.url).astype(np.int64)
+        found = self.classes.clean(self._mask[images], self.store.url).astype(np.int64)
         return np.where(found == NO_CLASS, -1, found)
 
 
@@ -198,9 +205,7 @@ Targets = Callable[[Int[np.ndarray, " n"], Float[Tensor, "n n_patches d_model"],
 """Places in the list of images, their vectors, random numbers -> training vectors `[m, d]` and their targets."""
 
 
-def mixed(
-    store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], targets: Targets, batch_size: int, seed: int
-) -> Batches:
+def mixed(store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], targets: Targets, batch_size: int, seed: int) -> Batches:
     """Training batches of the patches of images, mixed anew every epoch, in bounded memory.
 
     Chunks are read in random order, as many as fit `BUFFER_BYTES`, and their vectors are mixed; where all fit they are read once.
@@ -227,7 +232,7 @@ def mixed(
         for block in [np.arange(len(chunks))] if whole else np.array_split(order, n_blocks):
             places = np.concatenate([chunks[i] for i in block])
             x, y = targets(places, vectors(places), rng)
-            for part in torch.from_numpy(rng.permutation(len(x))).split(batch_size):
+            for part in torch.split(torch.from_numpy(rng.permutation(len(x))), batch_size):
                 yield x[part], y[part]
 
     return epoch_of

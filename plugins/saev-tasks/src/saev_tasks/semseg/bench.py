@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +102,8 @@ class Bench:
     def _read_later(self, numbers: Int[np.ndarray, " b"], deltas: dict[int, tuple[np.ndarray, Tensor]]) -> Float[Tensor, "b n_patches c"]:
         """The probe's logits of images whose tokens at the SAE's site are changed; `deltas`: place in `numbers` -> patches, change."""
         rest, later = self._rest, self._later
-        assert rest is not None and later is not None
+        assert rest is not None
+        assert later is not None
         n_prefix, out = self.grid.n_prefix, []
         for start in range(0, len(numbers), _BATCH_IMAGES):
             mine = numbers[start : start + _BATCH_IMAGES]
@@ -143,9 +145,7 @@ class Bench:
             return place, logits
         owner = np.searchsorted(place, change.row // self.n_patches)
         bounds = np.searchsorted(owner, np.arange(len(place) + 1))
-        deltas = {
-            i: (change.row[a:b] % self.n_patches, change.delta[a:b]) for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-        }
+        deltas = {i: (change.row[a:b] % self.n_patches, change.delta[a:b]) for i, (a, b) in enumerate(pairwise(bounds))}
         if not len(place):
             return place, self.before[:0]
         return place, self._read_later(self.images[place], deltas)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from saev_core.progress import Track, silent
 from saev_tasks.semseg.bench import Bench, Change, along
-from saev_tasks.semseg.scores import Counts, interval, ious, predict, ratio
+from saev_tasks.semseg.scores import Counts, by_image, interval, ious, predict, ratio
 from saev_tasks.vectors import Classes
 
 NEAREST = 20
@@ -135,7 +135,7 @@ class Sight:
         per_image = len(self.classes) * (grid.height_px * grid.width_px if self.level == "pixels" else grid.n_patches)
         step = max(1, _PIXELS_AT_ONCE // per_image)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
-        parts = [predict(part, grid, self.classes, self.level).numpy().astype(dtype) for part in logits.split(step)]
+        parts = [predict(part, grid, self.classes, self.level).numpy().astype(dtype) for part in torch.split(logits, step)]
         return np.concatenate(parts) if parts else self.truth[:0]
 
     def effect(self, change: Change) -> tuple[Int[np.ndarray, "n c"], Counts]:
@@ -143,9 +143,8 @@ class Sight:
         place, logits = self.bench.after(change)
         said, truth, before = self._predict(logits), self.truth[place], self.said[place]
         n = len(self.classes)
-        gone = Counts.of(np.where((before == truth) & (said != truth), truth, n), truth, n).hit
         lost = np.zeros_like(self.right)
-        lost[place] = gone
+        lost[place] = by_image(truth, (truth < n) & (before == truth) & (said != truth), n)
         now = Counts.of(said, truth, n)
         hit, predicted = self.counts.hit.copy(), self.counts.predicted.copy()
         hit[place], predicted[place] = now.hit, now.predicted
@@ -190,9 +189,7 @@ def _mean_of(iou: np.ndarray, c: int) -> float:
     return float(rest.mean()) if len(rest) else float("nan")
 
 
-def matched(
-    frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState
-) -> list[int]:
+def matched(frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState) -> list[int]:
     """Random features of about the same frequency, one for each of `features`, none of `avoid`."""
     free = np.setdiff1d(np.flatnonzero(frequency > 0), np.asarray([*features, *avoid], int))
     out: list[int] = []
@@ -236,9 +233,7 @@ def control(
             meter.update(1)
             if not features or not sight.right[:, c].sum():
                 continue
-            choice = choose(
-                tried, labels, c, features, classes=classes, sizes=sizes, strengths=strengths, target=target, harm=harm
-            )
+            choice = choose(tried, labels, c, features, classes=classes, sizes=sizes, strengths=strengths, target=target, harm=harm)
             rng = np.random.RandomState((seed * 1_000_003 + c) % 2**32)
             change = sight.bench.scaled(choice.features, choice.strength)
             lost, counts = sight.effect(change)

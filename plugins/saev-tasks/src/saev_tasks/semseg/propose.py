@@ -81,7 +81,7 @@ def scores(bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classes, by
     if by == "attribution":
         if bench.probe.site != bench.checkpoint.site:
             raise ProbeError(
-                f"attribution needs a probe at the SAE's site {bench.checkpoint.site}, this one reads {bench.probe.site}; use --by difference."
+                f"attribution needs one at the SAE's {bench.checkpoint.site}, the probe reads {bench.probe.site}; use --by difference."
             )
         own, floor = attribution(bench, truth, classes), 0.0
     else:
@@ -119,9 +119,7 @@ def propose(
             others = (means[:, f] @ counts - means[c, f] * counts[c]) / max(total - counts[c], 1)
             f1 = 2 * mine.sum() / max(len(at) + counts[c], 1)
             auroc = _auroc(value, mine, int(counts[c]), int(total))
-            rows.append(
-                Proposed(f, *(float(v) for v in (table[c, f], means[c, f], others, precision, recall, f1, auroc)))
-            )
+            rows.append(Proposed(f, *(float(v) for v in (table[c, f], means[c, f], others, precision, recall, f1, auroc))))
         out[c] = rows
     return out
 

@@ -51,15 +51,9 @@ class Counts:
     @classmethod
     def of(cls, predicted: Int[np.ndarray, "n *shape"], truth: Int[np.ndarray, "n *shape"], n_classes: int) -> Counts:
         """Counts of predictions; a truth that is not 0 to `n_classes - 1` does not count."""
-        n = len(truth)
-        image = np.broadcast_to(np.arange(n).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)
         counts = (truth >= 0) & (truth < n_classes)
-        row, t, p = image[counts], truth[counts].astype(np.int64), predicted[counts].astype(np.int64)
-
-        def tally(row: np.ndarray, value: np.ndarray) -> np.ndarray:
-            return np.bincount(row * n_classes + value, minlength=n * n_classes).reshape(n, n_classes)
-
-        return cls(tally(row[t == p], t[t == p]), tally(row, t), tally(row, p))
+        right = counts & (truth == predicted)
+        return cls(*(by_image(labels, which, n_classes) for labels, which in ((truth, right), (truth, counts), (predicted, counts))))
 
     @classmethod
     def join(cls, parts: Sequence[Counts]) -> Counts:
@@ -110,6 +104,14 @@ class Counts:
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("miou", "accuracy", "mean_accuracy"))}
 
 
+def by_image(labels: Int[np.ndarray, "n *shape"], which: Bool[np.ndarray, "n *shape"], n_classes: int) -> Int[np.ndarray, "n n_classes"]:
+    """How often each class stands in each image, among the places in `which`."""
+    n = len(labels)
+    image = np.broadcast_to(np.arange(n).reshape(-1, *[1] * (labels.ndim - 1)), labels.shape)
+    cell = image[which] * n_classes + labels[which].astype(np.int64)
+    return np.asarray(np.bincount(cell, minlength=n * n_classes).reshape(n, n_classes))
+
+
 def ious(totals: Float[np.ndarray, "3 *n"]) -> Float[np.ndarray, "*n"]:
     """IoU from hits, truth and predictions; NaN where there is neither."""
     return ratio(totals[0], totals[1] + totals[2] - totals[0])
@@ -118,7 +120,8 @@ def ious(totals: Float[np.ndarray, "3 *n"]) -> Float[np.ndarray, "*n"]:
 def ratio(above: np.ndarray | float, below: np.ndarray | float) -> np.ndarray:
     """A quotient; NaN where nothing is below."""
     above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
+    empty = np.full(np.broadcast(above, below).shape, np.nan)
+    return np.asarray(np.divide(above, below, out=empty, where=below > 0))
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

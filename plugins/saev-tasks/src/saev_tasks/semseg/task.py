@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saev_core.errors import DatasetError, ProbeError, UsageError
@@ -19,13 +18,13 @@ from saev_core.steer import Edit, apply_edits
 from saev_core.store import ActivationStore
 from saev_core.task import Task, TaskContext, plain, verb
 from saev_core.types import Box, Site
-from saev_tasks.semseg import panels
+from saev_tasks.semseg import panels, report
 from saev_tasks.semseg.bench import Bench
-from saev_tasks.semseg.control import Row, Sight, control
+from saev_tasks.semseg.control import Sight, control
 from saev_tasks.semseg.data import Data, Part, load_probe, site_of, told_of, write_csv
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import Proposed, propose
-from saev_tasks.semseg.scores import Counts, interval, predict, ratio
+from saev_tasks.semseg.scores import predict
 from saev_tasks.semseg.train import ceilings, measure, train_probes
 
 MOST_TUNED = 500
@@ -50,24 +49,27 @@ class SemSeg(Task):
         truth = data.train.truth
         fitted = train_probes(
             truth, site, fit, points, loss=cfg.loss, n_drawn=cfg.pixels or -(-truth.grid.n_patches // 4), epochs=cfg.epochs,
-            batch_size=cfg.batch_size, seed=cfg.seed, device=cx.device, track=cx.track,
+            batch_size=cfg.batch_size, seed=cfg.seed, device=cx.device, track=cx.track, say=cx.say,
         )  # fmt: skip
         heads = [(one.weight, one.bias) for one in fitted]
+        # By what it was trained for: pixels, or patches.
+        tuned = measure(truth, site, tune, heads, patches=cfg.loss == "patches", track=cx.track)
         rows = [
-            {"lr": one.point.lr, "weight_decay": one.point.weight_decay, "loss": one.curve[-1], **_scores(counts)}
-            for one, counts in zip(fitted, measure(truth, site, tune, heads, track=cx.track), strict=True)
+            {"lr": one.point.lr, "weight_decay": one.point.weight_decay, "loss": one.curve[-1], **report.scores(counts)}
+            for one, counts in zip(fitted, tuned, strict=True)
         ]
         best = max(range(len(rows)), key=lambda i: (np.nan_to_num(rows[i]["miou"], nan=-1), -i))
         val = _on(data.val, site, heads[best], cx)
         card |= {"solver": "adamw", "lr": rows[best]["lr"], "weight_decay": rows[best]["weight_decay"], "tuned": plain(rows[best])}
         card |= {"n_train": len(fit), "n_tune": len(tune), "n_val": len(data.val.images), "val_scores": plain(val)}
-        probe = Probe(*(part.detach().cpu() for part in heads[best]), data.classes.names, str(site), "patches", told_of(cx.store()), card)
+        weight, bias = (part.detach().cpu() for part in heads[best])
+        probe = Probe(weight, bias, data.classes.names, str(site), "patches", told_of(cx.store()), card)
         folder = probe.save(cx.folder("probe"))
         write_csv(cx.folder("results.csv"), rows)
         panels.sweep(rows, rows[best], cx.folder("hparam-sweeps.png"))
         cx.table([[*(f"{value:.4g}" for value in row.values())] for row in rows], list(rows[0]))
         cx.say(f"best: lr {rows[best]['lr']:g}, weight decay {rows[best]['weight_decay']:g}, chosen on {len(tune)} training images")
-        cx.say(_line(val, len(data.val.images)))
+        cx.say(report.line(val, len(data.val.images)))
         return _keep(cx, "train", {"site": str(site), "best": rows[best], "val": val, "points": rows, "probe": folder, "card": card})
 
     @verb
@@ -79,24 +81,24 @@ class SemSeg(Task):
         (pixels,) = measure(part.truth, site, part.images, [head], track=cx.track)
         patches = measure(part.truth, site, part.images, [head], patches=True)[0] if part.truth.store.mask is not None else None
         oracle = ceilings(part.truth, part.images, cx.track)
-        bounds = _class_intervals(pixels)
-        rows = [
-            {"class": classes.names[c], "number": c, "ignored": c in classes.ignored, "iou": float(pixels.iou[c]), "iou_low": bounds[c, 0],
-             "iou_high": bounds[c, 1], "accuracy": float(pixels.class_accuracy[c]), "pixels": int(pixels.totals[1][c]),
-             "predicted": int(pixels.totals[2][c])}
-            for c in range(len(classes))
-        ]  # fmt: skip
+        bounds = report.class_intervals(pixels)
+        rows = report.class_rows(pixels, bounds, classes)
         write_csv(cx.folder("classes.csv"), rows)
         panels.class_bars(pixels.iou, bounds, classes, pixels.miou, cx.folder("class-iou.png"))
         if cfg.examples:
             _examples(cx, probe, part.some(cfg.examples, 1), data)
         found = {
-            **_scores(pixels), "intervals": pixels.intervals(), "n_images": len(part.images), "patches": _scores(patches) if patches else None,
-            "ceiling": {name: _scores(counts) for name, counts in oracle.items()}, "ignored": sorted(classes.ignored), "classes": rows,
-        }  # fmt: skip
+            **report.scores(pixels),
+            "intervals": pixels.intervals(),
+            "n_images": len(part.images),
+            "patches": report.scores(patches) if patches else None,
+            "ceiling": {name: report.scores(counts) for name, counts in oracle.items()},
+            "ignored": sorted(classes.ignored),
+            "classes": rows,
+        }
         cx.table([[row["class"], f"{row['iou']:.3f}", f"{row['accuracy']:.3f}", row["pixels"]] for row in rows if not row["ignored"]],
                  ["class", "IoU", "accuracy", "pixels"])  # fmt: skip
-        cx.say(_line(found, len(part.images)))
+        cx.say(report.line(found, len(part.images)))
         if patches:
             cx.say(f"of patches by majority: mean IoU {patches.miou:.3f}, accuracy {patches.accuracy:.3f}")
         for name, counts in oracle.items():
@@ -151,8 +153,15 @@ class SemSeg(Task):
         cx.table([list(row.values()) for row in rows], list(rows[0]) if rows else ())
         cx.say(str(path))
         changed = float((said != now).mean())
-        return {"image": cfg.image, "edits": list(cfg.edit), "mode": cfg.mode, "where": list(cfg.where), "changed": changed, "classes": rows,
-                "figure": path}  # fmt: skip
+        return {
+            "image": cfg.image,
+            "edits": list(cfg.edit),
+            "mode": cfg.mode,
+            "where": list(cfg.where),
+            "changed": changed,
+            "classes": rows,
+            "figure": path,
+        }
 
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
@@ -174,32 +183,25 @@ class SemSeg(Task):
             target=cfg.target, harm=cfg.harm, draws=cfg.draws, seed=cfg.seed, track=cx.track,
         )  # fmt: skip
         if not rows:
-            raise DatasetError("no class has both proposed features and right pixels on validation images; train a better probe or SAE first.")
-        write_csv(cx.folder("control.csv"), [_flat(row) for row in rows])
+            raise DatasetError(
+                "no class has both proposed features and right pixels on validation images; train a better probe or SAE first."
+            )
+        write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
         panels.control_bars(rows, cx.folder("control.png"))
-        cx.table([_told(row) for row in rows],
-                 ["class", "features", "strength", "flipped", "95 %", "others lose", "worst", "IoU", "after", "random", "direction"])  # fmt: skip
+        cx.table([report.told(row) for row in rows],
+                 report.HEADER)  # fmt: skip
         n_pass = sum(row.passes for row in rows)
-        cx.say(f"{n_pass} of {len(rows)} classes: at least 80 % flipped and others lose at most 5 %, on {len(val.images)} validation images")
+        cx.say(
+            f"{n_pass} of {len(rows)} classes: at least 80 % flipped and others lose at most 5 %, on {len(val.images)} validation images"
+        )
         facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "sae_site": tried.checkpoint.site, "level": cfg.level,
                  "n_train": len(part.images), "n_val": len(val.images), "n_pass": n_pass, "n_classes": len(rows)}  # fmt: skip
         return _keep(cx, "control", {**facts, "options": cfg, "rows": [row.to_json() | {"passes": row.passes} for row in rows]})
 
 
-def _scores(counts: Counts) -> dict[str, float]:
-    return {"miou": counts.miou, "accuracy": counts.accuracy, "mean_accuracy": counts.mean_accuracy}
-
-
-def _line(scores: Mapping[str, Any], n: int) -> str:
-    return (
-        f"{n} validation images: mean IoU {scores['miou']:.3f}, pixel accuracy {scores['accuracy']:.3f}, "
-        f"mean class accuracy {scores['mean_accuracy']:.3f}"
-    )
-
-
 def _on(part: Part, site: Site, head: tuple[Tensor, Tensor], cx: TaskContext) -> dict[str, float]:
     (counts,) = measure(part.truth, site, part.images, [head], track=cx.track)
-    return _scores(counts)
+    return report.scores(counts)
 
 
 def _keep(cx: TaskContext, name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -207,18 +209,6 @@ def _keep(cx: TaskContext, name: str, found: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = plain(found)
     cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: told})
     return told
-
-
-def _class_intervals(counts: Counts) -> Float[np.ndarray, "n_classes 2"]:
-    stacked = np.concatenate([counts.hit, counts.truth, counts.predicted], 1)
-
-    def of(sums: np.ndarray) -> np.ndarray:
-        hit, truth, predicted = np.split(sums, 3, axis=-1)
-        return ratio(hit, truth + predicted - hit)
-
-    there = np.isfinite(counts.iou)
-    low, high = interval(stacked, lambda sums: np.where(there, np.nan_to_num(of(sums)), 0.0))
-    return np.where(there[:, None], np.stack([low, high], -1), np.nan)
 
 
 def _bench(cx: TaskContext, probe: Probe, part: Part, sae: str) -> Bench:
@@ -283,28 +273,3 @@ def _examples(cx: TaskContext, probe: Probe, part: Part, data: Data) -> None:
     ]
     names = [f"image {i}" for i in part.images]
     panels.examples(pictures, [("truth", truth), ("prediction", list(said))], names, data.classes, cx.folder("panels.png"))
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    """One line of the CSV."""
-    out: dict[str, Any] = {"class": row.name, "number": row.number, "n_right": row.n_right, "strength": row.choice.strength}
-    out |= {"features": " ".join(map(str, row.choice.features)), "train_flipped": row.choice.flipped, "train_others_lost": row.choice.others_lost}
-    out |= {"iou_before": row.iou, "others_iou_before": row.others_iou}
-    for name in ("suppressed", "random_features", "random_direction"):
-        for key, value in asdict(getattr(row, name)).items():
-            if isinstance(value, tuple):
-                out |= {f"{name}_{key.removesuffix('_interval')}_low": value[0], f"{name}_{key.removesuffix('_interval')}_high": value[1]}
-            else:
-                out[f"{name}_{key}"] = value
-    out |= {"over_features_low": row.over_features[0], "over_features_high": row.over_features[1]}
-    return out | {"over_direction_low": row.over_direction[0], "over_direction_high": row.over_direction[1], "passes": row.passes}
-
-
-def _told(row: Row) -> list[str]:
-    """One line of the table for a person."""
-    s = row.suppressed
-    return [
-        row.name, str(len(row.choice.features)), f"{row.choice.strength:g}", f"{s.flipped:.1%}",
-        f"{s.flipped_interval[0]:.1%} to {s.flipped_interval[1]:.1%}", f"{s.others_lost:.2%}", f"{s.worst_lost:.1%} ({s.worst_class})",
-        f"{row.iou:.2f}", f"{s.iou:.2f}", f"{row.random_features.flipped:.1%}", f"{row.random_direction.flipped:.1%}",
-    ]  # fmt: skip

@@ -9,7 +9,8 @@ and tells whole patches better, thin things and borders worse.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from saev_core.errors import DatasetError
 from saev_core.probe import Fitted, Point, fit_probes
 from saev_core.progress import Track, silent
 from saev_core.types import Grid, Site
-from saev_tasks.semseg.scores import Counts, predict
-from saev_tasks.vectors import Targets, Truth, mixed, stored
+from saev_tasks.semseg.scores import Counts, majority, predict
+from saev_tasks.vectors import Targets, Truth, mixed, patch_shares, stored
+
+log = logging.getLogger(__name__)
 
 _PIXELS_AT_ONCE = 2**22
 
@@ -46,7 +49,7 @@ class Bilinear:
         return out
 
 
-def _axis(n: int, px: int) -> object:
+def _axis(n: int, px: int) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
     def around(at: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         place = np.clip((at + 0.5) / px - 0.5, 0, n - 1)
         low = np.minimum(place.astype(np.int64), max(n - 2, 0))
@@ -91,12 +94,14 @@ def train_probes(
     seed: int,
     device: torch.device | str = "cpu",
     track: Track = silent,
+    say: Callable[[str], None] = log.info,
 ) -> list[Fitted]:
     """Probes of all points, on the same batches.
 
     Args:
         loss: `pixels` or `patches`.
         n_drawn: pixels of each image and epoch, with `pixels`.
+        say: told of classes that no image shows.
 
     Raises:
         DatasetError: no image shows a class, or all show the same one.
@@ -114,6 +119,8 @@ def train_probes(
     if len(there) < 2:
         shown = f"only {truth.classes.names[int(there[0])]}" if len(there) else "no class"
         raise DatasetError(f"the masks of the {len(images)} training images show {shown}; a probe needs two classes to tell apart.")
+    if missing := [truth.classes.names[c] for c in truth.classes.kept if c not in there]:
+        say(f"no training image shows {', '.join(missing)}: the probe will hardly ever tell them")
     with track("probes", epochs, "epochs") as meter:
         return fit_probes(
             mixed(truth.store, site, images, targets, batch_size, seed), truth.store.meta.d_model, len(truth.classes), points,
@@ -152,9 +159,6 @@ def ceilings(truth: Truth, images: Int[np.ndarray, " n"], track: Track = silent)
     `majority` is said once a patch (`blocks`) or upsampled as logits (`upsampled`); `shares` are upsampled as logits. Borders inside
     a patch are beyond them; a probe may be better, since its logits can tell how far from a patch's centre a border lies.
     """
-    from saev_tasks.semseg.scores import majority
-    from saev_tasks.vectors import patch_shares
-
     grid, n_classes, px = truth.grid, len(truth.classes), truth.grid.patch_px
     found: dict[str, list[Counts]] = {"majority, blocks": [], "majority, upsampled": [], "shares, upsampled": []}
     step = max(1, _PIXELS_AT_ONCE // (n_classes * grid.height_px * grid.width_px))
