@@ -267,3 +267,17 @@ def test_a_damaged_picture_keeps_its_place(tmp_path: Path) -> None:
     (root / "ant" / "image_1.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     found = list(load("caltech101", tmp_path).examples(0, 3))
     assert [isinstance(one, BadImageError) for one in found] == [False, True, False]
+
+
+# --- Imagenette
+
+
+def test_imagenette_has_its_ten_classes_whatever_is_there(tmp_path: Path) -> None:
+    for wnid in ("n03888257", "n01440764"):
+        picture(tmp_path / "imagenette2-320" / "val" / wnid / "x.JPEG")
+    data = load("imagenette", tmp_path, split="validation")
+    assert labels(data) == [0, 9]
+    assert len(data.classes or ()) == 10
+    refused("imagenette", tmp_path, "imagenette2-320.tgz")
+    picture(tmp_path / "imagenette2-320" / "val" / "n00000001" / "x.JPEG")
+    refused("imagenette", tmp_path, "none of the ten folders", split="validation")

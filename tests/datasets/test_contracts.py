@@ -17,6 +17,7 @@ from saev_datasets.cifar import Cifar10, Cifar10Config
 from saev_datasets.fashion_mnist import FashionMnist, FashionMnistConfig
 from saev_datasets.huggingface import HuggingFace, HuggingFaceConfig
 from saev_datasets.image_folder import ImageFolder, ImageFolderConfig
+from saev_datasets.imagenette import Imagenette, ImagenetteConfig
 from saev_datasets.photos import Photos, PhotosConfig
 
 RNG = np.random.default_rng(0)
@@ -129,3 +130,14 @@ class TestHuggingFaceStream(OnDisk):
     @staticmethod
     def dataset(cfg: HuggingFaceConfig) -> HuggingFace:
         return HuggingFace(cfg.model_copy(update={"streaming": True, "n": 5}))
+
+
+class TestImagenette(OnDisk):
+    dataset = Imagenette
+    config_class = ImagenetteConfig
+
+    @staticmethod
+    def write(root: Path) -> None:
+        for name in ("train/n01440764/a.JPEG", "train/n03888257/b.JPEG", "val/n03888257/c.JPEG"):
+            (root / "imagenette2-160" / name).parent.mkdir(parents=True, exist_ok=True)
+            noise(20, 30).save(root / "imagenette2-160" / name)

@@ -391,6 +391,16 @@ def test_a_process_that_died_while_unpacking_is_gone_on_with(server: Server, tmp
     assert len(server.asked) == 1
 
 
+def test_two_downloads_into_one_folder_do_not_mix(server: Server, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / ".download").mkdir()
+    with (tmp_path / ".download" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DownloadError, match="another process is downloading into"):
+            download(small(server), tmp_path)
+    assert download(small(server), tmp_path)["complete"]
+
+
 def mats(labels: list[int], ids: dict[str, list[int]]) -> tuple[bytes, bytes]:
     from scipy.io import savemat
 

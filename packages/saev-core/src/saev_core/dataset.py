@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from saev_core.config import DatasetConfig, PluginRef
-from saev_core.download import Archive
 from saev_core.errors import BadImageError, DatasetError
 from saev_core.plugins import resolve
 from saev_core.types import Example
+
+if TYPE_CHECKING:
+    from saev_core.download import Archive
 
 
 class ImageDataset:

@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saev_core.errors import DownloadError
-from saev_core.fetch import fetch
 from saev_core.progress import Track, silent
 from saev_core.unpack import kind_of, unpack
 
@@ -89,6 +89,24 @@ def download(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DownloadError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
+    with _alone(work):
+        return _download(archives, folder, work, receipt, keep=keep, track=track, say=say, tries=tries, pause_s=pause_s)
+
+
+def _download(
+    archives: Sequence[Archive],
+    folder: Path,
+    work: Path,
+    receipt: dict[str, Any],
+    *,
+    keep: bool,
+    track: Track,
+    say: Callable[[str], None],
+    tries: int,
+    pause_s: float,
+) -> dict[str, Any]:
+    from saev_core.fetch import fetch  # urllib, which importing a data set should not wait for
+
     _need_room(archives, work)
     made = work / "unpacked"
     shutil.rmtree(made, ignore_errors=True)
@@ -118,6 +136,24 @@ def download(
     else:
         shutil.rmtree(work)
     return receipt
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Nobody else downloads into the same folder meanwhile, where the system has locks; one ends with its process."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(f"another process is downloading into {work.parent}; wait for it.") from None
+        except OSError:  # a file system without locks
+            log.debug("no lock in %s", work)
+        yield
 
 
 def read_receipt(folder: Path) -> dict[str, Any]:

@@ -99,8 +99,9 @@ class TaskContract:
                 self._refused(Run.open(tmp_path / name), name)
 
     def _refused(self, run: Run, name: str) -> None:
+        cfg = self.config(name)
         with pytest.raises(SaevError) as caught:
-            self.task().call(self.context(run), name, self.config(name))
+            self.task().call(self.context(run), name, cfg)
         assert "\n" not in str(caught.value), f"{name}: {caught.value}"
 
     def test_verbs_answer_in_json_and_leave_alone_what_they_did_not_make(self, made: Run, capfd: pytest.CaptureFixture[str]) -> None:

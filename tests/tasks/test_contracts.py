@@ -1,0 +1,37 @@
+"""Every task keeps to the contract that a stranger's is held to."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from saev_core.testing import TaskContract
+from saev_tasks.fidelity import Fidelity
+from saev_tasks.probe1d.task import Probe1D
+from saev_tasks.semseg.task import SemSeg
+
+
+@pytest.mark.slow
+class TestFidelity(TaskContract):
+    task = Fidelity
+    options: ClassVar = {"measure": {"n_test": 6, "n_train": 40, "k": 3}}
+
+
+@pytest.mark.slow
+class TestProbe1D(TaskContract):
+    task = Probe1D
+    options: ClassVar = {"fit": {"sparse": [1], "dense_units": 2000}}
+
+
+@pytest.mark.slow
+class TestSemSeg(TaskContract):
+    task = SemSeg
+    without_sae = frozenset({"train", "validate"})
+    options: ClassVar = {
+        "train": {"lr": [0.03], "weight_decay": [1e-4], "epochs": 3},
+        "validate": {"examples": 1},
+        "propose": {"n": 3},
+        "manipulate": {"image": 1, "edit": ["3=0"]},
+        "control": {"sizes": [1, 2], "strengths": [0.0], "draws": 2, "n_train": 20},
+    }
