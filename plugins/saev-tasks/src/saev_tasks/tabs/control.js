@@ -92,6 +92,7 @@ let flying = false, again = false, worked = false;
 async function exact() {
   if (flying) { again = true; return; }
   flying = true;
+  one(".ctl").setAttribute("aria-busy", "true");
   do {
     again = false;
     const here = snapshot(), image = now.image, list = edits();
@@ -100,6 +101,7 @@ async function exact() {
     if (!told.error && image === now.image && edits().length && (!worked || here === snapshot())) arrive(told);
   } while (again);
   flying = false;
+  one(".ctl").setAttribute("aria-busy", "false");
 }
 function follow(final) {
   if (!shown) return;

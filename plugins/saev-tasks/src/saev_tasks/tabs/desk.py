@@ -85,6 +85,7 @@ class Desk:
         self.prefix = True if self.linear and self.probe.tokens == "cls" else None
         self._lock = RLock()
         self._scenes: OrderedDict[int, Scene] = OrderedDict()
+        self._speak: dict[tuple[int, int], list[int]] = {}
 
     @cached_property
     def heldout(self) -> Int[np.ndarray, " n"]:
@@ -224,13 +225,16 @@ class Desk:
 
         Segmentation, where the class is seen on the picture: those that push its own patches towards it.
         """
-        push = self.push(label)
-        alive = self.view.index.max > 0
         if scene is not None and self.task == "semseg":
             gain = self._here(label, scene)
             if gain is not None:
                 return _best(gain, n)
-        index = self.view.index
+        if (label, n) not in self._speak:
+            self._speak[label, n] = self._everywhere(label, n)
+        return self._speak[label, n]
+
+    def _everywhere(self, label: int, n: int) -> list[int]:
+        index, push = self.view.index, self.push(label)
         if self.task == "classification" and index.has_labels and self.probe.classes == self.library.classes:
             weight = np.zeros(len(push))
             for feature, share in index.with_label(label):
@@ -238,7 +242,7 @@ class Desk:
                     weight[feature] = share.of_label * index.mean[feature]
             if found := _best(push * weight, n):
                 return found
-        return _best(np.where(alive, push * index.max, 0), n)
+        return _best(np.where(index.max > 0, push * index.max, 0), n)
 
     @torch.no_grad()
     def _here(self, label: int, scene: Scene) -> Float[np.ndarray, " d_sae"] | None:

@@ -22,13 +22,13 @@ function draw() {
 }
 function overlay(side, labels) {
   const canvas = one(`[data-side="${side}"] .ctl-map`), g = canvas.getContext("2d"), { width, height } = shown;
-  const only = side === "after" && one(".ctl-only").checked;
+  const faint = /background|void|other|unlabel|nothing/i.test(known.classes[0]), only = side === "after" && one(".ctl-only").checked;
   canvas.width = width; canvas.height = height;
   const pixels = g.createImageData(width, height), data = pixels.data;
   for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) {
     const c = labels[i], rgb = known.colours[c], edge = (x + 1 < width && labels[i + 1] !== c) || (y + 1 < height && labels[i + width] !== c);
     if (only && c === shown.before[i]) continue;
-    data[4 * i] = edge ? 0 : rgb[0]; data[4 * i + 1] = edge ? 0 : rgb[1]; data[4 * i + 2] = edge ? 0 : rgb[2]; data[4 * i + 3] = 255;
+    data[4 * i] = edge ? 0 : rgb[0]; data[4 * i + 1] = edge ? 0 : rgb[1]; data[4 * i + 2] = edge ? 0 : rgb[2]; data[4 * i + 3] = faint && c === 0 && !edge ? 90 : 255;
   }
   g.putImageData(pixels, 0, 0);
 }
