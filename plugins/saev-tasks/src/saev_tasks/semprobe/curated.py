@@ -1,0 +1,175 @@
+"""The pictures of a semprobe: curated ones in folders, or those of the run's own data set with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.dataset import ImageDataset, digest
+from saev_core.errors import CheckpointError, DatasetError, RunError
+from saev_core.images import SUFFIXES, open_rgb
+from saev_core.live import LiveSource
+from saev_core.reading import Reading
+from saev_core.source import ordered
+from saev_core.store import ActivationStore
+from saev_core.task import TaskContext
+from saev_core.types import Box, Example
+
+NEGATIVES = "negatives"
+"""Name of the folder that holds pictures of no concept."""
+
+
+class Vectors(Protocol):
+    """What gives activations of numbered images, recorded or run now."""
+
+    def crop(self, index: int) -> Box: ...
+
+
+class Folders(ImageDataset):
+    """A folder for each concept, pictures below it; the label is the folder's number."""
+
+    def __init__(self, folders: Sequence[tuple[str, Path]]) -> None:
+        self.classes = [name for name, _ in folders]
+        self._files = [(path, label) for label, (_, folder) in enumerate(folders) for path in _pictures(folder)]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        path, label = self._files[index]
+        return Example(index, open_rgb(path), label)
+
+    def name(self, index: int) -> str:
+        return str(self._files[index][0])
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return np.array([label for _, label in self._files], np.int64)
+
+    def identity(self) -> str:
+        return digest([path.name for path, _ in self._files], list(self.classes or ()))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
+
+
+@dataclass(frozen=True)
+class Curated:
+    """Pictures, which concepts each shows, and which of them show none."""
+
+    concepts: list[str]
+    images: Int[np.ndarray, " n"]
+    """Their numbers in `dataset`."""
+    true: Bool[np.ndarray, "n n_concepts"]
+    negative: Bool[np.ndarray, " n"]
+    dataset: ImageDataset
+    source: ActivationStore | LiveSource
+    """Gives their activations."""
+
+    def picture(self, place: int) -> tuple[Image.Image, str]:
+        """One, upright RGB, and how a person finds it."""
+        index = int(self.images[place])
+        return self.dataset[index].image, self.dataset.name(index)
+
+    def activations(
+        self, checkpoint: Checkpoint, batch: int = 16, places: Sequence[int] | None = None
+    ) -> Generator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b n_tokens d"], list[Box]]]:
+        """Places of pictures, their raw vectors, and what the model saw of each; unreadable ones are left out.
+
+        Raises:
+            CheckpointError: the SAE reads several layers one after the other.
+        """
+        chosen = self.images if places is None else self.images[np.asarray(places, np.int64)]
+        where = {int(index): place for place, index in enumerate(self.images)}
+        for index, x in ordered(self.source, checkpoint.read, chosen, batch):
+            yield np.array([where[int(i)] for i in index]), x, [self.source.crop(int(i)) for i in index]
+
+
+def from_folders(cx: TaskContext, checkpoint: Checkpoint, positives: str, negatives: str) -> Curated:
+    """Pictures in folders, which the run's model sees as it saw those it was recorded from.
+
+    Args:
+        positives: a folder with a folder for each concept; one called `negatives` in it holds pictures of none.
+        negatives: another folder of pictures of no concept; empty: none.
+
+    Raises:
+        DatasetError: a folder is missing, or there are no positives.
+    """
+    root = Path(positives).expanduser()
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder; --positives names one that holds a folder of pictures for each concept.")
+    folders = [(each.name, each) for each in sorted(root.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    inside = [each for each in folders if each[0] == NEGATIVES]
+    folders = [each for each in folders if each[0] != NEGATIVES]
+    if not folders:
+        raise DatasetError(f"{root} holds no positive example: make a folder in it for each concept, and put its pictures there.")
+    for name, folder in folders:
+        if not _pictures(folder):
+            raise DatasetError(f"{folder} holds no picture: there is no positive example of {name!r}; add some, or remove the folder.")
+    against = [path for _, path in inside] + ([Path(negatives).expanduser()] if negatives else [])
+    for folder in against:
+        if not folder.is_dir() or not _pictures(folder):
+            raise DatasetError(f"{folder} holds no picture; sample negatives with saev task semprobe negatives {cx.run.path}.")
+    # Without the same folder twice, when it lies among the positives and is named.
+    unique = {folder.resolve(): folder for folder in against}
+    dataset = Folders([*folders, *((NEGATIVES, folder) for folder in unique.values())])
+    read = checkpoint.read.model_copy(update={"labels": None, "heldout": 0.0})
+    _one_series(read.layer)
+    record = cx.run.config.record.model_copy(update={"n_images": 0, "part": "1/1", "on_bad_image": "missing"})
+    source = LiveSource(cx.model(), dataset, record, read, model_ref={"name": cx.run.config.model.name}, dataset_ref={"name": str(root)})
+    labels, n = dataset.labels, len(folders)
+    return Curated([name for name, _ in folders], np.arange(len(dataset)), labels[:, None] == np.arange(n), labels >= n, dataset, source)
+
+
+def _one_series(layer: object) -> None:
+    if layer == "all":
+        raise CheckpointError("the SAE reads all layers one after the other, and a detector needs one; use an SAE of one layer.")
+
+
+def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str], per_class: int, n_negatives: int, seed: int) -> Curated:
+    """Recorded images of the run's own data set, concepts being its classes.
+
+    Args:
+        classes: concepts; none: all. With some, images of other classes are negatives, `n_negatives` at most.
+        per_class: images of each concept at most, drawn by `seed`.
+
+    Raises:
+        RunError: the images have no labels, or all have the same.
+        DatasetError: no such class, or no image of it.
+    """
+    store, dataset = cx.store(), cx.dataset()
+    _one_series(checkpoint.read.layer)
+    labels = np.where(Reading(store, checkpoint.read).usable.all(0), store.labels, -1)
+    known = list(dataset.classes or [])
+    if not (labels >= 0).any():
+        raise RunError(f"the images of {cx.run.path} have no labels; curate pictures, a folder a concept, and pass --positives FOLDER.")
+    if len(np.unique(labels[labels >= 0])) < 2:
+        raise RunError(f"all images of {cx.run.path} have one label, so there are no negatives; pass --positives FOLDER, or another run.")
+    if unknown := [name for name in classes if name not in known]:
+        raise DatasetError(f"no class is called {unknown[0]!r}; the data set has {', '.join(known[:20])}.")
+    wanted = list(classes) or known
+    rng = np.random.RandomState(seed % 2**32)
+
+    def draw(mask: np.ndarray, n: int) -> np.ndarray:
+        found = np.flatnonzero(mask)
+        return np.sort(rng.permutation(found)[:n])
+
+    numbers = [known.index(name) for name in wanted]
+    drawn = [draw(labels == number, per_class) for number in numbers]
+    for name, mine in zip(wanted, drawn, strict=True):
+        if not len(mine):
+            raise DatasetError(f"no recorded image is of class {name!r}: there is no positive example; choose other --classes.")
+    others = draw((labels >= 0) & ~np.isin(labels, numbers), n_negatives)
+    images = np.concatenate([*drawn, others])
+    label = labels[images]
+    return Curated(wanted, images, label[:, None] == np.array(numbers), ~np.isin(label, numbers), dataset, store)

@@ -1,0 +1,195 @@
+"""`saev task semprobe negatives | score | sheets RUN`: do single features detect what a person means?"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import save
+
+from saev_core.config import Config
+from saev_core.dataset import load_dataset
+from saev_core.errors import DatasetError, RunError
+from saev_core.task import Task, TaskContext, verb
+from saev_tasks.probe1d.report import whole
+from saev_tasks.semprobe.curated import NEGATIVES, Curated, from_folders, from_labels
+from saev_tasks.semprobe.negatives import sample
+from saev_tasks.semprobe.scoring import activate, detect, halves
+from saev_tasks.semprobe.sheets import draw_sheets
+
+
+class NegativesConfig(Config):
+    """Which images."""
+
+    n_images: int = Field(default=20, ge=1)
+    """Images to draw."""
+    classes: tuple[str, ...] = ()
+    """Draw from these classes alone; none: from all."""
+    skip: tuple[str, ...] = ()
+    """Images to leave out, by number or name: those that show a concept after all."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the draw."""
+    source: str = ""
+    """Data set to draw from, such as image-folder:FOLDER; by default the run's own."""
+    to: str = ""
+    """Folder to make; by default RUN/tasks/semprobe/negatives, where `score` finds it."""
+
+
+class _Pictures(Config):
+    positives: str = ""
+    """Folder that holds a folder of pictures for each concept, and perhaps one called negatives; empty: the run's own images, whose
+    labels are the concepts."""
+    negatives: str = ""
+    """Folder of pictures of no concept; by default what `negatives` made in the run, if anything."""
+    classes: tuple[str, ...] = ()
+    """Without --positives, the labels that are concepts; none: all."""
+    per_class: int = Field(default=50, ge=1)
+    """Without --positives, images of each concept at most."""
+    n_negatives: int = Field(default=200, ge=0)
+    """Without --positives, images of other classes at most."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of these draws, and of the division."""
+    sae: str = ""
+    """Name of the SAE; by default the best, or the only one."""
+
+
+class ScoreConfig(_Pictures):
+    """Which pictures, and what is asked of features."""
+
+    units: Literal["images", "patches"] = "images"
+    """What is told apart: images by the largest value of their patches, or patches, all of which count as their image does."""
+    against: Literal["auto", "negatives", "all"] = "auto"
+    """What a concept is told from: the negatives, or `all` other pictures, those of other concepts too; `auto`: negatives, if there
+    are any."""
+    thresholds: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
+    """Shares of a feature's largest recorded value from which it says yes; 0: wherever it fires."""
+    top_k: int = Field(default=5, ge=1)
+    """Features listed for each concept."""
+    include: tuple[int, ...] = ()
+    """Features listed in any case."""
+    val_share: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the pictures that scores are measured on, while features and thresholds are chosen on the others; 0: choose and measure
+    on all."""
+
+
+class SheetsConfig(_Pictures):
+    """Which pictures, and how large."""
+
+    top_k: int = Field(default=5, ge=1)
+    """Features on each sheet, those that `score` listed first."""
+    n_positive: int = Field(default=8, ge=1)
+    """Pictures of the concept on each sheet."""
+    n_negative: int = Field(default=4, ge=0)
+    """Negatives beside them: of each feature, those that fire it most."""
+    row_px: int = Field(default=120, ge=32, le=512)
+    """Height of a picture."""
+
+
+class SemProbe(Task):
+    """Features as detectors of curated concepts: sample negatives, score all features, draw contact sheets for a person."""
+
+    @verb
+    def negatives(self, cx: TaskContext, cfg: NegativesConfig) -> dict[str, Any]:
+        """Draw images of no concept from a data set into a folder, to be looked through."""
+        dataset = load_dataset(cfg.source) if cfg.source else cx.dataset()
+        folder = Path(cfg.to).expanduser() if cfg.to else cx.folder(NEGATIVES)
+        names = sample(dataset, folder, cfg.n_images, classes=cfg.classes, skip=cfg.skip, seed=cfg.seed, track=cx.track)
+        cx.say(f"{len(names)} images in {folder}; look through them, and draw again with --skip where one shows a concept.")
+        return {"folder": str(folder), "images": names, "seed": cfg.seed}
+
+    @verb
+    def score(self, cx: TaskContext, cfg: ScoreConfig) -> dict[str, Any]:
+        """Score every feature as a detector of every concept."""
+        checkpoint, index, curated = cx.checkpoint(cfg.sae), cx.index(cfg.sae), _pictures(cx, cfg)
+        if bad := [feature for feature in cfg.include if not 0 <= feature < index.d_sae]:
+            raise RunError(f"--include {bad[0]}: the SAE has features 0 to {index.d_sae - 1}.")
+        against = cfg.against
+        if against == "auto":
+            against = "negatives" if curated.negative.any() else "all"
+        if (against == "all" and len(curated.concepts) == 1 and not curated.negative.any()) or (
+            against == "negatives" and not curated.negative.any()
+        ):
+            raise DatasetError(f"there are no negatives; sample some first: saev task semprobe negatives {cx.run.path}.")
+        codes, place = activate(checkpoint, curated, cfg.units == "images", cx.track)
+        choosing, judging = halves(curated.true, curated.negative, cfg.val_share, cfg.seed)
+        rows: list[dict[str, Any]] = []
+        numbers: dict[str, list[np.ndarray]] = {key: [] for key in ("precision", "recall", "f1", "auroc")}
+        sizes = {}
+        for c, concept in enumerate(curated.concepts):
+            true = curated.true[:, c]
+            counts = true | curated.negative | (against == "all")
+            chosen = detect(codes, true[place], (counts & choosing)[place], cfg.thresholds, index.max)
+            judged = detect(codes, true[place], (counts & judging)[place], cfg.thresholds, index.max)
+            if not judged.n_positive or not judged.n_negative or not chosen.n_positive or not chosen.n_negative:
+                raise DatasetError(
+                    f"{concept!r}: no picture of it, or no negative, can be read on one side; add some, or pass --val-share 0."
+                )
+            for key, kept in numbers.items():
+                kept.append(getattr(judged, key))
+            sizes[concept] = {"n_positive": judged.n_positive, "n_negative": judged.n_negative}
+            # AUROC decides, which rests on all pictures; the best F1 of a few thresholds is the luckiest of several. Of equal ones F1 does.
+            best = np.lexsort((-chosen.f1.max(0), -chosen.auroc))[: cfg.top_k]
+            listed = [*best.tolist(), *(f for f in cfg.include if f not in best)]
+            for order, f in enumerate(listed):
+                t = int(chosen.f1[:, f].argmax())
+                rows.append(
+                    {"concept": concept, "feature": f, "rank": order + 1 if order < len(best) else None, "threshold": cfg.thresholds[t]}
+                    | {key: float(getattr(judged, key)[t, f]) for key in ("precision", "recall", "f1")}
+                    | {"auroc": float(judged.auroc[f]), "f1_chosen": float(chosen.f1[t, f])}
+                )
+        told = {
+            "sae": cx.sae_name(cfg.sae),
+            "held_out": bool((choosing != judging).any()),
+            "against": against,
+            "concepts": sizes,
+            "rows": rows,
+            "config": cfg.model_dump(mode="json"),
+        }
+        return self._write(cx, told, {key: np.stack(each).astype(np.float32) for key, each in numbers.items()})
+
+    def _write(self, cx: TaskContext, told: dict[str, Any], numbers: dict[str, np.ndarray]) -> dict[str, Any]:
+        rows, folder = told["rows"], cx.folder()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            whole(folder / "scores.csv", text.getvalue().encode())
+            whole(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
+        cx.run.write_result("semprobe", told)
+        header = ["concept", "feature", "threshold", "precision", "recall", "F1", "AUROC"]
+        keys = ("precision", "recall", "f1", "auroc")
+        cx.table([[row["concept"], row["feature"], f"{row['threshold']:g}", *(f"{row[key]:.3f}" for key in keys)] for row in rows], header)
+        if not told["held_out"]:
+            cx.say("Features were chosen on the pictures that they are scored on: too few, or --val-share 0. Expect less on others.")
+        return {**told, "csv": str(folder / "scores.csv"), "all": str(folder / "scores.safetensors")}
+
+    @verb
+    def sheets(self, cx: TaskContext, cfg: SheetsConfig) -> dict[str, Any]:
+        """Draw a contact sheet for each concept: its top features over its pictures, and over negatives."""
+        scored = cx.run.result("semprobe")
+        if not scored.get("rows"):
+            raise RunError(f"{cx.run.path} has no scores; make them with saev task semprobe score {cx.run.path}.")
+        # As it was scored, unless something else is asked for.
+        fields = set(_Pictures.model_fields)
+        told = {key: value for key, value in scored["config"].items() if key in fields and key not in cfg.model_fields_set}
+        cfg = SheetsConfig.model_validate({**cfg.model_dump(), **told})
+        if cx.sae_name(cfg.sae) != scored["sae"]:
+            raise RunError(f"the scores are of SAE {scored['sae']}, not {cx.sae_name(cfg.sae)}; score that one first.")
+        paths = draw_sheets(cx, cx.checkpoint(cfg.sae), cx.index(cfg.sae), _pictures(cx, cfg), scored, cfg)
+        cx.say(f"{len(paths)} sheets in {cx.folder('sheets')}")
+        return {"sheets": [str(path) for path in paths]}
+
+
+def _pictures(cx: TaskContext, cfg: _Pictures) -> Curated:
+    checkpoint = cx.checkpoint(cfg.sae)
+    if not cfg.positives:
+        return from_labels(cx, checkpoint, cfg.classes, cfg.per_class, cfg.n_negatives, cfg.seed)
+    made = cx.folder(NEGATIVES)
+    return from_folders(cx, checkpoint, cfg.positives, cfg.negatives or (str(made) if made.is_dir() else ""))
