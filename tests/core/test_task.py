@@ -265,6 +265,15 @@ def test_tasks_are_listed_and_done_from_the_command_line(saev: Saev, site: Path,
 
 
 @pytest.mark.slow
+def test_checking_plugins_looks_at_the_verbs_of_tasks(saev: Saev, site: Path) -> None:
+    done = saev("plugins", "--check", "--json", path=site)
+    found = {each["name"]: each for each in json.loads(done.stdout) if each["dist"] == "demo-task"}
+    assert found["demo"]["ok"]
+    assert "cannot be imported" in found["rotten"]["error"]
+    assert "is not a class derived from saev_core's Task" in found["hollow"]["error"]
+
+
+@pytest.mark.slow
 def test_wrong_usage_of_a_task_is_one_line(saev: Saev, site: Path, tmp_path: Path) -> None:
     for code, said, words in [
         (2, "no task plugin is called 'dmeo'; did you mean demo", ["dmeo"]),

@@ -214,13 +214,24 @@ def check(kind: str) -> list[tuple[Plugin, str]]:
     results = []
     for plugin in installed(kind):
         try:
-            # A viewer is a plain function, a task has a Config for each verb; everything else is built from its Config.
-            plugin.load() if kind in ("viewer", "task") else config_class(plugin)
+            _use(plugin)
         except PluginError as error:
             results.append((plugin, str(error)))
         else:
             results.append((plugin, ""))
     return results
+
+
+def _use(plugin: Plugin) -> None:
+    """Import a plugin and look whether it is what its group asks for."""
+    if plugin.kind == "viewer":
+        plugin.load()  # a plain function
+    elif plugin.kind == "task":
+        if not hasattr(task := plugin.load(), "verbs"):
+            raise PluginError(f"task plugin {plugin.name!r} ({plugin.target}) is not a class derived from saev_core's Task.")
+        task.verbs()  # each verb has a Config of its own
+    else:
+        config_class(plugin)
 
 
 def _canonical(dist: str) -> str:
