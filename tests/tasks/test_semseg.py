@@ -390,6 +390,38 @@ def test_the_validation_split_may_be_a_run_of_its_own(run: Run, tmp_path: Path) 
     assert control["n_val"] == 20
 
 
+def test_ade20k_has_a_head_of_151_and_its_masks_follow_the_crop(tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    rng = np.random.RandomState(0)
+    for i in range(24):
+        for folder in ("images/training", "annotations/training"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        # Wider or higher than the model's square, so that it sees the middle; the ends, unlike it, are class 150 and no class at all.
+        mask = np.full((96, 192), 150, np.uint8)
+        mask[:, 48:144] = 1 + 4 * (rng.permutation(4)[None].repeat(96, 0).repeat(24, 1))
+        mask[rng.randint(0, 96, 60), rng.randint(48, 144, 60)] = 0
+        mask = mask if i % 2 else mask.T
+        colours = rng.randint(0, 40, (151, 3)) + np.array(
+            [[0, 0, 0], *([[k * 40 % 215, k * 90 % 215, k * 140 % 215] for k in range(1, 151)])]
+        )
+        Image.fromarray(colours[mask].astype(np.uint8)).save(root / "images/training" / f"ADE_{i:03}.jpg", quality=95)
+        Image.fromarray(mask).save(root / "annotations/training" / f"ADE_{i:03}.png")
+    assert main(["record", "--out", str(tmp_path / "run"), "--model", "tiny", "--dataset", f"ade20k:{root}"]) == 0
+    run = Run.open(tmp_path / "run")
+    for loss in ("pixels", "patches"):
+        options = {"loss": loss, "ignore": ("other",), "epochs": 40, "batch_size": 128, "lr": (0.03,), "weight_decay": (1e-3,)}
+        said: list[str] = []
+        cx = TaskContext(run, "semseg", device="cpu", say=said.append)
+        told = SemSeg().call(cx, "train", TrainConfig.model_validate(options))
+        probe = Probe.load(run.path / "tasks" / "semseg" / "probe")
+        assert (probe.n_classes, probe.weight.shape) == (151, (151, 128))
+        assert any("no training image shows class 2" in line for line in said)
+        assert told["val"]["accuracy"] > 0.8
+    found = ask(run, "validate", ValidateConfig(examples=2))
+    assert {row["number"] for row in found["classes"] if row["pixels"]} == {1, 5, 9, 13}
+    assert found["ignored"] == [0]
+
+
 # Bad input
 
 
@@ -408,10 +440,18 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
     fails(UsageError, "--edit x=1: write FEATURE=STRENGTH", "manipulate", ManipulateConfig(edit=("x=1",)))
     fails(SteerError, "feature 384: this SAE has features 0 to 383", "manipulate", ManipulateConfig(edit=("384=0",)))
     fails(SteerError, "patch 144: there are 144", "manipulate", ManipulateConfig(edit=("1=0",), where=(144,)))
+    fails(SteerError, "not finite|finite", "manipulate", ManipulateConfig(edit=("1=nan",)))
     fails(RunError, "no SAE 'none'", "propose", ProposeConfig(sae="none"))
     fails(RunError, "does not exist", "train", TrainConfig(val=str(tmp_path / "nowhere")))
     assert main(["task", "semseg", "manipulate", str(run.path), "--edit", "384=0"]) == 1
     assert "feature 384" in capsys.readouterr().err
+    for verb, flag, line in (
+        ("train", "--lr=0", "learns nothing"),
+        ("control", "--sizes=0", "one feature"),
+        ("control", "--strengths=nan", "finite"),
+    ):
+        assert main(["task", "semseg", verb, str(run.path), flag]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_a_probe_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:

@@ -82,19 +82,19 @@ class Classes:
         """
         if names is None:
             raise DatasetError("the data set has no masks; segmentation needs one whose mask_classes are set, such as shapes or ade20k.")
-        listed = list(names)
+        all_names = list(names)
         ignored = set()
         for one in ignore:
-            if one in listed:
-                ignored.add(listed.index(one))
+            if one in all_names:
+                ignored.add(all_names.index(one))
             elif one.isdecimal():
                 ignored.add(int(one))
             else:
-                raise UsageError(f"--ignore {one}: no such class; there are {', '.join(listed[:8])}{', ...' if len(listed) > 8 else ''}.")
-        made = cls(listed, frozenset(ignored))
+                raise UsageError(f"--ignore {one}: no such class; there are {listed(all_names)}.")
+        made = cls(all_names, frozenset(ignored))
         if len(made.kept) < 2:
             raise DatasetError(
-                f"segmentation tells classes apart, and of {len(listed)} {len(made.kept)} is left; ignore fewer, or use another data set."
+                f"segmentation tells classes apart, and of {len(all_names)} {len(made.kept)} is left; ignore fewer, or use other data."
             )
         return made
 
@@ -201,6 +201,11 @@ def stored(
         yield numbers, x
 
 
+def listed(names: Sequence[str], n: int = 8) -> str:
+    """The first few of many names, for a line."""
+    return f"{', '.join(names[:n])} and {len(names) - n} more" if len(names) > n else ", ".join(names)
+
+
 Targets = Callable[[Int[np.ndarray, " n"], Float[Tensor, "n n_patches d_model"], np.random.RandomState], tuple[Tensor, Tensor]]
 """Places in the list of images, their vectors, random numbers -> training vectors `[m, d]` and their targets."""
 
@@ -239,5 +244,5 @@ def mixed(store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], tar
 
 
 __all__ = [
-    "NO_CLASS", "Classes", "Targets", "Truth", "mixed", "patch_shares", "pixel_labels", "recorded", "stored",
+    "NO_CLASS", "Classes", "Targets", "Truth", "listed", "mixed", "patch_shares", "pixel_labels", "recorded", "stored",
 ]  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from saev_core.config import Config
 
@@ -38,6 +39,20 @@ class TrainConfig(Config):
     """Mask classes that count for nothing, by name or number: other (ADE20K), 255."""
     seed: int = 0
     """Seed of the split, of the batches and of the pixels."""
+
+    @field_validator("lr", "weight_decay")
+    @classmethod
+    def _rates(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError("finite numbers, 0 or above")
+        return values
+
+    @field_validator("lr")
+    @classmethod
+    def _moves(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if 0 in values:
+            raise ValueError("a learning rate of 0 learns nothing")
+        return values
 
 
 class ValidateConfig(Config):
@@ -107,3 +122,17 @@ class ControlConfig(Config):
     """Validation images at most; 0: all."""
     seed: int = 0
     """Seed of the choice of images, of random features and directions, and of the bootstrap."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _some(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if min(values) < 1:
+            raise ValueError("one feature at least")
+        return values
+
+    @field_validator("strengths")
+    @classmethod
+    def _finite(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(map(math.isfinite, values)):
+            raise ValueError("finite numbers")
+        return values

@@ -26,6 +26,7 @@ from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeCo
 from saev_tasks.semseg.propose import Proposed, propose
 from saev_tasks.semseg.scores import predict
 from saev_tasks.semseg.train import ceilings, measure, train_probes
+from saev_tasks.vectors import listed
 
 MOST_TUNED = 500
 """Images on which points of a sweep are compared, at most."""
@@ -173,7 +174,7 @@ class SemSeg(Task):
         tried = _bench(cx, probe, part, cfg.sae)
         found = {c: [one.feature for one in some] for c, some in _proposed(cx, tried, part, data, cfg.by, max(cfg.sizes)).items()}
         if none := [classes.names[c] for c in sorted(wanted) if not found.get(c)]:
-            cx.say(f"left out, since no feature stands for them or no training patch shows them: {', '.join(none)}")
+            cx.say(f"left out, since no feature stands for them or no training patch shows them: {listed(none)}")
         bench = _bench(cx, probe, val, cfg.sae)
         truth = val.truth.patches(val.images) if cfg.level == "patches" else val.truth.pixels(val.images, cx.track)
         sight = Sight(bench, truth, classes, cfg.level)
@@ -227,7 +228,7 @@ def _proposed(cx: TaskContext, bench: Bench, part: Part, data: Data, by: str, n:
     if not found:
         raise DatasetError(f"none of {len(part.images)} training images has a patch of a class that counts; propose from more images.")
     if missing := [data.classes.names[c] for c in data.classes.kept if c not in found]:
-        cx.say(f"no training patch shows {', '.join(missing)}: no feature is proposed there")
+        cx.say(f"no training patch shows {listed(missing)}: no feature is proposed there")
     return found
 
 
@@ -244,7 +245,7 @@ def _number(text: str, names: Sequence[str]) -> int:
         return list(names).index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    raise UsageError(f"--classes {text}: no such class; there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}.")
+    raise UsageError(f"--classes {text}: no such class; there are {listed(names)}.")
 
 
 def _logits(store: ActivationStore, image: int, probe: Probe, checkpoint: Any, edits: list[Edit], model: VisionModel | None) -> Tensor:

@@ -22,7 +22,7 @@ from saev_core.probe import Fitted, Point, fit_probes
 from saev_core.progress import Track, silent
 from saev_core.types import Grid, Site
 from saev_tasks.semseg.scores import Counts, majority, predict
-from saev_tasks.vectors import Targets, Truth, mixed, patch_shares, stored
+from saev_tasks.vectors import Targets, Truth, listed, mixed, patch_shares, stored
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def train_probes(
         shown = f"only {truth.classes.names[int(there[0])]}" if len(there) else "no class"
         raise DatasetError(f"the masks of the {len(images)} training images show {shown}; a probe needs two classes to tell apart.")
     if missing := [truth.classes.names[c] for c in truth.classes.kept if c not in there]:
-        say(f"no training image shows {', '.join(missing)}: the probe will hardly ever tell them")
+        say(f"no training image shows {listed(missing)}: the probe will hardly ever tell them")
     with track("probes", epochs, "epochs") as meter:
         return fit_probes(
             mixed(truth.store, site, images, targets, batch_size, seed), truth.store.meta.d_model, len(truth.classes), points,
