@@ -9,6 +9,7 @@ import pytest
 from saev_core.testing import TaskContract
 from saev_tasks.fidelity import Fidelity
 from saev_tasks.probe1d.task import Probe1D
+from saev_tasks.semprobe import SemProbe
 from saev_tasks.semseg.task import SemSeg
 
 
@@ -34,4 +35,15 @@ class TestSemSeg(TaskContract):
         "propose": {"n": 3},
         "manipulate": {"image": 1, "edit": ["3=0"]},
         "control": {"sizes": [1, 2], "strengths": [0.0], "draws": 2, "n_train": 20},
+    }
+
+
+@pytest.mark.slow
+class TestSemProbe(TaskContract):
+    task = SemProbe
+    without_store = frozenset({"negatives"})
+    options: ClassVar = {
+        "negatives": {"n_images": 4, "skip": ["disk"]},
+        "score": {"per_class": 6, "n_negatives": 12},
+        "sheets": {"per_class": 6, "n_negatives": 12, "top_k": 1, "n_positive": 2, "n_negative": 1},
     }
