@@ -152,8 +152,8 @@ def test_where_the_probe_reads_a_later_block_the_model_goes_on_from_the_edit(lat
     edits = desk.edits(pairs)
     with steering(model, edits, desk.checkpoint):
         want = desk.probe(model.record(pixels, [desk.target])[desk.target][0, 0])
-    assert torch.allclose(desk.after(scene, edits), want, atol=1e-4)
-    assert not torch.allclose(scene.before, want, atol=1e-3)
+    # The tab begins with what was recorded, in half precision.
+    assert torch.allclose(desk.after(scene, edits), want, atol=0.02 * float((want - scene.before).abs().max()))
 
 
 def test_an_edit_of_marked_patches_changes_pixels_near_them_alone(run: Run) -> None:
@@ -297,6 +297,7 @@ def visit(page: Any, address: str) -> None:
     page.goto("about:blank")
     page.goto(address)
     page.locator(".ctl:not(.loading) .ctl-row").first.wait_for(state="visible")
+    settled(page)
 
 
 def test_a_slider_moves_the_bars_and_undo_brings_them_back(opened: tuple[Any, str, list[str]]) -> None:
@@ -334,7 +335,7 @@ def test_a_link_brings_the_same_state_to_another_page(opened: tuple[Any, str, li
     page, address, said = opened
     visit(page, f"{address}/?tab=classification")
     page.locator(".ctl-other").locator("visible=true").select_option(index=4)
-    page.locator(".ctl-list.other .ctl-row").first.wait_for()
+    settled(page)
     value(page, page.locator(".ctl-list.other .ctl-row").nth(1), 1.5)
     settled(page)
     shown = page.locator(".ctl-bars").inner_text()

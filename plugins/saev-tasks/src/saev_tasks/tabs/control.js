@@ -17,13 +17,21 @@ function make(tag, given = {}, ...inside) {
   return made;
 }
 const seen = () => element.isConnected && one(".ctl").offsetParent !== null;
-function trouble(text) { const wall = one(".ctl-trouble"); wall.textContent = text; wall.hidden = !text; }
+let troubled = "";  // by which question
+function trouble(text, by = "") { const wall = one(".ctl-trouble"); wall.textContent = text; wall.hidden = !text; troubled = by; }
 
+let waiting = 0;
+const busy = (by) => { waiting += by; one(".ctl").setAttribute("aria-busy", waiting > 0); };
 async function ask(what, more = {}) {
   let told;
+  busy(1);
+  if (what !== "after") trouble("");
   try { told = await server.ask({ what, sae: props.value, image: now.image, ...more }); } catch { told = undefined; }
+  setTimeout(busy, 0, -1);  // once what was told is shown
   if (told === undefined || told === null) told = { error: "The viewer does not answer; is saev view still running?" };
-  if (told.missing) { missing(told.command); told.error = "missing"; } else trouble(told.error || "");
+  if (told.missing) { missing(told.command); told.error = "missing"; }
+  else if (told.error) trouble(told.error, what);
+  else if (troubled === what) trouble("");
   return told;
 }
 function missing(command) {
@@ -92,7 +100,6 @@ let flying = false, again = false, worked = false;
 async function exact() {
   if (flying) { again = true; return; }
   flying = true;
-  one(".ctl").setAttribute("aria-busy", "true");
   do {
     again = false;
     const here = snapshot(), image = now.image, list = edits();
@@ -101,7 +108,6 @@ async function exact() {
     if (!told.error && image === now.image && edits().length && (!worked || here === snapshot())) arrive(told);
   } while (again);
   flying = false;
-  one(".ctl").setAttribute("aria-busy", "false");
 }
 function follow(final) {
   if (!shown) return;

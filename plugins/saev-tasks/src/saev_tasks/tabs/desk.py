@@ -1,8 +1,8 @@
 """`Desk`: a probe and an SAE with a picture before them: what the probe says of it, and what it says when features change.
 
-Everything that does not depend on a slider is worked out once a picture: its vectors, its codes, the model's blocks up to the
-SAE's site. Where the probe reads the very site of the SAE, an edit changes its logits by a line, so that a page can work out
-itself what a slider does; where it reads a later one, only the blocks in between run again. Knows no gradio.
+Everything that does not depend on a slider is worked out once a picture: its vectors, which are the recorded ones, and their
+codes. Where the probe reads the very site of the SAE, an edit changes its logits by a line, so that a page can work out itself
+what a slider does; where it reads a later one, only the blocks in between run again. No picture is opened. Knows no gradio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
 from saev_core.codes import Codes
-from saev_core.errors import ProbeError, RunError
+from saev_core.errors import ProbeError, RunError, StoreError
 from saev_core.probe import Probe, split
 from saev_core.rest import Rest
 from saev_core.steer import Edit, apply_edits, writes_where_it_reads
@@ -29,8 +29,8 @@ from saev_core.types import Site
 
 log = logging.getLogger(__name__)
 
-KEEP = 4
-"""Pictures that are kept ready: of each the output of every block up to the SAE's site."""
+KEEP = 16
+"""Pictures that are kept ready, with their vectors and codes."""
 
 
 @dataclass
@@ -42,8 +42,6 @@ class Scene:
     """Vectors at the SAE's site, prefix tokens first."""
     codes: Codes
     """Of every token; where the SAE reads the mean over patches, of that mean alone."""
-    rest: Rest | None
-    """The model from that site on; None where the probe reads the site itself."""
     before: Float[Tensor, "*rows n_classes"] = field(default_factory=lambda: torch.zeros(0))
     """Logits without edits: of the picture, or for segmentation of every patch."""
 
@@ -79,6 +77,12 @@ class Desk:
         if task == "semseg" and self.checkpoint.read.tokens != "patches":
             raise ProbeError(
                 "This SAE reads the picture as a whole, so it cannot change single patches; choose one that was trained on patches."
+            )
+        reads, pool = self.checkpoint.read.tokens, self.probe.tokens
+        if self.linear and reads != "patches" and (reads == "cls") != (pool == "cls"):
+            raise ProbeError(
+                f"This SAE reads the {reads} of a picture and the probe its {pool}, at the same block: no change can reach it. "
+                f"Train a probe with --tokens {reads}, or at a later block."
             )
         self.n_prefix: int = self.store.grid.n_prefix
         # At its own site a CLS token hears nothing of the patches: there the edit is made on the token itself.
@@ -118,7 +122,8 @@ class Desk:
         """The picture, from what is kept or made ready now.
 
         Raises:
-            RunError: it was not recorded, or cannot be opened though the model must see it.
+            RunError: it was not recorded.
+            StoreError: what was recorded is damaged, or not finite.
         """
         with self._lock:
             if image not in self._scenes:
@@ -130,23 +135,35 @@ class Desk:
 
     @torch.no_grad()
     def _made(self, image: int) -> Scene:
-        rest = None
-        if self.linear:
-            if not self.store.done(self.site)[image]:
-                raise RunError(f"Picture {image} was not recorded: it could not be read.")
-            parts = ["prefix", "patches"] if self.n_prefix else ["patches"]
-            x = torch.cat([torch.from_numpy(self.store.read(self.site, [image], part)[0].astype(np.float32)) for part in parts])
-        else:
-            model = self.library.model
-            pixels = torch.as_tensor(model.transform(self.library.pictures.original(image)))[None].to(model.device)
-            rest = Rest.of(model, pixels, self.site)
-            x = rest.tokens[0].float()
+        if self.store.done(self.site)[image] != 1:
+            raise RunError(f"Picture {image} was not recorded: it could not be read.")
+        parts = ["prefix", "patches"] if self.n_prefix else ["patches"]
+        x = torch.cat([torch.from_numpy(self.store.read(self.site, [image], part)[0]) for part in parts])
+        x = x.to(self.checkpoint.sae.W_dec.device, torch.float32)
+        if not bool(torch.isfinite(x).all()):
+            raise StoreError(f"What was recorded of picture {image} is not finite (NaN or infinite); record it again, in float32.")
         read = self.checkpoint.read
         vectors = x[self.n_prefix :].mean(0, keepdim=True) if read.tokens == "mean" else x
         codes = self.checkpoint.codes(vectors if read.clamp is None else vectors.clamp(-read.clamp, read.clamp))
-        scene = Scene(image, x, codes, rest)
-        scene.before = self._logits(x if rest is None else rest.record([self.target])[self.target][0])
+        scene = Scene(image, x, codes)
+        scene.before = self._said(x)
         return scene
+
+    @cached_property
+    def _rest(self) -> Rest:
+        """The model from the SAE's site on. It begins with recorded vectors, so that any picture will do."""
+        model = self.library.model
+        black = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
+        return Rest.of(model, black, self.site)
+
+    def _said(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "*rows n_classes"]:
+        """What the probe says if these vectors leave the SAE's site."""
+        if self.linear:
+            return self._logits(x)
+        with self._lock:
+            rest = self._rest
+        seen = rest.on(x[None].to(rest.images.device)).record([self.target])[self.target][0]
+        return self._logits(seen)
 
     def _logits(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "*rows n_classes"]:
         """What the probe says of the vectors at its site."""
@@ -181,9 +198,7 @@ class Desk:
         x = apply_edits(scene.x, list(edits), self.checkpoint, n_prefix=self.n_prefix, codes=known)
         if x is scene.x:
             return scene.before
-        if scene.rest is None:
-            return self._logits(x)
-        return self._logits(scene.rest.on(x[None]).record([self.target])[self.target][0])
+        return self._said(x)
 
     def values(self, scene: Scene, feature: int) -> Float[Tensor, " n_tokens"]:
         """A feature's value on every token of the picture."""
@@ -221,7 +236,8 @@ class Desk:
         return np.asarray((self._directions @ (self.probe.weight[label] - self._mean_row)).cpu())
 
     def features_for(self, label: int, n: int, scene: Scene | None = None) -> list[int]:
-        """Features that speak for a class, the weightiest first: those that fire on its pictures and push the probe towards it.
+        """Features that speak for a class, the weightiest first: what the task proposed, or else those that fire on its pictures and push
+        the probe towards it.
 
         Segmentation, where the class is seen on the picture: those that push its own patches towards it.
         """
@@ -235,6 +251,10 @@ class Desk:
 
     def _everywhere(self, label: int, n: int) -> list[int]:
         index, push = self.view.index, self.push(label)
+        told = self.library.run.result(self.task).get("propose") or {}
+        if told.get("sae") == self.view.name and (proposed := (told.get("classes") or {}).get(self.probe.classes[label])):
+            # Found on training pictures by the task itself.
+            return [int(row["feature"]) for row in proposed[:n] if int(row["feature"]) < index.d_sae]
         if self.task == "classification" and index.has_labels and self.probe.classes == self.library.classes:
             weight = np.zeros(len(push))
             for feature, share in index.with_label(label):
