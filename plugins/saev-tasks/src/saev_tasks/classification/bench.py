@@ -1,0 +1,241 @@
+"""`Bench`: images as a probe of whole images sees them, with the SAE's features on every token, on which edits are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csc_array, csr_array, vstack
+from torch import Tensor
+
+from saev_core.checkpoint import Checkpoint
+from saev_core.errors import SteerError, StoreError
+from saev_core.model import VisionModel
+from saev_core.probe import Probe
+from saev_core.progress import Track, silent
+from saev_core.rest import Rest
+from saev_core.steer import Edit, apply_edits, writes_where_it_reads
+from saev_core.store import ActivationStore
+from saev_core.types import Site
+from saev_tasks.classification.pooling import Pool
+
+_BATCH_IMAGES = 32
+_KEPT = 2**30
+"""Bytes of recorded tokens that are kept in memory for the rest of the model; more are read again."""
+
+
+class Readout:
+    """What a probe says of an image whose activations at the SAE's site are edited.
+
+    Where the probe reads that very site, what was recorded is edited and read. Where it sits later, the rest of the model runs
+    on the edited tokens; it starts from what was recorded, so no picture is opened.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        pool: Pool,
+        checkpoint: Checkpoint,
+        store: ActivationStore,
+        model: VisionModel | None = None,
+        prefix: bool = False,
+    ) -> None:
+        """
+        Args:
+            model: the store's, for a probe that sits later than the SAE.
+            prefix: edit prefix tokens too.
+
+        Raises:
+            SteerError: this SAE's features cannot be written back, or what it changes cannot reach the probe.
+            StoreError: the store lacks the SAE's site.
+        """
+        writes_where_it_reads(checkpoint)
+        reads = checkpoint.read.tokens
+        self.probe, self.pool, self.checkpoint, self.store = probe, pool, checkpoint, store
+        self.target = Site.parse(probe.site)
+        self.site = self.target if checkpoint.read.layer == "all" else Site.parse(checkpoint.site)
+        if self.site not in store.sites:
+            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --layers={self.site.layer}.")
+        if self.target < self.site:
+            raise SteerError(f"the probe reads {probe.site}, before the SAE's {self.site}: no edit reaches it; train one there or later.")
+        self.n_prefix, self.n_tokens = store.grid.n_prefix, store.grid.n_tokens
+        self.linear = self.target == self.site
+        # At its own site a CLS token hears nothing of the patches: there the edit is made on the token itself.
+        self.prefix: bool | None = True if prefix or (self.linear and pool.kind == "cls" and reads == "patches") else None
+        if self.linear and (reads == "cls") != (pool.kind == "cls") and reads != "patches":
+            raise SteerError(
+                f"the SAE reads the {reads} of an image and the probe its {pool}, at the same site: no edit reaches it; "
+                f"train a probe with --tokens {reads}, or at a later site."
+            )
+        self._rest: Rest | None = None
+        if not self.linear:
+            if model is None:
+                raise SteerError(f"the probe reads {probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
+            black = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
+            self._rest = Rest.of(model, black, self.site)
+
+    @property
+    def edited(self) -> list[int]:
+        """Numbers of the tokens that edits change if nothing is said of where, prefix tokens first."""
+        if self.checkpoint.read.tokens == "cls":
+            return [0]
+        return list(range(0 if self.prefix else self.n_prefix, self.n_tokens))
+
+    def tokens(self, images: Int[np.ndarray, " b"]) -> Float[Tensor, "b n_tokens d_model"]:
+        """What was recorded at the SAE's site, prefix tokens first, as it is stored.
+
+        Raises:
+            StoreError: a chunk is damaged, or a number is not finite.
+        """
+        parts: list[Any] = ["prefix", "patches"] if self.n_prefix else ["patches"]
+        x = torch.cat([torch.from_numpy(self.store.read(self.site, images, part)) for part in parts], 1)
+        if not torch.isfinite(x).all():
+            bad = images[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])]
+            raise StoreError(f"{self.store.url}: {self.site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+        return x
+
+    @torch.no_grad()
+    def logits(self, tokens: Float[Tensor, "b n_tokens d_model"]) -> Float[Tensor, "b n_classes"]:
+        """What the probe says if these tokens leave the SAE's site."""
+        x = tokens.float()
+        if self._rest is None:
+            return self.probe(self.pool(x, self.n_prefix)).cpu()
+        seen = self._rest.on(x.to(self._rest.images.device)).record([self.target])[self.target]
+        return self.probe(self.pool(seen.float(), self.n_prefix)).cpu()
+
+    def edit(self, peak: Any, feature: int, strength: float, mode: Any, where: Sequence[int] = ()) -> Edit:
+        """An edit of a feature; see `Edit.of`."""
+        return Edit.of(self.checkpoint, peak, feature, strength, mode, tuple(where) or None, prefix=self.prefix, site=str(self.site))
+
+    def under(self, image: int, edits: Sequence[Edit]) -> tuple[Float[Tensor, " n_classes"], Float[Tensor, " n_classes"]]:
+        """Logits of an image before and after."""
+        x = self.tokens(np.array([image])).float()
+        changed = apply_edits(x, list(edits), self.checkpoint, n_prefix=self.n_prefix)
+        before = self.logits(x)[0]
+        return before, before if changed is x else self.logits(changed)[0]
+
+
+class Change(NamedTuple):
+    """What an edit adds to raw activations at the SAE's site, on the tokens that it changes."""
+
+    row: Int[np.ndarray, " m"]
+    """Image's place in the bench times the number of edited tokens, plus the token's place among them."""
+    delta: Float[Tensor, "m d_model"]
+
+
+class Bench:
+    """Some images of a store, their codes and the probe's logits, on which features are suppressed again and again.
+
+    Where the probe reads the SAE's site, an edit is linear algebra on the tokens that it changes. Memory: 8 bytes for each
+    activation, that is images x tokens x L0.
+    """
+
+    def __init__(self, readout: Readout, images: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], track: Track = silent) -> None:
+        """
+        Raises:
+            StoreError: an activation is not finite, or there is no image.
+        """
+        self.readout, self.images, self.labels = readout, np.asarray(images), np.asarray(labels)
+        if not len(self.images):
+            raise StoreError(f"{readout.store.url}: there is no image to try edits on.")
+        sae = readout.checkpoint.sae.frozen()
+        self.directions = (sae.W_dec.detach() / readout.checkpoint.norm.factor).cpu()  # [d_sae, d_model], raw
+        self.mean = readout.checkpoint.read.tokens == "mean"
+        """Whether codes are of the mean over patches: one row an image, and a change of it is one of every patch."""
+        read = set(readout.pool.reads(readout.n_tokens, readout.n_prefix))
+        # Of tokens that the probe does not read, where nothing comes between, no edit matters.
+        self.edited = [t for t in readout.edited if t in read] if readout.linear and not self.mean else readout.edited
+        self.n_rows = 1 if self.mean else len(self.edited)
+        self._share = 1.0 if self.mean else 1 / len(read)
+        """What one edited token is of the vector that the probe reads."""
+        self._kept: list[Tensor] | None = [] if not readout.linear else None
+        logits, codes, size = [], [], 0
+        with track("codes", len(self.images), "images") as meter:
+            for start in range(0, len(self.images), _BATCH_IMAGES):
+                x = readout.tokens(self.images[start : start + _BATCH_IMAGES])
+                codes.append(self._codes(x.float()))
+                logits.append(readout.logits(x))
+                size += x.nbytes
+                self._kept = [*self._kept, x] if self._kept is not None and size <= _KEPT else None
+                meter.update(len(x))
+        self.codes: csc_array = csr_array(vstack(codes, format="csr")).tocsc()
+        """`[n_images * n_rows, d_sae]`, by feature."""
+        self.before: Float[Tensor, "n n_classes"] = torch.cat(logits)
+        """Logits of the unedited images."""
+        self._all = torch.cat(self._kept) if self._kept else None
+
+    def _codes(self, x: Float[Tensor, "b n_tokens d"]) -> csr_array:
+        flat = x[:, self.readout.n_prefix :].mean(1) if self.mean else x[:, self.edited].flatten(0, 1)
+        clamp = self.readout.checkpoint.read.clamp
+        codes = self.readout.checkpoint.codes(flat if clamp is None else flat.clamp(-clamp, clamp))
+        parts = tuple(part.cpu().numpy() for part in (codes.value.float(), codes.feature, codes.offsets))
+        made = csr_array(parts, shape=(len(flat), codes.d_sae))
+        made.eliminate_zeros()
+        return made
+
+    @property
+    def right(self) -> Bool[np.ndarray, " n"]:
+        """Which images the probe tells right, unedited."""
+        return np.asarray(self.before.argmax(1).numpy() == self.labels)
+
+    @property
+    def frequency(self) -> Float[np.ndarray, " d_sae"]:
+        """Share of tokens that fire each feature."""
+        return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
+
+    def pooled(self) -> csr_array:
+        """Mean activation of every feature over each image's edited tokens, `[n_images, d_sae]`."""
+        n = len(self.images)
+        rows = np.arange(n * self.n_rows)
+        sums = csr_array((np.full(len(rows), 1 / self.n_rows, np.float32), (rows // self.n_rows, rows)), shape=(n, len(rows)))
+        return csr_array(sums @ self.codes)
+
+    def effect(self) -> Float[np.ndarray, "d_sae n_classes"]:
+        """How one unit of a feature's pooled activation moves the logits, where the probe reads the SAE's site."""
+        share = self._share * self.n_rows
+        return np.asarray((share * (self.directions @ self.readout.probe.weight.cpu().T)).numpy())
+
+    def scaled(self, features: Sequence[int], factor: float) -> Change:
+        """Every activation f of these features becomes `factor` f: 0 ablates, a negative one writes in the opposite.
+
+        Only tokens that fire one of them change, so that where to act need not be said.
+        """
+        some = csr_array(self.codes[:, list(features)])
+        row = np.flatnonzero(np.diff(some.indptr))
+        f = torch.from_numpy(some[row].toarray().astype(np.float32))
+        return Change(row, (factor - 1) * (f @ self.directions[list(features)]))
+
+    def wrong(self, change: Change) -> Bool[np.ndarray, " n"]:
+        """Images that were told right and no longer are."""
+        place, logits = self.after(change)
+        lost = np.zeros(len(self.images), bool)
+        lost[place] = self.right[place] & (logits.argmax(1).numpy() != self.labels[place])
+        return lost
+
+    @torch.no_grad()
+    def after(self, change: Change) -> tuple[Int[np.ndarray, " m"], Float[Tensor, "m n_classes"]]:
+        """Places of the images that change, and their logits."""
+        place, owner = np.unique(change.row // self.n_rows, return_inverse=True)
+        if self.readout.linear:
+            moved = torch.zeros(len(place), change.delta.shape[1]).index_add_(0, torch.from_numpy(owner), change.delta) * self._share
+            return place, self.before[place] + moved @ self.readout.probe.weight.cpu().T
+        bounds, out = np.searchsorted(owner, np.arange(len(place) + 1)), [self.before[:0]]
+        for start in range(0, len(place), _BATCH_IMAGES):
+            mine = place[start : start + _BATCH_IMAGES]
+            x = self._all[mine].float() if self._all is not None else self.readout.tokens(self.images[mine]).float()
+            for i in range(len(mine)):
+                a, b = bounds[start + i], bounds[start + i + 1]
+                if self.mean:
+                    x[i, self.readout.n_prefix :] += change.delta[a]
+                else:
+                    x[i, [self.edited[slot] for slot in change.row[a:b] % self.n_rows]] += change.delta[a:b]
+            out.append(self.readout.logits(x))
+        return place, torch.cat(out)
+
+
+def along(change: Change, direction: Float[Tensor, " d_model"]) -> Change:
+    """A change of the same length on the same tokens, all in one other direction."""
+    return Change(change.row, change.delta.norm(dim=1, keepdim=True) * (direction / direction.norm()))

@@ -1,0 +1,194 @@
+"""The control experiment: suppress the features proposed for a class, and see what becomes of its images and of all others.
+
+For every class:
+  * how many features, and how strongly, is chosen on training images: with the first strength that allows it, the smallest set that
+    flips at least `target` of the class's right images and costs the others at most `harm` of theirs; where none does, the set with
+    the largest flips - cost;
+  * suppressing scales an activation, f' = strength x f with strength 0 (ablation) or below, wherever the feature fires, so that
+    nobody has to say where the object is, and the SAE's error stays;
+  * what is reported is of validation images: `flipped`, the share of the class's right images that are told as something else, and
+    `others_lost`, the share of all other right images that are; and of the class that loses most.
+Beside it the same with random features of the same frequency, and with the same lengths along a random direction on the same
+tokens, averaged over several draws. Intervals of shares are 95 % after Wilson, those of differences by drawing images again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from saev_core.progress import Track, silent
+from saev_tasks.classification.bench import Bench, along
+from saev_tasks.classification.train import wilson
+
+NEAREST = 20
+"""Features nearest in frequency among which a random one is drawn."""
+FLIPPED, LOST = 0.8, 0.05
+"""What counts as control: so much of the class flipped at least, so much of the others lost at most."""
+N_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is suppressed for a class, chosen on training images, with what it did there."""
+
+    features: list[int]
+    strength: float
+    flipped: float
+    others_lost: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What suppressing did on validation images. Intervals are `(low, high)`."""
+
+    flipped: float
+    flipped_interval: tuple[float, float]
+    others_lost: float
+    others_lost_interval: tuple[float, float]
+    worst_lost: float
+    worst_class: str
+
+    @classmethod
+    def of(cls, bench: Bench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
+        """
+        Args:
+            lost: of each image whether it was lost, or in what share of several draws.
+        """
+        right, mine = bench.right, bench.labels == c
+        n_mine, n_others = int((right & mine).sum()), int((right & ~mine).sum())
+        gone, others = float(lost[mine].sum()), float(lost[~mine].sum())
+        n_each = np.bincount(bench.labels[right], minlength=len(names))
+        each = np.bincount(bench.labels, lost, minlength=len(names)) / np.maximum(n_each, 1)
+        each[c] = -1
+        worst = int(each.argmax())
+        # Of several draws the share is a mean over them, the images are no more: counted once, the interval is rather too wide.
+        return cls(
+            gone / max(n_mine, 1),
+            wilson(gone, n_mine),
+            others / max(n_others, 1),
+            wilson(others, n_others),
+            float(each[worst]),
+            names[worst],
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of the table."""
+
+    name: str
+    number: int
+    n_right: int
+    """Validation images of the class that were told right before."""
+    choice: Choice
+    suppressed: Outcome
+    random_features: Outcome
+    random_direction: Outcome
+    over_features: tuple[float, float]
+    """Interval of how much more is flipped than by random features, image by image."""
+    over_direction: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"passes": self.passes}
+
+    @property
+    def passes(self) -> bool:
+        """At least 80 % of the class flipped, other classes lose at most 5 %."""
+        return self.suppressed.flipped >= FLIPPED and self.suppressed.others_lost <= LOST
+
+
+def choose(
+    bench: Bench, c: int, features: Sequence[int], *, sizes: Sequence[int], strengths: Sequence[float], target: float, harm: float
+) -> Choice:
+    """How many of the proposed features, and how strongly, by what it does to training images."""
+    right, mine = bench.right, bench.labels == c
+    n_mine, n_others = max(1, int((right & mine).sum())), max(1, int((right & ~mine).sum()))
+    tried: list[Choice] = []
+    for strength in strengths:
+        for n in sorted({min(size, len(features)) for size in sizes}):
+            lost = bench.wrong(bench.scaled(features[:n], strength))
+            one = Choice(list(features[:n]), float(strength), float(lost[mine].sum() / n_mine), float(lost[~mine].sum() / n_others))
+            if one.flipped >= target and one.others_lost <= harm:
+                return one
+            tried.append(one)
+    return max(tried, key=lambda one: (one.flipped - one.others_lost, -len(one.features), one.strength))
+
+
+def matched(frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState) -> list[int]:
+    """Random features of about the same frequency, one for each of `features`, none of `avoid`."""
+    free = np.setdiff1d(np.flatnonzero(frequency > 0), np.asarray([*features, *avoid], int))
+    out: list[int] = []
+    for f in features:
+        left = np.setdiff1d(free, out)
+        if not len(left):
+            break
+        apart = np.abs(np.log(frequency[left]) - np.log(max(frequency[f], 1e-12)))
+        out.append(int(rng.choice(left[np.argsort(apart, kind="stable")[:NEAREST]])))
+    return out
+
+
+def control(
+    tried: Bench,
+    bench: Bench,
+    proposed: Mapping[int, Sequence[int]],
+    names: Sequence[str],
+    *,
+    sizes: Sequence[int],
+    strengths: Sequence[float],
+    target: float = 0.9,
+    harm: float = 0.05,
+    draws: int = 5,
+    seed: int = 0,
+    track: Track = silent,
+) -> list[Row]:
+    """The table, one row for each class that has proposed features and right validation images.
+
+    Args:
+        tried: training images, on which it is chosen what to suppress.
+        bench: validation images.
+        proposed: class -> its features, best first.
+        draws: random feature sets, and random directions, that are averaged.
+    """
+    rows, frequency, right = [], tried.frequency, bench.right
+    with track("control", len(proposed), "classes") as meter:
+        for c, features in proposed.items():
+            meter.update(1)
+            if not features or not (right & (bench.labels == c)).any():
+                continue
+            choice = choose(tried, c, features, sizes=sizes, strengths=strengths, target=target, harm=harm)
+            rng = np.random.RandomState((seed * 1_000_003 + c) % 2**32)
+            change = bench.scaled(choice.features, choice.strength)
+            lost = bench.wrong(change).astype(float)
+            sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
+            by_features = np.mean([bench.wrong(bench.scaled(some, choice.strength)) for some in sets], 0)
+            axes = [torch.from_numpy(rng.standard_normal(bench.directions.shape[1]).astype(np.float32)) for _ in range(draws)]
+            by_direction = np.mean([bench.wrong(along(change, axis)) for axis in axes], 0)
+            mine = right & (bench.labels == c)
+            rows.append(
+                Row(
+                    name=names[c],
+                    number=c,
+                    n_right=int(mine.sum()),
+                    choice=choice,
+                    suppressed=Outcome.of(bench, c, lost, names),
+                    random_features=Outcome.of(bench, c, by_features, names),
+                    random_direction=Outcome.of(bench, c, by_direction, names),
+                    over_features=_apart((lost - by_features)[mine], seed),
+                    over_direction=_apart((lost - by_direction)[mine], seed),
+                )
+            )
+    return rows
+
+
+def _apart(difference: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
+    """Of the mean, by bootstrap over images, percentile method."""
+    rng = np.random.RandomState(seed % 2**32)
+    means = difference[rng.randint(0, len(difference), (N_RESAMPLES, len(difference)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

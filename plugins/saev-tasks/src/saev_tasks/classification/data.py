@@ -1,0 +1,126 @@
+"""Which images a classification probe is trained and validated on, and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from saev_core.errors import ProbeError
+from saev_core.probe import Probe, split
+from saev_core.run import Run
+from saev_core.store import ActivationStore
+from saev_core.task import TaskContext
+from saev_core.types import Site
+from saev_tasks.classification.pooling import Pool, parse_tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled images of a store: the training part, or the validation part."""
+
+    store: ActivationStore
+    images: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+
+    def some(self, n: int, seed: int) -> Part:
+        """At most `n` of them at random, 0: all; ascending."""
+        if not n or n >= len(self.images):
+            return self
+        keep = np.sort(np.random.RandomState(seed % 2**32).permutation(len(self.images))[:n])
+        return Part(self.store, self.images[keep], self.labels[keep])
+
+    @property
+    def targets(self) -> torch.Tensor:
+        return torch.from_numpy(self.labels.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The classes of a run's images, and who is trained and validated on."""
+
+    classes: list[str]
+    train: Part
+    val: Part
+    cx: TaskContext
+    """Of the validation images: another run's where one was named."""
+
+    @classmethod
+    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> Data:
+        """As a training configuration or a probe's card says: `val_share`, `seed`, `val`, `val_dataset`.
+
+        Raises:
+            ProbeError: no image has a label, a label is outside the classes, or all images are of one class; or the
+                run to validate on has other classes.
+        """
+        store = cx.store()
+        names = cx.dataset().classes
+        labels = labels_of(store, site, names)
+        classes = list(names) if names is not None else [str(i) for i in range(int(labels.max()) + 1)]
+        if len(seen := np.unique(labels[labels >= 0])) < 2:
+            raise ProbeError(
+                f"a probe tells classes apart, and all images of {store.url} are of one ({classes[int(seen[0])]}); record others."
+            )
+        if told.get("val"):
+            other = TaskContext(Run.open(told["val"]), cx.name, device=str(cx.device), dataset=told.get("val_dataset", ""))
+            if (theirs := list(other.dataset().classes or ())) != classes:
+                raise ProbeError(
+                    f"{told['val']} has {len(theirs)} classes, other than the {len(classes)} of {cx.run.path}; "
+                    "validate on the same data set's other split."
+                )
+            val_labels = labels_of(other.store(), site, theirs)
+            val = np.flatnonzero(val_labels >= 0)
+            here = np.flatnonzero(labels >= 0)
+            return cls(classes, Part(store, here, labels[here]), Part(other.store(), val, val_labels[val]), other)
+        train, val = split(labels, told["val_share"], told["seed"])
+        return cls(classes, Part(store, train, labels[train]), Part(store, val, labels[val]), cx)
+
+
+def labels_of(store: ActivationStore, site: Site, classes: Any) -> Int[np.ndarray, " n_images"]:
+    """The class of each image that is recorded at a site, -1 of others.
+
+    Raises:
+        ProbeError: none has a label, or one is outside the classes.
+    """
+    labels = np.where(store.done(site) == 1, store.labels, -1)
+    if not (labels >= 0).any():
+        raise ProbeError(
+            f"no image of {store.url} has a label; classification needs a data set with labels, such as image-folder with a folder a class."
+        )
+    if classes is not None and (label := int(labels.max())) >= len(classes):
+        raise ProbeError(
+            f"{store.url}: image {int(labels.argmax())} has label {label}, outside the {len(classes)} classes of the data set; "
+            "correct the labels, or record again."
+        )
+    return np.asarray(labels)
+
+
+def load_probe(cx: TaskContext) -> tuple[Probe, Pool, Data]:
+    """The trained probe of a run, checked against what it is to read, what it reads of an image, and its images.
+
+    Raises:
+        ProbeError: none is trained, or it is of another model, width, site or list of classes.
+    """
+    folder = cx.folder("probe")
+    if not folder.exists():
+        raise ProbeError(f"{cx.run.path} has no classification probe; train one with saev task {cx.name} train {cx.run.path}.")
+    probe = Probe.load(folder)
+    try:
+        pool = parse_tokens(probe.tokens)
+    except ValueError:
+        raise ProbeError(
+            f"{folder} reads {probe.tokens}, not whole images; train one with saev task {cx.name} train {cx.run.path}."
+        ) from None
+    if "val_share" not in probe.card:
+        raise ProbeError(f"{folder} does not say what it was trained on; train one with saev task {cx.name} train {cx.run.path}.")
+    site, store = Site.parse(probe.site), cx.store()
+    if site not in store.sites:
+        raise ProbeError(f"the probe reads {site}, the store holds {', '.join(map(str, store.sites))}; train a probe on this store.")
+    probe.check(store, site=str(site))
+    data = Data.of(cx, site, probe.card)
+    probe.check(data.val.store, classes=data.classes)
+    return probe, pool.check(store), data

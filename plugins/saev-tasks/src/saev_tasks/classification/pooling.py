@@ -1,0 +1,103 @@
+"""What of an image's tokens a probe of whole images reads."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saev_core.config import ReadConfig
+from saev_core.errors import StoreError
+from saev_core.progress import Track, silent
+from saev_core.source import ordered
+from saev_core.store import ActivationStore
+from saev_core.types import Site
+
+IN_MEMORY = 2**30
+"""Bytes of image vectors up to which they stay in memory; more are laid aside on disk."""
+_BATCH_IMAGES = 64
+
+
+class Pool(NamedTuple):
+    """One vector from an image's tokens."""
+
+    kind: Literal["cls", "mean", "token"]
+    patch: int = 0
+    """Of `token`: which."""
+
+    def __call__(self, tokens: Float[Tensor, "b n_tokens d"], n_prefix: int) -> Float[Tensor, "b d"]:
+        """Of tokens, prefix tokens first."""
+        match self.kind:
+            case "cls":
+                return tokens[:, 0]
+            case "mean":
+                return tokens[:, n_prefix:].mean(1)
+            case "token":
+                return tokens[:, n_prefix + self.patch]
+
+    def reads(self, n_tokens: int, n_prefix: int) -> list[int]:
+        """Numbers of the tokens that it is the mean of, prefix tokens first."""
+        return {"cls": [0], "mean": list(range(n_prefix, n_tokens)), "token": [n_prefix + self.patch]}[self.kind]
+
+    def check(self, store: ActivationStore) -> Pool:
+        """Refuse a store that lacks the token.
+
+        Raises:
+            StoreError: there is no CLS token, or no such patch.
+        """
+        if self.kind == "cls" and not store.meta.n_prefix:
+            raise StoreError(f"{store.url}: {store.meta.model.get('name')} has no CLS token; use --tokens mean.")
+        if self.kind == "token" and self.patch >= store.grid.n_patches:
+            raise StoreError(f"--tokens token:{self.patch}: there are patches 0 to {store.grid.n_patches - 1}.")
+        return self
+
+    def __str__(self) -> str:
+        return f"token:{self.patch}" if self.kind == "token" else self.kind
+
+
+def parse_tokens(text: str) -> Pool:
+    """The pool that prints as `text`: `cls`, `mean` or `token:N`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if text in ("cls", "mean"):
+        return Pool(text)  # type: ignore[arg-type]
+    if match := re.fullmatch(r"token:(\d+)", text):
+        return Pool("token", int(match[1]))
+    raise ValueError(f"{text!r} is not cls, mean or token:N")
+
+
+def image_vectors(
+    store: ActivationStore, site: Site, pool: Pool, images: Int[np.ndarray, " n"], aside: Path | None = None, track: Track = silent
+) -> Float[Tensor, "n d_model"]:
+    """One raw float32 vector of each image, in that order; where they are many, memory mapped from a file in `aside`.
+
+    Raises:
+        StoreError: the site is not recorded, a chunk is damaged, or a vector is not finite.
+    """
+    shape = (len(images), store.meta.d_model)
+    if aside is not None and 4 * shape[0] * shape[1] > IN_MEMORY:
+        with tempfile.NamedTemporaryFile(dir=aside, suffix=".npy", delete=False) as file:
+            out = torch.from_numpy(np.lib.format.open_memmap(file.name, "w+", np.float32, shape))
+    else:
+        out = torch.empty(shape)
+    read = ReadConfig(layer=site.layer, stream=site.stream, tokens="patches" if pool.kind == "token" else pool.kind)
+    at = 0
+    with track("read", len(images), "images") as meter:
+        for numbers, x in ordered(store, read, images, _BATCH_IMAGES):
+            vectors = x[:, pool.patch if pool.kind == "token" else 0]
+            if not torch.isfinite(vectors).all():
+                bad = numbers[~torch.isfinite(vectors).all(1).numpy()][0]
+                raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+            out[at : at + len(numbers)] = vectors
+            at += len(numbers)
+            meter.update(len(numbers))
+    assert at == len(images), "an image that was not recorded was asked for"
+    return out

@@ -1,0 +1,83 @@
+"""How what a classification verb found is kept and shown: `results/classification.json`, rows of tables and CSVs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.task import TaskContext, plain
+from saev_tasks.classification.control import Row
+from saev_tasks.classification.data import Part
+from saev_tasks.classification.train import Candidate
+
+CONTROL = ("class", "features", "strength", "flipped", "95 %", "others lose", "95 %", "worst", "random", "lose", "direction", "lose")
+"""Header of the control experiment's table; shares in %, of both baselines what is flipped and what others lose."""
+
+
+def keep(cx: TaskContext, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Written beside what the other verbs found, under the verb's name."""
+    answer = plain(found)
+    assert isinstance(answer, dict)
+    cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: answer})
+    return answer
+
+
+def per_class(one: Candidate, x: Float[Tensor, "n d"], part: Part, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Accuracy of each class: `{class, n, accuracy}`; None where it has no image."""
+    said = (x.float() @ one.weight.T + one.bias).argmax(1).numpy()
+    n = np.bincount(part.labels, minlength=len(names))
+    hits = np.bincount(part.labels[said == part.labels], minlength=len(names))
+    return [{"class": name, "n": int(n[c]), "accuracy": float(hits[c] / n[c]) if n[c] else None} for c, name in enumerate(names)]
+
+
+def setting(row: Mapping[str, Any]) -> str:
+    """A point of the sweep, for a person."""
+    return f"C {row['c']:g}" if row["solver"] == "logistic" else f"lr {row['lr']:g}, weight decay {row['weight_decay']:g}"
+
+
+def ranked(rows: Sequence[Mapping[str, Any]], n: int = 8) -> list[list[str]]:
+    """The chosen point and the next best, as cells."""
+    order = sorted(rows, key=lambda row: (not row["best"], -row["tune_accuracy"], row["tune_loss"]))[:n]
+    return [[row["solver"], setting(row), *(f"{row[f'{part}_accuracy']:.4f}" for part in ("train", "tune", "val"))] for row in order]
+
+
+def fires(one: Mapping[str, Any]) -> str:
+    """A proposed feature, and on what share of the class's and of other images it fires."""
+    return f"{one['feature']} ({one['share']:.2f}/{one['share_others']:.2f})"
+
+
+def edits(edit: Mapping[int, float], mode: str, most: int = 4) -> str:
+    """What is edited, for a title: `scale 302=0, 17=0 and 3 more`."""
+    pairs = [f"{feature}" if mode == "ablate" else f"{feature}={strength:g}" for feature, strength in edit.items()]
+    return f"{mode} {', '.join(pairs[:most])}" + (f" and {len(pairs) - most} more" if len(pairs) > most else "")
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """A row of the control experiment for a CSV."""
+    choice = row.choice
+    out: dict[str, Any] = {"class": row.name, "n_right": row.n_right, "features": " ".join(map(str, choice.features))}
+    out |= {"strength": choice.strength, "train_flipped": choice.flipped, "train_others_lost": choice.others_lost}
+    for name in ("suppressed", "random_features", "random_direction"):
+        out |= {f"{name}_{key}": value for key, value in asdict(getattr(row, name)).items()}
+    out |= {"over_features": row.over_features, "over_direction": row.over_direction, "passes": row.passes}
+    spread: dict[str, Any] = {}
+    for key, value in out.items():
+        spread |= {f"{key}_low": value[0], f"{key}_high": value[1]} if isinstance(value, tuple) else {key: value}
+    return spread
+
+
+def told(row: Row) -> list[str]:
+    """A row of the control experiment for a person; see `CONTROL`."""
+    one, features, direction = row.suppressed, row.random_features, row.random_direction
+
+    def ends(two: tuple[float, float]) -> str:
+        return f"{100 * two[0]:.0f}-{100 * two[1]:.0f}"
+
+    shares = [f"{100 * one.flipped:.1f}", ends(one.flipped_interval), f"{100 * one.others_lost:.1f}", ends(one.others_lost_interval)]
+    beside = [f"{100 * value:.1f}" for each in (features, direction) for value in (each.flipped, each.others_lost)]
+    return [row.name, str(len(row.choice.features)), f"{row.choice.strength:g}", *shares, f"{100 * one.worst_lost:.1f}", *beside]

@@ -1,0 +1,115 @@
+"""Linear classifiers of whole images: AdamW over a sweep in one pass, and scikit-learn's logistic regression."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saev_core.probe import Point, Scaling, fit_probes, shuffled
+from saev_core.progress import Track, silent
+
+NEVER = -1e4
+"""Bias of a class that no training image shows."""
+_AT_ONCE = 2**24
+"""Logits at once."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trained classifier of raw vectors."""
+
+    solver: str
+    weight: Float[Tensor, "n_classes d"]
+    bias: Float[Tensor, " n_classes"]
+    lr: float | None = None
+    weight_decay: float | None = None
+    c: float | None = None
+    converged: bool | None = None
+
+
+def by_adamw(
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    n_classes: int,
+    points: Sequence[Point],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    scaling: Scaling,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> list[Candidate]:
+    """One candidate for each point, all trained in one pass."""
+    with track("train", epochs, "epochs") as meter:
+        fitted = fit_probes(
+            shuffled(x, y, batch_size, seed), x.shape[1], n_classes, points, epochs=epochs, scaling=scaling, device=device,
+            after_epoch=lambda epoch: meter.update(1),
+        )  # fmt: skip
+    return [Candidate("adamw", one.weight.cpu(), one.bias.cpu(), one.point.lr, one.point.weight_decay) for one in fitted]
+
+
+def by_logistic(
+    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], n_classes: int, cs: Sequence[float], *, scaling: Scaling, track: Track = silent
+) -> list[Candidate]:
+    """One candidate for each C, by scikit-learn's L-BFGS on the same scaled vectors.
+
+    Source: Pedregosa et al. 2011, Scikit-learn. https://jmlr.org/papers/v12/pedregosa11a.html
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    scaled = ((x - scaling.mean) * scaling.scale).float().numpy()
+    found = []
+    with track("logistic regression", len(cs), "points") as meter:
+        for c in cs:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", ConvergenceWarning)
+                model = LogisticRegression(C=c, max_iter=1000).fit(scaled, y.numpy())
+            rows, biases = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
+            if len(rows) == 1:  # of two classes it gives the difference alone
+                rows, biases = torch.cat([-rows / 2, rows / 2]), torch.cat([-biases / 2, biases / 2])
+            weight, bias = torch.zeros(n_classes, x.shape[1], dtype=torch.float64), torch.full((n_classes,), NEVER, dtype=torch.float64)
+            seen = torch.from_numpy(model.classes_).long()
+            weight[seen], bias[seen] = rows, biases
+            weight, bias = scaling.fold(weight, bias)
+            converged = not any(issubclass(each.category, ConvergenceWarning) for each in said)
+            found.append(Candidate("logistic", weight.float(), bias.float(), c=c, converged=converged))
+            meter.update(1)
+    return found
+
+
+def judge(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> list[tuple[float, float]]:
+    """Accuracy and mean cross-entropy of every candidate, on raw vectors."""
+    weight, bias = torch.stack([one.weight for one in found]), torch.stack([one.bias for one in found])
+    right, loss = torch.zeros(len(found), dtype=torch.float64), torch.zeros(len(found), dtype=torch.float64)
+    step = max(1, _AT_ONCE // bias.numel())
+    for start in range(0, len(x), step):
+        logits = (x[start : start + step].float() @ weight.flatten(0, 1).T + bias.flatten()).view(-1, *bias.shape)  # [b, p, c]
+        mine = y[start : start + step]
+        right += (logits.argmax(-1) == mine[:, None]).sum(0)
+        loss -= logits.log_softmax(-1).gather(-1, mine[:, None, None].expand(-1, len(found), 1)).squeeze(-1).double().sum(0)
+    return [(float(a), float(b)) for a, b in zip(right / len(x), loss / len(x), strict=True)]
+
+
+def best_of(judged: Sequence[tuple[float, float]]) -> int:
+    """The candidate of the highest accuracy; where it is equal, of the lowest loss; the first of equals."""
+    return min(range(len(judged)), key=lambda i: (-judged[i][0], judged[i][1] if np.isfinite(judged[i][1]) else np.inf, i))
+
+
+def wilson(hits: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """A 95 % confidence interval of a share; (0, 1) of nothing.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference. https://doi.org/10.2307/2276774
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    p = hits / n
+    middle, reach = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, float((middle - reach) / (1 + z * z / n))), min(1.0, float((middle + reach) / (1 + z * z / n)))
