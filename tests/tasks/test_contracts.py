@@ -7,10 +7,22 @@ from typing import ClassVar
 import pytest
 
 from saev_core.testing import TaskContract
+from saev_tasks.classification.task import Classification
 from saev_tasks.fidelity import Fidelity
 from saev_tasks.probe1d.task import Probe1D
 from saev_tasks.semprobe import SemProbe
 from saev_tasks.semseg.task import SemSeg
+
+
+@pytest.mark.slow
+class TestClassification(TaskContract):
+    task = Classification
+    without_sae = frozenset({"train"})
+    options: ClassVar = {
+        "train": {"lr": [0.01], "weight_decay": [1e-3], "epochs": 3},
+        "manipulate": {"image": 3, "edit": {5: 0.0}},
+        "control": {"sizes": [1, 2], "strengths": [0.0], "draws": 2, "n_train": 20},
+    }
 
 
 @pytest.mark.slow

@@ -87,7 +87,6 @@ def config_page() -> str:
 def tasks_page() -> str:
     """Every verb of the tasks of this repository, with its options."""
     from saev_core.cli.tasks import load, typed_as
-    from saev_core.errors import PluginError
     from saev_core.plugins import OUR_DISTS, installed
 
     lines = [
@@ -98,10 +97,7 @@ def tasks_page() -> str:
     for plugin in installed("task"):
         if plugin.dist not in OUR_DISTS:
             continue
-        try:
-            task = load(plugin)
-        except PluginError:
-            continue
+        task = load(plugin)
         lines.append(f"\n## `{plugin.name}`\n\nFrom `{plugin.dist}`. {inspect.getdoc(task)}")
         for verb in task.verbs().values():
             lines.append(f"\n### `saev task {plugin.name} {verb.name} RUN`\n\n{verb.help}\n")
