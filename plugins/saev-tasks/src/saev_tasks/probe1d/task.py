@@ -41,8 +41,9 @@ class FitConfig(Config):
     """Coverage is the share of classes that have a feature with at least this average precision."""
     sparse: tuple[int, ...] = (1, 5, 20)
     """Numbers of features of the sparse probes; none: do not fit any."""
-    select: Literal["difference", "r"] = "difference"
-    """What their features are chosen by on training units: difference of means over the standard deviation, or R."""
+    select: Literal["r", "difference"] = "r"
+    """What their features are chosen by on training units: R, or the difference of means over the standard deviation. On `shapes` R
+    brought the mean AUROC of one feature from .954 to .996, and was level with the difference at 5 and 20."""
     dense_units: int = Field(default=100_000, ge=0)
     """Units of each side, drawn at random, that the dense probe on raw activations uses at most; 0: no dense probe."""
     atoms: int = Field(default=128, ge=2)
