@@ -3,7 +3,7 @@
 For every class:
   * how many features, and how strongly, is chosen on training images: of the smallest sets that flip at least `target` of the class's
     right patches and cost the other classes at most `harm`, the one that costs least; where none does, the largest flips - cost;
-  * suppressing scales an activation, f' = strength x f with strength 0 (ablation) or below, wherever the feature fires, so that
+  * suppressing scales an activation, f' = strength x f with a strength below 1 (0 ablates), wherever the feature fires, so that
     nobody has to say where the class is, and the SAE's error stays;
   * what is reported is of validation images, pixel by pixel: `flipped`, the share of the class's right pixels that are told as
     something else; `others_lost`, the same share of every other class, averaged over the classes, so that a background of many
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from saev_core.progress import Track, silent
 from saev_tasks.semseg.bench import Bench, Change, along
-from saev_tasks.semseg.scores import Counts, by_image, interval, ious, predict, ratio
+from saev_tasks.semseg.scores import Counts, by_image, interval, ious, nanmean, predict, ratio
 from saev_tasks.vectors import Classes
 
 NEAREST = 20
@@ -109,7 +109,7 @@ def choose(
             gone = right[row] & (after != before[row])
             lost = ratio(np.bincount(truth[row][gone], minlength=len(classes)), n_right)
             others = np.delete(lost, c)
-            tried.append(Choice(list(features[:n]), float(strength), float(np.nan_to_num(lost[c])), float(np.nanmean(others))))
+            tried.append(Choice(list(features[:n]), float(strength), float(np.nan_to_num(lost[c])), float(nanmean(others))))
     good = [one for one in tried if one.flipped >= target and one.others_lost <= harm]
     if good:
         return min(good, key=lambda one: (len(one.features), one.others_lost))
@@ -175,10 +175,7 @@ def _shares(c: int, others: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]
     def of(sums: np.ndarray) -> np.ndarray:
         lost, right = np.split(sums, 2, axis=-1)
         share = ratio(lost, right)
-        rest = share[..., list(others)]
-        there = np.isfinite(rest)
-        mean = np.where(there, rest, 0).sum(-1) / np.maximum(there.sum(-1), 1)
-        return np.stack([share[..., c], mean], -1)
+        return np.stack([share[..., c], nanmean(share[..., list(others)])], -1)
 
     return of
 

@@ -106,8 +106,8 @@ class ControlConfig(Config):
     """How features are proposed; see propose."""
     sizes: tuple[int, ...] = Field(default=(1, 2, 3, 5, 8, 12, 20), min_length=1)
     """Numbers of features that are tried."""
-    strengths: tuple[float, ...] = Field(default=(0.0, -1.0, -2.0, -4.0), min_length=1)
-    """Factors that are tried: f' = factor x f; 0 ablates, a negative one writes in the opposite."""
+    strengths: tuple[float, ...] = Field(default=(0.5, 0.25, 0.0, -1.0, -2.0, -4.0), min_length=1)
+    """Factors that are tried: f' = factor x f; below 1 weakens, 0 ablates, a negative one writes in the opposite."""
     target: float = Field(default=0.9, gt=0, le=1)
     """Share of the class's right patches of training images that is to flip."""
     harm: float = Field(default=0.05, ge=0, le=1)

@@ -98,7 +98,7 @@ class Counts:
         def of(sums: np.ndarray) -> np.ndarray:
             hit, truth, predicted = np.split(sums, 3, axis=-1)
             iou, found = ratio(hit, truth + predicted - hit), ratio(hit, truth)
-            return np.stack([_nanmean(iou), hit.sum(-1) / np.maximum(truth.sum(-1), 1), _nanmean(found)], -1)
+            return np.stack([nanmean(iou), hit.sum(-1) / np.maximum(truth.sum(-1), 1), nanmean(found)], -1)
 
         low, high = interval(stacked, of, seed)
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("miou", "accuracy", "mean_accuracy"))}
@@ -124,7 +124,8 @@ def ratio(above: np.ndarray | float, below: np.ndarray | float) -> np.ndarray:
     return np.asarray(np.divide(above, below, out=empty, where=below > 0))
 
 
-def _nanmean(values: np.ndarray) -> np.ndarray:
+def nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is finite; 0 where nothing is."""
     there = np.isfinite(values)
     return np.asarray(np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1))
 
