@@ -454,6 +454,18 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
         assert line in capsys.readouterr().err
 
 
+def test_a_class_without_positive_examples_is_left_out_and_told(run: Run) -> None:
+    said: list[str] = []
+    cx = TaskContext(run, "semseg", device="cpu", say=said.append)
+    found = SemSeg().call(cx, "propose", ProposeConfig(n_images=1))
+    missing = [name for name in Probe.load(cx.folder("probe")).classes if name not in found["classes"]]
+    assert missing
+    assert any(line.startswith(f"no training patch shows {missing[0]}") for line in said)
+    options = ControlConfig(classes=(missing[0],), n_train=1, n_val=4, draws=1, level="patches")
+    with pytest.raises(DatasetError, match="no class has both proposed features and right pixels"):
+        SemSeg().call(cx, "control", options)
+
+
 def test_a_probe_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
     other = copy_of(run, tmp_path / "run")
     folder = other.path / "tasks" / "semseg" / "probe"
