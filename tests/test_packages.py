@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from commands import ROOT, UV
 
+from saev_core.plugins import GROUPS
+
 PROJECTS = sorted(p.parent for place in ("packages", "plugins") for p in (ROOT / place).glob("*/pyproject.toml"))
 NAMES = [p.name for p in PROJECTS]
 
@@ -50,7 +52,9 @@ def test_a_package_installs_alone_with_what_it_declares(name: str, wheels: Path,
     assert subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout == "0.1.0\n"
     listed = json.loads(subprocess.run([saev, "plugins", "--check", "--json"], capture_output=True, text=True, check=False).stdout)
     mine = [plugin for plugin in listed if plugin["dist"] == name]
-    assert {p["name"] for p in mine} == {n for g in declared(name).get("entry-points", {}).values() for n in g}
+    assert {p["name"] for p in mine} == {
+        n for group, entries in declared(name).get("entry-points", {}).items() if group in GROUPS.values() for n in entries
+    }
     for plugin in mine:
         if not plugin["ok"]:
             assert plugin["name"] in NEEDS_EXTRA, plugin["error"]
