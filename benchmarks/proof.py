@@ -1,0 +1,270 @@
+"""Do features mean what they seem to? The control experiment on drawn scenes whose truth is known, and on real pictures.
+
+    python benchmarks/proof.py run                     # all three experiments; minutes each
+    python benchmarks/proof.py run shapes              # one of them: shapes, fashion, stamps
+    python benchmarks/proof.py run --redo              # with the recordings and SAEs that are there
+    python benchmarks/proof.py table                   # what there is so far, as markdown
+
+Every step is a command of `saev`, as a person would type it. Everything lies in `bench-cache/proof/`: a run folder each, and
+`NAME.json` with the numbers. `fashion` needs Debian's dataset-fashion-mnist, `stamps` its tuxpaint-stamps-default. What came of
+it, and what it means: docs/control.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent.parent / "bench-cache" / "proof"
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+"""Debian's tuxpaint-stamps-default."""
+FEWEST = 30
+"""Stamps that a folder must hold to be a class."""
+STAMP_PX, SIDE_PX = 196, 224
+"""Longer side of a stamp on the sheet, and side of the sheet."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One `saev run`, and the verbs of tasks that follow it."""
+
+    title: str
+    run: Sequence[str]
+    steps: Sequence[tuple[str, str]]
+    """Name of the step, and its command less the run: `semseg control --draws 5`."""
+    aims: Sequence[tuple[str, str, float]] = ()
+    """What is to be reached: a measure's name, its place in the results, its value."""
+
+
+CLASSIFY = [("classification", "classification train"), ("classification control", "classification control")]
+SEGMENT = [("semseg", "semseg train"), ("semseg validate", "semseg validate"), ("semseg control", "semseg control")]
+FIDELITY = [("fidelity", "fidelity measure")]
+EXPERIMENTS = {
+    "shapes": Experiment(
+        "`tiny` on `shapes`",
+        ["--layers", "-2", "-1"],
+        [
+            *CLASSIFY,
+            # Of whole patches, by a probe that was trained to tell them; then of pixels.
+            ("patches", "semseg train --loss patches"),
+            ("patches validate", "semseg validate --examples 0"),
+            ("patches control", "semseg control --level patches"),
+            *SEGMENT,
+            *FIDELITY,
+        ],
+        [
+            ("accuracy", "classification/card/accuracy", 0.95),
+            ("mean IoU of patches", "patches validate/patches/miou", 0.8),
+            ("mean IoU of pixels", "semseg validate/miou", 0.8),
+            ("classes controlled, of images", "classification control/n_pass", 8),
+            ("classes controlled, of pixels", "semseg control/n_pass", 8),
+        ],
+    ),
+    "fashion": Experiment(
+        "`dinov2-focus` on Fashion-MNIST",
+        ["--model", "dinov2-focus", "--set", "model.image_px=112", "--dataset", "fashion-mnist", "--n-images", "2500", "--layers", "-2"],
+        [*CLASSIFY, *FIDELITY],
+    ),
+    "stamps": Experiment(
+        "`dinov2-focus` on stamps",
+        ["--model", "dinov2-focus", "--dataset", f"ade20k:{HERE / 'stamps-pictures'}", "--layers", "-2"],
+        [*CLASSIFY, *SEGMENT, *FIDELITY],
+    ),
+}
+
+
+def draw_stamps(folder: Path) -> dict[str, int]:
+    """The stamps on white sheets, in the layout that `ade20k` reads: scene = class = top folder, mask where they are opaque.
+
+    Returns:
+        How many of each class.
+    """
+    from PIL import Image
+
+    found: dict[str, list[Path]] = {}
+    for file in sorted(STAMPS.rglob("*.png")):
+        found.setdefault(file.relative_to(STAMPS).parts[0], []).append(file)
+    found = {name: files for name, files in sorted(found.items()) if len(files) >= FEWEST}
+    if not found:
+        raise SystemExit(f"{STAMPS} holds no picture: apt install tuxpaint-stamps-default")
+    images, masks = (folder / kind / "training" for kind in ("images", "annotations"))
+    for each in (images, masks):
+        each.mkdir(parents=True, exist_ok=True)
+    scenes = []
+    for number, (name, files) in enumerate(found.items(), 1):
+        for i, file in enumerate(files):
+            stamp = Image.open(file).convert("RGBA")
+            scale = STAMP_PX / max(stamp.size)
+            stamp = stamp.resize([max(1, round(side * scale)) for side in stamp.size], Image.Resampling.LANCZOS)
+            at = ((SIDE_PX - stamp.width) // 2, (SIDE_PX - stamp.height) // 2)
+            sheet = Image.new("RGB", (SIDE_PX, SIDE_PX), "white")
+            sheet.paste(stamp, at, stamp)
+            mask = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+            alpha = np.asarray(stamp.getchannel("A"))
+            mask[at[1] : at[1] + stamp.height, at[0] : at[0] + stamp.width][alpha > 127] = number
+            stem = f"{name}-{i:03}"
+            sheet.save(images / f"{stem}.png")
+            Image.fromarray(mask).save(masks / f"{stem}.png")
+            scenes.append(f"{stem} {name}")
+    (folder / "sceneCategories.txt").write_text("\n".join(scenes) + "\n")
+    lines = ["Idx\tRatio\tTrain\tVal\tName", *(f"{n}\t0\t0\t0\t{name}" for n, name in enumerate(found, 1))]
+    (folder / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    return {name: len(files) for name, files in found.items()}
+
+
+def saev(*words: str | Path) -> dict[str, Any]:
+    """What a command prints with `--json`."""
+    command = [sys.executable, "-m", "saev_core.cli", *map(str, words), "--json"]
+    print("saev", *words, flush=True)
+    start = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"saev {' '.join(map(str, words))} ended with {done.returncode}")
+    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run(name: str, redo: bool = False) -> dict[str, Any]:
+    """One experiment; what is there is not done again, unless `redo`, and then not the recording and the SAE."""
+    one, path, kept = EXPERIMENTS[name], HERE / name, HERE / f"{name}.json"
+    HERE.mkdir(parents=True, exist_ok=True)
+    if name == "stamps" and not (HERE / "stamps-pictures").is_dir():
+        print(draw_stamps(HERE / "stamps-pictures"))
+    saev("run", *one.run, "--out", path)
+    found: dict[str, Any] = {} if redo or not kept.exists() else json.loads(kept.read_text())
+    for step, command in one.steps:
+        if step not in found:
+            task, verb, *flags = command.split()
+            found[step] = saev("task", task, verb, path, *flags)
+            kept.write_text(json.dumps(found, indent=1))
+    return found
+
+
+# What is told of it.
+
+
+def percent(value: float | None, bounds: Sequence[float] = ()) -> str:
+    """`93 (90-95)`, in per cent."""
+    if value is None:
+        return "-"
+    low_high = f" ({100 * bounds[0]:.0f}-{100 * bounds[1]:.0f})" if bounds else ""
+    return f"{100 * value:.1f}{low_high}"
+
+
+def control_table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, float], score: str) -> str:
+    """The control experiment as markdown, one line a class; shares in per cent with 95 % intervals.
+
+    Args:
+        before: each class's score before anything was changed, called `score`.
+    """
+    head = [
+        "class",
+        score,
+        "features",
+        "f' / f",
+        "flipped",
+        "others lose",
+        "most loses",
+        "random features",
+        "random direction",
+        "controlled",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        did, few, along = (row[key] for key in ("suppressed", "random_features", "random_direction"))
+        lines.append(
+            [
+                row["name"],
+                f"{before[row['name']]:.2f}",
+                str(len(row["choice"]["features"])),
+                f"{row['choice']['strength']:g}",
+                percent(did["flipped"], did["flipped_interval"]),
+                percent(did["others_lost"], did["others_lost_interval"]),
+                f"{did['worst_class']} {percent(did['worst_lost'])}",
+                percent(few["flipped"], few["flipped_interval"]),
+                percent(along["flipped"], along["flipped_interval"]),
+                "yes" if row["passes"] else "no",
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(name: str, found: Mapping[str, Any]) -> str:
+    """All tables of one experiment as markdown; of steps that are not done nothing is said."""
+    one, out = EXPERIMENTS[name], [f"## {EXPERIMENTS[name].title}"]
+    if told := found.get("classification"):
+        card = told["card"]
+        bounds = percent(card["accuracy"], card["accuracy_interval"])
+        out.append(f"Classification, {told['tokens']} of {told['site']}: accuracy {bounds} % on {card['n_val']} validation images.")
+    if told := found.get("classification control"):
+        accuracy = {row["class"]: row["accuracy"] for row in found["classification"]["classes"]}
+        out += [control_table(told["rows"], accuracy, "accuracy"), _passes(told)]
+    for kind, level in (("patches", "patches"), ("semseg", "pixels")):
+        told = found.get(f"{kind} validate")
+        if told:
+            shares = {key: percent(told[key], told["intervals"].get(key, ())) for key in ("miou", "accuracy")}
+            out.append(f"Segmentation, trained on {level}: mean IoU {shares['miou']} %, accuracy {shares['accuracy']} % of pixels.")
+            if told["patches"]:
+                out.append(f"Of patches: mean IoU {percent(told['patches']['miou'])} %, accuracy {percent(told['patches']['accuracy'])} %.")
+            for oracle, scores in told["ceiling"].items():
+                out.append(f"An oracle that knows each patch's {oracle}: mean IoU {percent(scores['miou'])} % of pixels.")
+        if told := found.get(f"{kind} control"):
+            out += [
+                control_table(told["rows"], {row["name"]: row["iou"] for row in told["rows"]}, f"IoU of {told['level']}"),
+                _passes(told),
+            ]
+    if told := found.get("fidelity"):
+        out.append(fidelity_table(told))
+    if one.aims:
+        lines = [["asked", "at least", "reached", ""], ["---"] * 4]
+        for what, place, least in one.aims:
+            value: Any = found
+            for key in place.split("/"):
+                value = value.get(key, {}) if isinstance(value, Mapping) else {}
+            if value != {}:
+                lines.append([what, f"{least:g}", f"{value:.3g}", "" if value >= least else "MISSED"])
+        out.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(out)
+
+
+def fidelity_table(told: Mapping[str, Any]) -> str:
+    """What the rest of the model loses to the SAE's reconstruction, as markdown."""
+    lines = [["output", "measure", "original", "SAE", "zero", "mean", "recovered (mean)"], ["---"] * 7]
+    for output, measures in told["outputs"].items():
+        for measure, row in measures.items():
+            values = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("original", "sae", "zero", "mean")]
+            share = row["recovered"]["mean"]
+            lines.append([output, measure, *values, f"{share:.3f}" if share is not None else "-"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _passes(told: Mapping[str, Any]) -> str:
+    n_val, n_train = told["n_val"], told["n_train"]
+    return f"{told['n_pass']} of {told['n_classes']} classes controlled, on {n_val} validation images ({n_train} to choose on)."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("names", nargs="*", choices=EXPERIMENTS, help="experiments; none: all")
+    parser.add_argument("--redo", action="store_true", help="do all steps of tasks again")
+    args = parser.parse_args()
+    for name in args.names or EXPERIMENTS:
+        if args.what == "run":
+            run(name, args.redo)
+        if (HERE / f"{name}.json").exists():
+            print(report(name, json.loads((HERE / f"{name}.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()
