@@ -45,7 +45,7 @@ class TestSemSeg(TaskContract):
         "train": {"lr": [0.03], "weight_decay": [1e-4], "epochs": 3},
         "validate": {"examples": 1},
         "propose": {"n": 3},
-        "manipulate": {"image": 1, "edit": ["3=0"]},
+        "manipulate": {"image": 1, "edit": {3: 0.0}},
         "control": {"sizes": [1, 2], "strengths": [0.0], "draws": 2, "n_train": 20},
     }
 

@@ -333,16 +333,16 @@ def test_manipulating_nothing_changes_nothing_and_suppressing_a_class_takes_its_
     image = next(i for i in range(260) if dataset[i].label == 7)  # the large object is a crescent
     name = "crescent"
     feature = found[name][0]["feature"]
-    still = ask(run, "manipulate", ManipulateConfig(image=image, edit=(f"{feature}=1",)))
+    still = ask(run, "manipulate", ManipulateConfig(image=image, edit={feature: 1}))
     assert still["changed"] == 0
-    told = ask(run, "manipulate", ManipulateConfig(image=image, edit=(f"{feature}=-4",)))
+    told = ask(run, "manipulate", ManipulateConfig(image=image, edit={feature: -4}))
     row = next(row for row in told["classes"] if row["class"] == name)
     assert row["before"] > 300
     assert row["after"] < 0.2 * row["before"]
     assert sum(row["after"] - row["before"] for row in told["classes"]) == 0
     with Image.open(told["figure"]) as picture:
         assert picture.width > 1000
-    part = ask(run, "manipulate", ManipulateConfig(image=image, edit=(f"{feature}=2",), mode="add", where=(0, 1)))
+    part = ask(run, "manipulate", ManipulateConfig(image=image, edit={feature: 2}, mode="add", where=(0, 1)))
     assert 0 <= part["changed"] < 0.1
 
 
@@ -372,7 +372,7 @@ def test_a_probe_after_the_sae_is_controlled_through_the_rest_of_the_model(run: 
     feature = told["rows"][0]["choice"]["features"][0]
     place, logits = bench.after(bench.scaled([feature], 0.0))
     image = int(place[0]) if len(place) else 0
-    still = ask(other, "manipulate", ManipulateConfig(image=image, edit=(f"{feature}=0",)))
+    still = ask(other, "manipulate", ManipulateConfig(image=image, edit={feature: 0}))
     said = predict(logits[:1] if len(place) else bench.before[:1], store.grid, Classes(probe.classes)).numpy()
     for row in still["classes"]:
         assert row["after"] == (said == probe.classes.index(row["class"])).sum()
@@ -435,12 +435,10 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
     fails(UsageError, "--ignore sea: no such class", "train", TrainConfig(ignore=("sea",)))
     fails(UsageError, "--classes sea: no such class", "control", ControlConfig(classes=("sea",)))
     fails(DatasetError, "of 11 1 is left", "train", TrainConfig(ignore=tuple(map(str, range(10)))))
-    fails(UsageError, "--image 260: the store holds images 0 to 259", "manipulate", ManipulateConfig(image=260, edit=("1=0",)))
+    fails(UsageError, "--image 260: the store holds images 0 to 259", "manipulate", ManipulateConfig(image=260, edit={1: 0}))
     fails(UsageError, "--edit names no feature", "manipulate", ManipulateConfig())
-    fails(UsageError, "--edit x=1: write FEATURE=STRENGTH", "manipulate", ManipulateConfig(edit=("x=1",)))
-    fails(SteerError, "feature 384: this SAE has features 0 to 383", "manipulate", ManipulateConfig(edit=("384=0",)))
-    fails(SteerError, "patch 144: there are 144", "manipulate", ManipulateConfig(edit=("1=0",), where=(144,)))
-    fails(SteerError, "not finite|finite", "manipulate", ManipulateConfig(edit=("1=nan",)))
+    fails(SteerError, "feature 384: this SAE has features 0 to 383", "manipulate", ManipulateConfig(edit={384: 0}))
+    fails(SteerError, "patch 144: there are 144", "manipulate", ManipulateConfig(edit={1: 0}, where=(144,)))
     fails(RunError, "no SAE 'none'", "propose", ProposeConfig(sae="none"))
     fails(RunError, "does not exist", "train", TrainConfig(val=str(tmp_path / "nowhere")))
     assert main(["task", "semseg", "manipulate", str(run.path), "--edit", "384=0"]) == 1
@@ -449,6 +447,8 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
         ("train", "--lr=0", "learns nothing"),
         ("control", "--sizes=0", "one feature"),
         ("control", "--strengths=nan", "finite"),
+        ("manipulate", "--edit=1=nan", "finite"),
+        ("manipulate", "--edit=x=1", "edit"),
     ):
         assert main(["task", "semseg", verb, str(run.path), flag]) == 2
         assert line in capsys.readouterr().err

@@ -50,6 +50,12 @@ def shorten(name: str, most: int = 24) -> str:
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
+def edits_title(edit: Mapping[int, float], mode: str, most: int = 4) -> str:
+    """What is edited, for a title: `scale 302=0, 17=0 and 3 more`."""
+    pairs = [f"{feature}" if mode == "ablate" else f"{feature}={strength:g}" for feature, strength in edit.items()]
+    return f"{mode} {', '.join(pairs[:most])}" + (f" and {len(pairs) - most} more" if len(pairs) > most else "")
+
+
 def sweep(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], what: str, label: str, path: Path) -> Path:
     """`hparam-sweeps.png`: accuracy of every point, a map of learning rate by weight decay, and the logistic regression by C.
 

@@ -51,12 +51,6 @@ def fires(one: Mapping[str, Any]) -> str:
     return f"{one['feature']} ({one['share']:.2f}/{one['share_others']:.2f})"
 
 
-def edits(edit: Mapping[int, float], mode: str, most: int = 4) -> str:
-    """What is edited, for a title: `scale 302=0, 17=0 and 3 more`."""
-    pairs = [f"{feature}" if mode == "ablate" else f"{feature}={strength:g}" for feature, strength in edit.items()]
-    return f"{mode} {', '.join(pairs[:most])}" + (f" and {len(pairs) - most} more" if len(pairs) > most else "")
-
-
 def flat(row: Row) -> dict[str, Any]:
     """A row of the control experiment for a CSV."""
     choice = row.choice

@@ -109,7 +109,7 @@ class Classification(Task):
         names, label = probe.classes, int(store.labels[cfg.image])
         truth = names[label] if label >= 0 else ""
         rows = [{"class": names[c], "number": c, "before": float(before[c]), "after": float(after[c])} for c in shown]
-        what = report.edits(cfg.edit, cfg.mode)
+        what = figures.edits_title(cfg.edit, cfg.mode)
         title = f"image {cfg.image}: {what}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
         scale = max(1, _PICTURE_PX // store.grid.height_px)
         picture = cropped(cx.dataset()[cfg.image].image, Box(*store.crops[cfg.image].tolist()), store.grid, scale)

@@ -85,7 +85,7 @@ class ManipulateConfig(Config):
 
     image: int = Field(default=0, ge=0)
     """Number of the image."""
-    edit: tuple[str, ...] = ()
+    edit: dict[int, float] = Field(default_factory=dict)
     """FEATURE=STRENGTH, several after commas: 302=0,1719=0."""
     mode: Literal["add", "set", "scale", "ablate"] = "scale"
     """scale: times STRENGTH (0 suppresses); add, set: STRENGTH in units of the feature's maximum; ablate: to 0."""

@@ -18,6 +18,7 @@ from saev_core.steer import Edit, apply_edits
 from saev_core.store import ActivationStore
 from saev_core.task import Task, TaskContext, plain, verb
 from saev_core.types import Box, Site
+from saev_tasks import figures
 from saev_tasks.semseg import panels, report
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.control import Sight, control
@@ -134,7 +135,7 @@ class SemSeg(Task):
             raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
         checkpoint = cx.checkpoint(cfg.sae)
         peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(checkpoint.sae.d_sae)
-        edits = [Edit.of(checkpoint, peak, feature, strength, cfg.mode, cfg.where or None) for feature, strength in map(_pair, cfg.edit)]
+        edits = [Edit.of(checkpoint, peak, feature, strength, cfg.mode, cfg.where or None) for feature, strength in cfg.edit.items()]
         model = cx.model() if probe.site != checkpoint.site else None
         before, after = (_logits(store, cfg.image, probe, checkpoint, some, model) for some in ([], edits))
         said, now = (predict(logits[None], store.grid, classes)[0].numpy() for logits in (before, after))
@@ -148,7 +149,7 @@ class SemSeg(Task):
              "lost": int(gone[c]), "gained": int(came[c])}
             for c in classes.kept if was[c] or came[c] or shown[c]
         ]  # fmt: skip
-        title = f"image {cfg.image}: {cfg.mode} {', '.join(cfg.edit)}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
+        title = f"image {cfg.image}: {figures.edits_title(cfg.edit, cfg.mode)}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
         picture = panels.cropped(example.image, Box(*store.crops[cfg.image].tolist()), store.grid, max(1, 256 // store.grid.height_px))
         path = panels.before_after(picture, truth, said, now, classes, title, cx.folder(f"manipulate-{cfg.image}.png"))
         cx.table([list(row.values()) for row in rows], list(rows[0]) if rows else ())
@@ -156,7 +157,7 @@ class SemSeg(Task):
         changed = float((said != now).mean())
         return {
             "image": cfg.image,
-            "edits": list(cfg.edit),
+            "edits": cfg.edit,
             "mode": cfg.mode,
             "where": list(cfg.where),
             "changed": changed,
@@ -230,14 +231,6 @@ def _proposed(cx: TaskContext, bench: Bench, part: Part, data: Data, by: str, n:
     if missing := [data.classes.names[c] for c in data.classes.kept if c not in found]:
         cx.say(f"no training patch shows {listed(missing)}: no feature is proposed there")
     return found
-
-
-def _pair(text: str) -> tuple[int, float]:
-    feature, _, strength = text.partition("=")
-    try:
-        return int(feature), float(strength)
-    except ValueError:
-        raise UsageError(f"--edit {text}: write FEATURE=STRENGTH, such as 302=0.") from None
 
 
 def _number(text: str, names: Sequence[str]) -> int:
