@@ -139,7 +139,8 @@ class Classification(Task):
         found = _proposed(cx, bench, data, by, cfg.n)
         classes = {data.classes[c]: [asdict(one) for one in some] for c, some in found.items()}
         cx.table(
-            [[name, *map(report.fires, some[:5])] for name, some in classes.items()], ["class", "features (fires on the class/on others)"]
+            [[name, ", ".join(map(report.fires, some[:5]))] for name, some in classes.items()],
+            ["class", "features (fires on the class/on others)"],
         )
         facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "by": by, "n_images": len(part.images)}
         return report.keep(cx, "propose", {**facts, "classes": classes})
