@@ -17,8 +17,8 @@ from pathlib import Path
 from common import summary
 
 HERE = Path(__file__).parent
-EACH = ("steps", "readers", "store", "record", "features", "options", "start_up", "viewer", "gpu")
-TABLES = ("steps", "readers", "store", "viewer")
+EACH = ("steps", "readers", "store", "record", "features", "options", "start_up", "viewer", "control", "gpu")
+TABLES = ("steps", "readers", "store", "viewer", "control")
 """Those that write a table of what was asked."""
 
 

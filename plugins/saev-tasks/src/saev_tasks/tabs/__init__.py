@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saev_core.hooks import hookimpl
+from saev_tasks.tabs.page import build
 
 if TYPE_CHECKING:
     from saev_core.run import Run
@@ -25,15 +25,10 @@ class ControlTabs:
         """The tabs that make sense on `run`. Opens nothing that is slow: no pictures, no weights."""
         tabs: list[Tab] = []
         if _trained(run, "classification") or _labelled(run):
-            tabs.append(("Classification", partial(_build, "classification")))
+            tabs.append(("Classification", partial(build, "classification")))
         if _trained(run, "semseg") or _masked(run):
-            tabs.append(("Segmentation", partial(_build, "segmentation")))
+            tabs.append(("Segmentation", partial(build, "segmentation")))
         return tabs
-
-
-def _build(name: str, viewer: Any) -> None:
-    """A tab; what it needs is imported only now."""
-    import_module(f"saev_tasks.tabs.{name}").build(viewer)
 
 
 def _trained(run: Run, task: str) -> bool:

@@ -1,7 +1,7 @@
 // Classification: bars of the predicted classes before and after. Where the probe reads the SAE's own site its logits move
 // along a line with every strength, so that the page works them out itself while a slider slides, and the server at its end.
 let before = null, after = null;
-const colour = { before: "#8c8c8c", after: "#009e73", mine: "#cc79a7", other: "#e69f00" };
+const colour = { before: "#8c8c8c", after: "#009e73" };
 const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.0005 ? "0 %" : p < 0.1 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`);
 
 function softmax(logits) {
@@ -95,7 +95,6 @@ async function figure() {
   text("after", 800, 42, { colour: "#555" }); swatch(g, 780, 32, colour.after);
   list.forEach((c, i) => {
     const y = 66 + i * 46;
-    if (c === shown.mine || c === shown.other) swatch(g, 482, y + 8, c === shown.mine ? colour.mine : colour.other);
     text(known.classes[c], 670, y + 20, { align: "right", most: 165 });
     g.fillStyle = colour.before; g.fillRect(680, y, Math.max(1, 360 * before[c]), 14);
     g.fillStyle = colour.after; g.fillRect(680, y + 16, Math.max(1, 360 * after[c]), 14);

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saev_tasks.tabs.desk import Desk, Scene
-from saev_tasks.tabs.pane import Answer, Pane, pack, serve, template
+from saev_tasks.tabs.pane import Answer, Pane, pack
 from saev_tasks.tabs.state import State
 
 
@@ -57,8 +57,3 @@ class Classification(Pane):
         if isinstance(accuracy, int | float):
             told["about"] += f" It is right on {100 * accuracy:.0f} % of held-out pictures."
         return told
-
-
-def build(viewer: Any) -> None:
-    """The tab."""
-    serve(viewer, Classification(viewer), template("classification.html"), "control.js", "figure.js", "classification.js")

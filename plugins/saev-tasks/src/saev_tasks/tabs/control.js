@@ -96,22 +96,25 @@ function redo() { if (future.length) { past.push(last); restore(future.pop()); }
 function reset() { now.edits = {}; now.where = []; commit(); sync(); follow(true); }
 
 // A question at a time; of those that come meanwhile the last one counts.
-let flying = false, again = false, worked = false;
+let flying = false, again = false, worked = false, asked = "";  // asked: what the last question was about
 async function exact() {
+  const want = () => `${now.image} ${snapshot()}`;
+  if (want() === asked) { again = false; return; }
   if (flying) { again = true; return; }
   flying = true;
   do {
     again = false;
-    const here = snapshot(), image = now.image, list = edits();
-    if (!list.length) { unchanged(); continue; }
+    const here = asked = want(), image = now.image, list = edits();
+    if (!list.length) { unchanged(); asked = ""; continue; }
     const told = await ask("after", { edits: list, where: now.where });
-    if (!told.error && image === now.image && edits().length && (!worked || here === snapshot())) arrive(told);
+    if (told.error) asked = "";
+    else if (image === now.image && edits().length && (!worked || here === want())) arrive(told);
   } while (again);
   flying = false;
 }
 function follow(final) {
   if (!shown) return;
-  if (!edits().length) { unchanged(); again = false; return; }
+  if (!edits().length) { unchanged(); again = false; asked = ""; return; }
   worked = preview();
   if (!worked || final) exact();
 }
@@ -155,7 +158,7 @@ async function open(image) {
   else if (shown) one(".ctl-number").value = now.image;
 }
 function show(told) {
-  shown = told; now.image = told.image; rows = {};
+  shown = told; now.image = told.image; rows = {}; asked = "";
   one(".ctl").classList.remove("loading");
   for (const row of [...told.lists[0], ...told.lists[1], ...told.extra]) learn(row);
   const number = one(".ctl-number");

@@ -1,15 +1,14 @@
-"""`Pane`: what the page of a control tab may ask, and what it is answered: plain JSON, also where something fails."""
+"""`Pane`: what the page of a control tab may ask, and what it is answered: plain JSON, also where something fails. Knows no gradio."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import logging
 import random
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Mapping
 from threading import RLock
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -163,7 +162,7 @@ class Pane:
             {
                 "image": one.index,
                 "src": view.library.src(one.index, 96),
-                "map": f"/saev/map/{view.key}/{feature}/{one.index}" if view.index.grid.n_patches > 1 else "",
+                "map": f"/saev/map/{quote(view.key, safe='')}/{feature}/{one.index}" if view.index.grid.n_patches > 1 else "",
                 "box": relative(desk, one.index),
                 "ratio": _ratio(view.library, one.index),
             }
@@ -194,43 +193,6 @@ class Pane:
     def changed(self, desk: Desk, scene: Scene, state: State) -> Answer:
         """What it says under edits."""
         raise NotImplementedError
-
-
-def serve(viewer: Any, pane: Pane, html: str, *scripts: str) -> None:
-    """The component: a page that asks `pane`. Its value is the name of the SAE, which it follows."""
-    import gradio as gr
-
-    here = files("saev_tasks.tabs")
-    style = (here / "control.css").read_text(encoding="utf-8")
-    code = "\n".join((here / script).read_text(encoding="utf-8") for script in scripts)
-
-    def ask(asked: Mapping[str, Any]) -> Answer:
-        return pane(asked)
-
-    shown = gr.HTML(
-        viewer.library.first,
-        html_template=f"<style>{style}</style>{html}",
-        js_on_load=code,
-        elem_id=f"saev-{pane.task}",
-        apply_default_css=False,
-        server_functions=[ask],
-    )
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    viewer.sae.change(lambda name: name, viewer.sae, shown, **quiet)
-    opened = _opener(gr)
-    shown.select(opened, None, [viewer.feature, viewer.picture, viewer.tabs], **quiet)
-
-
-def _opener(gr: Any) -> Callable[..., Any]:
-    """Opens a feature or a picture in its own tab."""
-
-    def opened(event: gr.EventData) -> Any:
-        if "feature" in event._data:
-            return int(event._data["feature"]), gr.skip(), gr.Tabs(selected="features")
-        return gr.skip(), int(event._data["picture"]), gr.Tabs(selected="image")
-
-    opened.__annotations__["event"] = gr.EventData
-    return opened
 
 
 def about(desk: Desk) -> str:
@@ -267,9 +229,3 @@ def _ratio(library: Any, image: int) -> float:
 def _labelled(view: Any, feature: int) -> str:
     label = view.table.label(int(view.table.common[feature]))
     return f"mostly {label}" if label else ""
-
-
-@functools.cache
-def template(name: str) -> str:
-    """A page of ours."""
-    return (files("saev_tasks.tabs") / name).read_text(encoding="utf-8")

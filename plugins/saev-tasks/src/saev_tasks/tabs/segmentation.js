@@ -76,7 +76,7 @@ one(".ctl-shade").addEventListener("input", shade);
 one(".ctl-only").addEventListener("change", () => { if (shown) overlay("after", now_labels); });
 shade();
 async function figure() {
-  const changed = edits(), table = every(".ctl-table tbody tr").slice(0, 14), [width, height] = shown.size, scale = Math.min(460 / width, 460 / height);
+  const changed = edits(), table = every(".ctl-table tbody tr").slice(0, 14), [width, height] = shown.size, scale = Math.min(390 / width, 460 / height);
   const [left, above, wide, high] = shown.box.map((v) => v / 100), w = width * scale, h = height * scale;
   const foot = 70 + h + 30;
   const { canvas, g, text } = paper(1200, Math.max(foot + changed.length * 22 + 30, 90 + table.length * 26));

@@ -12,7 +12,7 @@ from torch import Tensor
 from saev_tasks.semseg.panels import palette
 from saev_tasks.semseg.scores import predict
 from saev_tasks.tabs.desk import Desk, Scene
-from saev_tasks.tabs.pane import Answer, Pane, pack, serve, template
+from saev_tasks.tabs.pane import Answer, Pane, pack
 from saev_tasks.tabs.state import State
 from saev_tasks.vectors import Classes
 
@@ -78,8 +78,3 @@ def labels(desk: Desk, logits: Float[Tensor, "n_patches n_classes"]) -> Int[np.n
 def _small(said: Int[np.ndarray, "height width"]) -> np.ndarray[Any, Any]:
     """Class numbers in two bytes each."""
     return said.astype("<u2")
-
-
-def build(viewer: Any) -> None:
-    """The tab."""
-    serve(viewer, Segmentation(viewer), template("segmentation.html"), "control.js", "figure.js", "patches.js", "segmentation.js")

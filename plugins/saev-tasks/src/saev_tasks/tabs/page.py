@@ -1,0 +1,76 @@
+"""The pages of the control tabs, as components of the viewer. Imports neither torch nor gradio before it must."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from threading import Lock
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SCRIPTS = {
+    "classification": ("control.js", "figure.js", "classification.js"),
+    "segmentation": ("control.js", "figure.js", "patches.js", "segmentation.js"),
+}
+"""By page, in the order in which they run."""
+
+Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def build(name: str, viewer: Any) -> None:
+    """A tab of the viewer: a page that asks what `Pane` answers. Its value is the name of the SAE, which it follows."""
+    import gradio as gr
+
+    shown = gr.HTML(
+        viewer.library.first,
+        html_template=f"<style>{_read('control.css')}</style>{_read(f'{name}.html')}",
+        js_on_load="\n".join(map(_read, SCRIPTS[name])),
+        elem_id=f"saev-{name}",
+        apply_default_css=False,
+        server_functions=[answers(name, viewer)],
+    )
+
+    def opened(event: gr.EventData) -> Any:
+        """A feature or a picture, in its own tab."""
+        if "feature" in event._data:
+            return int(event._data["feature"]), gr.skip(), gr.Tabs(selected="features")
+        return gr.skip(), int(event._data["picture"]), gr.Tabs(selected="image")
+
+    opened.__annotations__["event"] = gr.EventData  # gradio finds it by its type, which is a text here
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    viewer.sae.change(lambda sae: sae, viewer.sae, shown, **quiet)
+    shown.select(opened, None, [viewer.feature, viewer.picture, viewer.tabs], **quiet)
+
+
+def answers(name: str, viewer: Any) -> Ask:
+    """What the page calls. The pane, and with it torch, is loaded with the first question."""
+    panes: list[Ask] = []
+    lock = Lock()
+
+    def ask(asked: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            with lock:
+                if not panes:
+                    panes.append(_pane(name, viewer))
+            return panes[0](asked)
+        except Exception as error:
+            log.exception("the %s tab failed", name)
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    return ask
+
+
+def _pane(name: str, viewer: Any) -> Ask:
+    if name == "classification":
+        from saev_tasks.tabs.classification import Classification
+
+        return Classification(viewer)
+    from saev_tasks.tabs.segmentation import Segmentation
+
+    return Segmentation(viewer)
+
+
+def _read(file: str) -> str:
+    return (files("saev_tasks.tabs") / file).read_text(encoding="utf-8")
