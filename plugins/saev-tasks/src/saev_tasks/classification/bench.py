@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,12 +177,12 @@ class Bench:
         made.eliminate_zeros()
         return made
 
-    @property
+    @cached_property
     def right(self) -> Bool[np.ndarray, " n"]:
         """Which images the probe tells right, unedited."""
         return np.asarray(self.before.argmax(1).numpy() == self.labels)
 
-    @property
+    @cached_property
     def frequency(self) -> Float[np.ndarray, " d_sae"]:
         """Share of tokens that fire each feature."""
         return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
@@ -208,11 +209,13 @@ class Bench:
         f = torch.from_numpy(some[row].toarray().astype(np.float32))
         return Change(row, (factor - 1) * (f @ self.directions[list(features)]))
 
-    def wrong(self, change: Change) -> Bool[np.ndarray, " n"]:
-        """Images that were told right and no longer are."""
-        place, logits = self.after(change)
+    def wrong(self, change: Change, among: Bool[np.ndarray, " n"] | None = None) -> Bool[np.ndarray, " n"]:
+        """Images that were told right and no longer are; of `among` alone, if given, so that the model need not run on others."""
+        asked = self.right if among is None else self.right & among
+        keep = asked[change.row // self.n_rows]
+        place, logits = self.after(Change(change.row[keep], change.delta[torch.from_numpy(keep)]))
         lost = np.zeros(len(self.images), bool)
-        lost[place] = self.right[place] & (logits.argmax(1).numpy() != self.labels[place])
+        lost[place] = logits.argmax(1).numpy() != self.labels[place]
         return lost
 
     @torch.no_grad()

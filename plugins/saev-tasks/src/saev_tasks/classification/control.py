@@ -15,7 +15,7 @@ tokens, averaged over several draws. Intervals of shares are 95 % after Wilson, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,15 +109,30 @@ def choose(
     """How many of the proposed features, and how strongly, by what it does to training images."""
     right, mine = bench.right, bench.labels == c
     n_mine, n_others = max(1, int((right & mine).sum())), max(1, int((right & ~mine).sum()))
+
+    def lost(features: Sequence[int], strength: float) -> float:
+        return float(bench.wrong(bench.scaled(features, strength), ~mine).sum() / n_others)
+
     tried: list[Choice] = []
     for strength in strengths:
         for n in sorted({min(size, len(features)) for size in sizes}):
-            lost = bench.wrong(bench.scaled(features[:n], strength))
-            one = Choice(list(features[:n]), float(strength), float(lost[mine].sum() / n_mine), float(lost[~mine].sum() / n_others))
-            if one.flipped >= target and one.others_lost <= harm:
+            some = list(features[:n])
+            flipped = float(bench.wrong(bench.scaled(some, strength), mine).sum() / n_mine)
+            # The others are many: they are asked only where it matters.
+            cost = lost(some, strength) if flipped >= target else float("nan")
+            one = Choice(some, float(strength), flipped, cost)
+            if flipped >= target and cost <= harm:
                 return one
             tried.append(one)
-    return max(tried, key=lambda one: (one.flipped - one.others_lost, -len(one.features), one.strength))
+    best: Choice | None = None
+    for one in sorted(tried, key=lambda one: (-one.flipped, len(one.features), -one.strength)):
+        if best is not None and one.flipped <= best.flipped - best.others_lost:
+            break
+        cost = one.others_lost if np.isfinite(one.others_lost) else lost(one.features, one.strength)
+        if best is None or one.flipped - cost > best.flipped - best.others_lost:
+            best = replace(one, others_lost=cost)
+    assert best is not None
+    return best
 
 
 def matched(frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState) -> list[int]:
