@@ -54,11 +54,11 @@ EXPERIMENTS = {
         ["--layers", "-2", "-1"],
         [
             *CLASSIFY,
-            # Of whole patches, by a probe that was trained to tell them; then of pixels.
+            *SEGMENT,
+            # Of whole patches, by a probe that was trained to tell them.
             ("patches", "semseg train --loss patches"),
             ("patches validate", "semseg validate --examples 0"),
             ("patches control", "semseg control --level patches"),
-            *SEGMENT,
             *FIDELITY,
         ],
         [
@@ -209,7 +209,7 @@ def report(name: str, found: Mapping[str, Any]) -> str:
     if told := found.get("classification control"):
         accuracy = {row["class"]: row["accuracy"] for row in found["classification"]["classes"]}
         out += [control_table(told["rows"], accuracy, "accuracy"), _passes(told)]
-    for kind, level in (("patches", "patches"), ("semseg", "pixels")):
+    for kind, level in (("semseg", "pixels"), ("patches", "patches")):
         told = found.get(f"{kind} validate")
         if told:
             shares = {key: percent(told[key], told["intervals"].get(key, ())) for key in ("miou", "accuracy")}

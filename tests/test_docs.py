@@ -28,6 +28,7 @@ RUN = [
     "docs/plugins.md",
     "docs/store-format.md",
     "docs/steering.md",
+    "docs/control.md",
 ]
 """Pages whose `sh` and `python` blocks are run; `console` blocks, and those of other pages, are only checked."""
 
