@@ -60,6 +60,7 @@ EXPERIMENTS = {
             ("patches validate", "semseg validate --examples 0"),
             ("patches control", "semseg control --level patches"),
             *FIDELITY,
+            ("head", ""),
         ],
         [
             ("accuracy", "classification/card/accuracy", 0.95),
@@ -143,11 +144,73 @@ def run(name: str, redo: bool = False) -> dict[str, Any]:
     saev("run", *one.run, "--out", path)
     found: dict[str, Any] = {} if redo or not kept.exists() else json.loads(kept.read_text())
     for step, command in one.steps:
+        if step == "head" and step not in found:
+            found[step] = by_its_own_head(path, found["semseg control"]["rows"])
+            kept.write_text(json.dumps(found, indent=1))
         if step not in found:
             task, verb, *flags = command.split()
             found[step] = saev("task", task, verb, path, *flags)
             kept.write_text(json.dumps(found, indent=1))
     return found
+
+
+def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200, draws: int = 3) -> list[dict[str, Any]]:
+    """What `tiny` itself says of the shape of patches of `n` new scenes, when features chosen by a probe become their opposite.
+
+    No probe has a part in the answer: the block after the SAE's site, and the head that the model was trained with, run on what is
+    changed. Flipped and lost are shares of patches of which the model was right in telling the shape that most of the patch shows.
+
+    Args:
+        rows: of `semseg control`.
+        draws: random feature sets, and random directions, that are averaged.
+    """
+    import torch
+
+    from saev_core import Checkpoint, Edit, FeatureIndex, Run
+    from saev_core.model import load_model
+    from saev_core.rest import Rest
+    from saev_core.testing.shapes import SHAPES, Shapes, ShapesConfig
+    from saev_core.types import Box
+    from saev_tasks.semseg.control import matched
+
+    opened, scenes = Run.open(path), Shapes(ShapesConfig(n=3000 + n))
+    model: Any = load_model("tiny", "cpu")
+    sae = opened.best or "topk"
+    checkpoint, frequency = Checkpoint.load(opened.sae_dir(sae)), FeatureIndex.open(opened.features_path(sae)).frequency
+    fresh = [scenes[3000 + i] for i in range(n)]
+    whole = Box(0, 0, scenes.cfg.size, scenes.cfg.size)
+    shown = np.stack([scenes.patch_factors(3000 + i, model.grid, whole)[: len(SHAPES)] for i in range(n)])  # [n, 10, n_patches]
+    truth = torch.from_numpy(np.where((shown == 1).any(1), shown.argmax(1), -1))
+    with torch.no_grad():
+        rest = Rest.of(model, torch.stack([model.transform(one.image) for one in fresh]), checkpoint.site)
+
+        def said(edits: Sequence[Edit]) -> torch.Tensor:
+            told: torch.Tensor = model.heads(rest(list(edits), checkpoint))["shape"]
+            return told.argmax(-1)
+
+        right = said([]) == truth
+        out = []
+        for row in (row for row in rows if row["name"] in SHAPES):
+            c, features, rng = SHAPES.index(row["name"]), row["choice"]["features"], np.random.RandomState(row["number"])
+            edits = [Edit.of(checkpoint, 1.0, feature, -1.0, "scale") for feature in features]
+            axes = torch.from_numpy(rng.standard_normal((draws, model.d_model)).astype(np.float32))
+            tried = {
+                "suppressed": [edits],
+                "random_features": [
+                    [Edit.of(checkpoint, 1.0, feature, -1.0, "scale") for feature in matched(frequency, features, (), rng)]
+                    for _ in range(draws)
+                ],
+                "random_direction": [[edit.along(edit.direction.norm() * axis / axis.norm()) for edit in edits] for axis in axes],
+            }
+            told: dict[str, Any] = {"name": row["name"], "features": features, "n": int((right & (truth == c)).sum())}
+            for name, sets in tried.items():
+                gone = torch.stack([right & (said(one) != truth) for one in sets]).float().mean(0)  # [n, n_patches]
+                told[name] = {
+                    "flipped": float(gone[truth == c].sum() / (right & (truth == c)).sum()),
+                    "others_lost": float(gone[truth != c].sum() / (right & (truth != c) & (truth >= 0)).sum()),
+                }
+            out.append(told)
+    return out
 
 
 # What is told of it.
@@ -223,6 +286,8 @@ def report(name: str, found: Mapping[str, Any]) -> str:
                 control_table(told["rows"], {row["name"]: row["iou"] for row in told["rows"]}, f"IoU of {told['level']}"),
                 _passes(told),
             ]
+    if told := found.get("head"):
+        out += ["By the model's own head, features at strength -1:", head_table(told)]
     if told := found.get("fidelity"):
         out.append(fidelity_table(told))
     if one.aims:
@@ -235,6 +300,17 @@ def report(name: str, found: Mapping[str, Any]) -> str:
                 lines.append([what, f"{least:g}", f"{value:.3g}", "" if value >= least else "MISSED"])
         out.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(out)
+
+
+def head_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`by_its_own_head` as markdown, in per cent."""
+    head = ["shape", "features", "patches", "flipped", "others lose", "random features: flipped / others", "random direction"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        pairs = [f"{percent(row[key]['flipped'])} / {percent(row[key]['others_lost'])}" for key in ("random_features", "random_direction")]
+        did = row["suppressed"]
+        lines.append([row["name"], str(len(row["features"])), str(row["n"]), percent(did["flipped"]), percent(did["others_lost"]), *pairs])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def fidelity_table(told: Mapping[str, Any]) -> str:
