@@ -83,8 +83,11 @@ EXPERIMENTS = {
 }
 
 
-def draw_stamps(folder: Path) -> dict[str, int]:
+def draw_stamps(folder: Path, most: int = 1000) -> dict[str, int]:
     """The stamps on white sheets, in the layout that `ade20k` reads: scene = class = top folder, mask where they are opaque.
+
+    Args:
+        most: stamps of a class at most.
 
     Returns:
         How many of each class.
@@ -94,7 +97,7 @@ def draw_stamps(folder: Path) -> dict[str, int]:
     found: dict[str, list[Path]] = {}
     for file in sorted(STAMPS.rglob("*.png")):
         found.setdefault(file.relative_to(STAMPS).parts[0], []).append(file)
-    found = {name: files for name, files in sorted(found.items()) if len(files) >= FEWEST}
+    found = {name: files[:most] for name, files in sorted(found.items()) if len(files) >= FEWEST}
     if not found:
         raise SystemExit(f"{STAMPS} holds no picture: apt install tuxpaint-stamps-default")
     images, masks = (folder / kind / "training" for kind in ("images", "annotations"))

@@ -56,3 +56,24 @@ def test_lean_steps_are_exact_where_the_gpu_benchmark_checks_them() -> None:
 def test_peers_say_how_to_get_them_where_none_is_installed() -> None:
     told = run("-m", "peers")
     assert "make bench-setup" in told or "L0" in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/usr/share/tuxpaint/stamps").is_dir(), reason="needs Debian's tuxpaint-stamps-default")
+def test_stamps_become_pictures_with_a_scene_and_its_mask(tmp_path: Path) -> None:
+    import numpy as np
+
+    from saev_core.dataset import load_dataset
+
+    run("-c", f"import pathlib, proof; proof.draw_stamps(pathlib.Path({str(tmp_path)!r}), most=5)")
+    stamps = load_dataset(f"ade20k:{tmp_path}")
+    assert stamps.classes
+    assert stamps.mask_classes == ["other", *stamps.classes]
+    assert len(stamps) == 5 * len(stamps.classes)
+    for index in range(len(stamps)):
+        example = stamps[index]
+        assert example.mask is not None
+        assert set(np.unique(example.mask)) == {0, example.label + 1}  # the scene's own class, on white
+        outside = np.asarray(example.image)[:10, :10]
+        assert (outside == 255).all()
+        assert not example.mask[:10, :10].any()
