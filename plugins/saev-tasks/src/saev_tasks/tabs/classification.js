@@ -2,7 +2,7 @@
 // along a line with every strength, so that the page works them out itself while a slider slides, and the server at its end.
 let before = null, after = null;
 const colour = { before: "#8c8c8c", after: "#009e73" };
-const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.0005 ? "0 %" : p < 0.1 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`);
+const percent = (p) => (p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "0\u00a0%" : p < 0.1 ? `${(100 * p).toFixed(1)}\u00a0%` : `${Math.round(100 * p)}\u00a0%`);
 
 function softmax(logits) {
   let top = -Infinity, sum = 0;

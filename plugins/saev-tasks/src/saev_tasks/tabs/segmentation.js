@@ -1,6 +1,6 @@
 // Segmentation: the class of every pixel before and after, as colours over the picture, a table of what changed.
 let now_labels = null;
-const share = (n) => { const p = 100 * n / (shown.width * shown.height); return `${p > 0 && p < 0.1 ? "<0.1" : p.toFixed(1)} %`; };
+const share = (n) => { const p = 100 * n / (shown.width * shown.height); return `${p > 0 && p < 0.1 ? "<0.1" : p.toFixed(1)}\u00a0%`; };
 const ink = (c) => `rgb(${known.colours[c].join(",")})`;
 
 function draw() {
