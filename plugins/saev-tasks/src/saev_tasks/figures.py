@@ -64,6 +64,8 @@ def sweep(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], what: str,
         best: the chosen one, which is framed.
         label: what that is, for the scale.
     """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     adamw = [row for row in rows if row["solver"] == "adamw"]
     logistic = [row for row in rows if row["solver"] == "logistic"]
     rates, decays = (sorted({row[key] for row in adamw}) for key in ("lr", "weight_decay"))
@@ -95,7 +97,9 @@ def sweep(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], what: str,
         axes.set(ylabel="C", title="logistic")
     bar = drawn.colorbar(image, ax=drawn.axes, shrink=0.9, aspect=18, pad=0.02)
     bar.set_label(label)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    bar.formatter = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
+    bar.update_ticks()
     bar.outline.set_visible(False)
     return save(drawn, path)
 
