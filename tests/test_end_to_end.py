@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,9 @@ def test_layers_may_be_added_and_several_after_one_flag_give_one_store(tmp_path:
 def _start(*args: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "saev_core.cli", *map(str, args)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # What a shell starts in the background ignores SIGINT, and hands that down to all that is started from it.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=heard)  # noqa: PLW1509
 
 
 def _wait_for(there: Path, pattern: str, process: subprocess.Popen[str]) -> None:
@@ -170,7 +173,7 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(run: Run, tmp_path: P
 @pytest.mark.slow
 def test_an_interrupted_recording_exits_130_in_one_line_and_resumes(run: Run, tmp_path: Path, saev: Saev) -> None:
     path = tmp_path / "run"
-    command = ["record", path, "--n-images", "1600", *SET]
+    command = ["record", path, "--n-images", "400", *SET]
     process = _start(*command)
     _wait_for(path / "store", "resid.2/patches/c/*", process)
     process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_the_command_writes_it(run: Run, saev: Saev, tmp_path: Path, capsys: pyt
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def until(page: Any, expression: str) -> None:
+    """Wait until it holds; asked from outside, for the page itself may evaluate no text."""
+    give_up = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < give_up, expression
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_chromium_searches_sorts_and_opens_it_from_the_disk(gallery: Path, chromium: Any) -> None:
     page = chromium.new_context(offline=True).new_page()
@@ -209,9 +218,9 @@ def test_chromium_searches_sorts_and_opens_it_from_the_disk(gallery: Path, chrom
     page.locator("#opacity").fill("30")
     cards.first.click()
     assert page.url.endswith("/features/7.html")
-    page.wait_for_function("getComputedStyle(document.querySelector('.heat')).opacity === '0.3'")
+    until(page, "getComputedStyle(document.querySelector('.heat')).opacity === '0.3'")
     page.locator("[data-heats]").click()
-    page.wait_for_function("[...document.querySelectorAll('img[data-src]')].every((image) => image.complete && image.naturalWidth)")
+    until(page, "[...document.querySelectorAll('img[data-src]')].every((image) => image.complete && image.naturalWidth)")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"scrolls sideways at {width}"
@@ -219,6 +228,6 @@ def test_chromium_searches_sorts_and_opens_it_from_the_disk(gallery: Path, chrom
     page.wait_for_url("**/11.html")
     page.go_back()
     page.go_back()
-    page.wait_for_function("document.querySelectorAll('article:not([hidden])').length === 1")  # what was typed is there again
+    until(page, "document.querySelectorAll('article:not([hidden])').length === 1")  # what was typed is there again
     assert (said, page.title()) == ([], "tiny on shapes: SAE features")
     assert set(asked) <= {"file:", "data:"}
