@@ -28,8 +28,9 @@ from saev_core.task import TaskContext
 from saev_core.testing.stores import store_of
 from saev_core.types import Site
 from saev_tasks import figures
-from saev_tasks.classification.bench import Bench, Readout, along
-from saev_tasks.classification.control import choose, control, matched
+from saev_tasks.baselines import along, matched
+from saev_tasks.classification.bench import Bench, Readout
+from saev_tasks.classification.control import choose, control
 from saev_tasks.classification.data import Data, labels_of
 from saev_tasks.classification.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig
 from saev_tasks.classification.pooling import image_vectors, parse_tokens

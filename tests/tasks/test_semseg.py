@@ -28,8 +28,9 @@ from saev_core.store import ActivationStore
 from saev_core.task import TaskContext
 from saev_core.testing.stores import store_of
 from saev_core.types import Grid, Site
-from saev_tasks.semseg.bench import Bench, along
-from saev_tasks.semseg.control import Sight, choose, control, matched
+from saev_tasks.baselines import along, matched
+from saev_tasks.semseg.bench import Bench
+from saev_tasks.semseg.control import Sight, choose, control
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import propose, scores
 from saev_tasks.semseg.scores import Counts, interval, majority, predict, upsample

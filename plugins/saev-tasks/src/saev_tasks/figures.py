@@ -1,4 +1,4 @@
-"""Figures of probes of whole images: a sweep as a heat map, predictions before and after an edit, the control experiment."""
+"""Figures of the tasks, and how all of them look: a sweep as a heat map, predictions before and after an edit, the control experiment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+
+from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +50,15 @@ def plain(axes: Any, along: str = "y") -> None:
 def shorten(name: str, most: int = 24) -> str:
     """A class name that fits beside a bar."""
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def cropped(image: Image.Image, crop: Box, grid: Grid, scale: int = 1) -> Image.Image:
+    """The part of a picture that the model saw, at the size at which it saw it."""
+    return image.convert("RGB").resize((grid.width_px * scale, grid.height_px * scale), Image.Resampling.BICUBIC, box=_inside(image, crop))
+
+
+def _inside(image: Image.Image, crop: Box) -> tuple[float, float, float, float]:
+    return max(crop.left, 0), max(crop.top, 0), min(crop.right, image.width), min(crop.bottom, image.height)
 
 
 def edits_title(edit: Mapping[int, float], mode: str, most: int = 4) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from saev_core.rest import Rest
 from saev_core.steer import Edit, apply_edits, writes_where_it_reads
 from saev_core.store import ActivationStore
 from saev_core.types import Site
+from saev_tasks.baselines import Change
 from saev_tasks.classification.pooling import Pool
 
 _BATCH_IMAGES = 32
@@ -117,14 +118,6 @@ class Readout:
         changed = apply_edits(x, list(edits), self.checkpoint, n_prefix=self.n_prefix)
         before = self.logits(x)[0]
         return before, before if changed is x else self.logits(changed)[0]
-
-
-class Change(NamedTuple):
-    """What an edit adds to raw activations at the SAE's site, on the tokens that it changes."""
-
-    row: Int[np.ndarray, " m"]
-    """Image's place in the bench times the number of edited tokens, plus the token's place among them."""
-    delta: Float[Tensor, "m d_model"]
 
 
 class Bench:
@@ -237,8 +230,3 @@ class Bench:
                     x[i, [self.edited[slot] for slot in change.row[a:b] % self.n_rows]] += change.delta[a:b]
             out.append(self.readout.logits(x))
         return place, torch.cat(out)
-
-
-def along(change: Change, direction: Float[Tensor, " d_model"]) -> Change:
-    """A change of the same length on the same tokens, all in one other direction."""
-    return Change(change.row, change.delta.norm(dim=1, keepdim=True) * (direction / direction.norm()))

@@ -23,11 +23,10 @@ import torch
 from jaxtyping import Float
 
 from saev_core.progress import Track, silent
-from saev_tasks.classification.bench import Bench, along
+from saev_tasks.baselines import along, matched
+from saev_tasks.classification.bench import Bench
 from saev_tasks.classification.train import wilson
 
-NEAREST = 20
-"""Features nearest in frequency among which a random one is drawn."""
 FLIPPED, LOST = 0.8, 0.05
 """What counts as control: so much of the class flipped at least, so much of the others lost at most."""
 N_RESAMPLES = 1000
@@ -133,19 +132,6 @@ def choose(
             best = replace(one, others_lost=cost)
     assert best is not None
     return best
-
-
-def matched(frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState) -> list[int]:
-    """Random features of about the same frequency, one for each of `features`, none of `avoid`."""
-    free = np.setdiff1d(np.flatnonzero(frequency > 0), np.asarray([*features, *avoid], int))
-    out: list[int] = []
-    for f in features:
-        left = np.setdiff1d(free, out)
-        if not len(left):
-            break
-        apart = np.abs(np.log(frequency[left]) - np.log(max(frequency[f], 1e-12)))
-        out.append(int(rng.choice(left[np.argsort(apart, kind="stable")[:NEAREST]])))
-    return out
 
 
 def control(

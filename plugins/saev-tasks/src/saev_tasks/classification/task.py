@@ -24,7 +24,6 @@ from saev_tasks.classification.pooling import Pool, image_vectors, parse_tokens
 from saev_tasks.classification.propose import Proposed, propose
 from saev_tasks.classification.train import Candidate, best_of, by_adamw, by_logistic, judge, wilson
 from saev_tasks.semseg.data import site_of, told_of, write_csv
-from saev_tasks.semseg.panels import cropped
 
 _PICTURE_PX = 288
 
@@ -112,7 +111,7 @@ class Classification(Task):
         what = figures.edits_title(cfg.edit, cfg.mode)
         title = f"image {cfg.image}: {what}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
         scale = max(1, _PICTURE_PX // store.grid.height_px)
-        picture = cropped(cx.dataset()[cfg.image].image, Box(*store.crops[cfg.image].tolist()), store.grid, scale)
+        picture = figures.cropped(cx.dataset()[cfg.image].image, Box(*store.crops[cfg.image].tolist()), store.grid, scale)
         marked = [tuple(scale * edge for edge in store.grid.box(token)) for token in cfg.where]
         path = figures.before_after(
             picture, [names[c] for c in shown], before[shown], after[shown], title, cx.folder(f"manipulate-{cfg.image}.png"),

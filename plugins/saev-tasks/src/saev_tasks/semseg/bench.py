@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +20,10 @@ from saev_core.rest import Rest
 from saev_core.steer import writes_where_it_reads
 from saev_core.store import ActivationStore
 from saev_core.types import Site
+from saev_tasks.baselines import Change
 from saev_tasks.vectors import stored
 
 _BATCH_IMAGES = 32
-
-
-class Change(NamedTuple):
-    """What an edit adds to raw activations at the SAE's site, on the patches that it changes."""
-
-    row: Int[np.ndarray, " m"]
-    """Image's place in the bench times the number of patches, plus the patch."""
-    delta: Float[Tensor, "m d_model"]
 
 
 class Bench:
@@ -161,12 +153,6 @@ class Bench:
     def _effect(self, change: Change) -> Float[Tensor, "m n_classes"]:
         weight = self.probe.weight
         return (change.delta.to(weight.device) @ weight.T).cpu()
-
-
-def along(change: Change, direction: Float[Tensor, " d_model"]) -> Change:
-    """A change of the same length on the same patches, all in one other direction."""
-    unit = direction / direction.norm()
-    return Change(change.row, change.delta.norm(dim=1, keepdim=True) * unit)
 
 
 def _stack(parts: Sequence[csr_array]) -> csr_array:

@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Float, Int
 
 from saev_core.progress import Track, silent
-from saev_tasks.semseg.bench import Bench, Change, along
+from saev_tasks.baselines import Change, along, matched
+from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.scores import Counts, by_image, interval, ious, nanmean, predict, ratio
 from saev_tasks.vectors import Classes
 
-NEAREST = 20
-"""Features nearest in frequency among which a random one is drawn."""
 _PIXELS_AT_ONCE = 2**22
 
 
@@ -184,20 +183,6 @@ def _mean_of(iou: np.ndarray, c: int) -> float:
     rest = np.delete(iou, c)
     rest = rest[np.isfinite(rest)]
     return float(rest.mean()) if len(rest) else float("nan")
-
-
-def matched(frequency: Float[np.ndarray, " d_sae"], features: Sequence[int], avoid: Sequence[int], rng: np.random.RandomState) -> list[int]:
-    """Random features of about the same frequency, one for each of `features`, none of `avoid`."""
-    free = np.setdiff1d(np.flatnonzero(frequency > 0), np.asarray([*features, *avoid], int))
-    out: list[int] = []
-    for f in features:
-        left = np.setdiff1d(free, out)
-        if not len(left):
-            break
-        apart = np.abs(np.log(frequency[left]) - np.log(max(frequency[f], 1e-12)))
-        near = left[np.argsort(apart, kind="stable")[:NEAREST]]
-        out.append(int(rng.choice(near)))
-    return out
 
 
 def control(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from saev_core.types import Box, Grid
+from saev_tasks.figures import AMBER, BLUE, ORANGE, canvas, plain, save
 from saev_tasks.vectors import Classes
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from saev_tasks.semseg.control import Row
 
-BLUE, ORANGE, AMBER, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
+GREEN, PINK, SKY = "#009e73", "#cc79a7", "#56b4e9"
 GREY, NOTHING = "#6b7280", (255, 255, 255)
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _COLOURS = (BLUE, ORANGE, GREEN, AMBER, PINK, SKY)
@@ -28,33 +27,6 @@ _MOST_BARS = 60
 """Classes in the bar plot; of more, the most and the least frequent are left to the CSV."""
 _MOST_NAMED = 14
 """Classes in a panel's legend."""
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty figure with our defaults, apart from pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    made.set_facecolor("white")
-    return made
-
-
-def save(drawn: Figure, path: Path) -> Path:
-    """Write a PNG so that a reader finds the old one or the new one."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        drawn.savefig(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def plain(axes: Any) -> None:
-    """No box around, a faint grid along y."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
@@ -74,18 +46,9 @@ def paint(labels: Int[np.ndarray, "h w"], classes: Classes) -> UInt8[np.ndarray,
     return np.asarray(table[np.minimum(labels, len(classes))])
 
 
-def cropped(image: Image.Image, crop: Box, grid: Grid, scale: int = 1) -> Image.Image:
-    """The part of a picture that the model saw, at the size at which it saw it."""
-    return image.convert("RGB").resize((grid.width_px * scale, grid.height_px * scale), Image.Resampling.BICUBIC, box=_inside(image, crop))
-
-
-def _inside(image: Image.Image, crop: Box) -> tuple[float, float, float, float]:
-    return max(crop.left, 0), max(crop.top, 0), min(crop.right, image.width), min(crop.bottom, image.height)
-
-
 def sweep(rows: Sequence[dict[str, float]], best: dict[str, float], path: Path) -> Path:
     """`hparam-sweeps.png`: mean IoU and pixel accuracy over the learning rate, a line for each weight decay."""
-    drawn = figure(8.4, 3.4)
+    drawn = canvas(8.4, 3.4)
     for axes, what, title in zip(drawn.subplots(1, 2), ("miou", "accuracy"), ("mean IoU", "pixel accuracy"), strict=True):
         for i, decay in enumerate(sorted({row["weight_decay"] for row in rows})):
             mine = sorted((row["lr"], row[what]) for row in rows if row["weight_decay"] == decay)
@@ -111,7 +74,7 @@ def class_bars(iou: Float[np.ndarray, " n"], low_high: Float[np.ndarray, "n 2"] 
     left_out = max(0, len(order) - _MOST_BARS)
     if left_out:
         order = order[: _MOST_BARS // 2] + order[-(_MOST_BARS // 2) :]
-    drawn = figure(6.4, 1.3 + 0.26 * len(order))
+    drawn = canvas(6.4, 1.3 + 0.26 * len(order))
     axes = drawn.subplots()
     place = np.arange(len(order))
     axes.barh(place, iou[order], color=[f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette(len(classes))[order]], height=0.72)
@@ -141,7 +104,7 @@ def examples(
 ) -> Path:
     """Qualitative panels: a row for each image, with its classes by colour, as truth and as predicted."""
     n_cols = 1 + len(columns)
-    drawn = figure(2.15 * n_cols + 1.7, 2.15 * len(pictures) + 0.35)
+    drawn = canvas(2.15 * n_cols + 1.7, 2.15 * len(pictures) + 0.35)
     grid = np.atleast_2d(drawn.subplots(len(pictures), n_cols, squeeze=False))
     for row, picture in enumerate(pictures):
         grid[row, 0].imshow(picture)
@@ -178,7 +141,7 @@ def before_after(
     path: Path,
 ) -> Path:
     """One image: what it shows, what is predicted before and after edits, and where that differs."""
-    drawn = figure(12.2, 2.9)
+    drawn = canvas(12.2, 2.9)
     cells = drawn.subplots(1, 5)
     changed = np.asarray(picture.resize(before.shape[::-1]).convert("L").convert("RGB"), np.float32) * 0.55 + 100
     changed[before != after] = paint(after, classes)[before != after]
@@ -199,7 +162,7 @@ def control_bars(rows: Sequence[Row], path: Path) -> Path:
         ("random features", AMBER, "random_features"),
         ("random direction", GREY, "random_direction"),
     )
-    drawn = figure(max(6.0, 1.6 + 0.62 * len(rows)), 5.6)
+    drawn = canvas(max(6.0, 1.6 + 0.62 * len(rows)), 5.6)
     top, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     place = np.arange(len(rows))
     for i, (label, colour, name) in enumerate(series):

@@ -150,7 +150,7 @@ class SemSeg(Task):
             for c in classes.kept if was[c] or came[c] or shown[c]
         ]  # fmt: skip
         title = f"image {cfg.image}: {figures.edits_title(cfg.edit, cfg.mode)}" + (f" on {len(cfg.where)} patches" if cfg.where else "")
-        picture = panels.cropped(example.image, Box(*store.crops[cfg.image].tolist()), store.grid, max(1, 256 // store.grid.height_px))
+        picture = figures.cropped(example.image, Box(*store.crops[cfg.image].tolist()), store.grid, max(1, 256 // store.grid.height_px))
         path = panels.before_after(picture, truth, said, now, classes, title, cx.folder(f"manipulate-{cfg.image}.png"))
         cx.table([list(row.values()) for row in rows], list(rows[0]) if rows else ())
         cx.say(str(path))
@@ -263,7 +263,7 @@ def _examples(cx: TaskContext, probe: Probe, part: Part, data: Data) -> None:
     truth = [part.truth.image(int(i)) for i in part.images]
     scale = max(1, 256 // store.grid.height_px)
     pictures = [
-        panels.cropped(part.truth.dataset[int(i)].image, Box(*store.crops[int(i)].tolist()), store.grid, scale) for i in part.images
+        figures.cropped(part.truth.dataset[int(i)].image, Box(*store.crops[int(i)].tolist()), store.grid, scale) for i in part.images
     ]
     names = [f"image {i}" for i in part.images]
     panels.examples(pictures, [("truth", truth), ("prediction", list(said))], names, data.classes, cx.folder("panels.png"))
