@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ SET = ["--set", "model.pretrained=false", "sae.d_sae=128", "train.checkpoint_eve
 TRACKERS = ["--tracker", "tensorboard", "--tracker", "wandb"]
 
 
+def until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for something while the process lives."""
+    give_up = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
 def test_live_training_killed_with_signal_9_goes_on_with_the_same_bits_and_in_the_same_tracked_runs(saev: Saev, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -32,13 +42,10 @@ def test_live_training_killed_with_signal_9_goes_on_with_the_same_bits_and_in_th
     command = [sys.executable, "-m", "saev_core.cli", *LIVE, *SET, *TRACKERS, "--out", str(cut)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    give_up = time.monotonic() + 120
-    # wandb's own process writes its file in its own time, and it must have begun it.
-    begun = (lambda: cut.glob("sae/topk.training/step-0000002*"), lambda: (f for f in cut.glob("wandb/*/*.wandb") if f.stat().st_size))
-    while not all(any(each()) for each in begun):
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
+    # Held at its second state: wandb's own process writes its file in its own time, and training would be over before.
+    until(lambda: any(cut.glob("sae/topk.training/step-0000002*")), process)
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: any(file.stat().st_size for file in cut.glob("wandb/offline-run-*/*.wandb")), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     done = saev(*LIVE, *SET, *TRACKERS, "--out", cut, WANDB_MODE="offline")
