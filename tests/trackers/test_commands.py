@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Saev
+from commands import Saev, environment
 from logged import tensorboard_logged, wandb_logged, wandb_parts
 
 from saev_core.run import Run
@@ -40,8 +39,7 @@ def test_live_training_killed_with_signal_9_goes_on_with_the_same_bits_and_in_th
     assert not (whole / "store").exists()
 
     command = [sys.executable, "-m", "saev_core.cli", *LIVE, *SET, *TRACKERS, "--out", str(cut)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(WANDB_MODE="offline"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # Held at its second state: wandb's own process writes its file in its own time, and training would be over before.
     until(lambda: any(cut.glob("sae/topk.training/step-0000002*")), process)
     process.send_signal(signal.SIGSTOP)
