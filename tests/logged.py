@@ -41,16 +41,18 @@ def tensorboard_logged(folder: Path, group: str) -> Logged:
 
 
 def _records(file: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: a LevelDB log after a header of 7 bytes."""
+    """The records of a `.wandb` file, a LevelDB log after a header of 7 bytes, as far as it has been written."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, part = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert b":W&B".startswith(data[:4])
     while at + 7 <= len(data):
         if BLOCK - at % BLOCK < 7:  # padding: no header fits
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -58,6 +60,11 @@ def _records(file: Path) -> Iterator[Any]:
             record.ParseFromString(part)
             yield record
             part = b""
+
+
+def wandb_begun(folder: Path) -> bool:
+    """Whether a run in a run folder's `wandb` has been written as far as what it is."""
+    return any(record.WhichOneof("record_type") == "run" for file in folder.glob("offline-run-*/*.wandb") for record in _records(file))
 
 
 def _finished(file: Path) -> list[Any]:
@@ -76,11 +83,12 @@ def wandb_parts(run: Run, *, ended: bool = True) -> dict[str, list[list[Any]]]:
     """SAE -> the files of its run in the order in which they were begun, each as its records.
 
     Args:
-        ended: each has been finished; false: the process of one was killed.
+        ended: each has been finished; false: the last one has, and the processes of those before may have been killed.
     """
     found: dict[str, list[list[Any]]] = {}
-    for file in sorted(run.path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name):
-        each = _finished(file) if ended else list(_records(file))
+    files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name)
+    for file in files:
+        each = _finished(file) if ended or file == files[-1] else list(_records(file))
         (begun,) = (record.run for record in each if record.WhichOneof("record_type") == "run")
         found.setdefault(begun.display_name, []).append(each)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import Saev, environment
-from logged import tensorboard_logged, wandb_logged, wandb_parts
+from logged import tensorboard_logged, wandb_begun, wandb_logged, wandb_parts
 
 from saev_core.run import Run
 from saev_core.store import ActivationStore
@@ -43,7 +43,7 @@ def test_live_training_killed_with_signal_9_goes_on_with_the_same_bits_and_in_th
     # Held at its second state: wandb's own process writes its file in its own time, and training would be over before.
     until(lambda: any(cut.glob("sae/topk.training/step-0000002*")), process)
     process.send_signal(signal.SIGSTOP)
-    until(lambda: any(file.stat().st_size for file in cut.glob("wandb/offline-run-*/*.wandb")), process)
+    until(lambda: wandb_begun(cut / "wandb"), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     done = saev(*LIVE, *SET, *TRACKERS, "--out", cut, WANDB_MODE="offline")
