@@ -112,6 +112,26 @@ def test_our_own_callbacks_tell_what_went_wrong(
         page.close()
 
 
+def test_whoever_goes_to_a_tab_before_the_viewers_first_answer_stays_there(run_of_pictures: Run, serving: Serving, chromium: Any) -> None:
+    with serving(make_server(Library(run_of_pictures))) as address:
+        page = chromium.new_page()
+        held: list[Any] = []
+
+        def hold(route: Any) -> None:
+            held.append(route)
+
+        page.route("**/gradio_api/queue/join*", hold, times=1)
+        with page.expect_request("**/gradio_api/queue/join*"):
+            page.goto(f"{address}/?tab=image")
+        page.locator("[role=tab][aria-selected=true]", has_text="Image").wait_for()
+        page.get_by_role("tab", name="Compare").click()
+        held.pop().continue_()
+        page.wait_for_function("new URL(location.href).searchParams.has('feature')")  # it has answered
+        page.wait_for_timeout(500)
+        assert page.locator("[role=tab][aria-selected=true]").inner_text() == "Compare"
+        page.close()
+
+
 @contextmanager
 def viewing(run: Path, *args: str, env: Mapping[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """`saev view` in a process of its own: the process, its address, and the lines before it."""

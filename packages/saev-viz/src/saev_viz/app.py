@@ -116,7 +116,7 @@ def build(library: Library) -> gr.Blocks:
             for title, make in plugin_tabs(library.run):
                 add(viewer, title, make)
 
-        def opened(request: gr.Request) -> tuple[Any, Any, Any, Any]:
+        def opened(request: gr.Request) -> tuple[Any, Any, Any]:
             warm(library)
             asked = request.query_params
             name = asked.get("sae", library.first)
@@ -129,10 +129,11 @@ def build(library: Library) -> gr.Blocks:
                 gr.Warning(f"There is no feature {text!r}: this SAE has features 0 to {library[name].index.d_sae - 1}.")
                 number = library[name].start
             shown = int(image) if image.isdecimal() else 0
-            where = "features" if text else "image" if image else "overview"
-            return gr.Dropdown(value=name), number, shown, gr.Tabs(selected=asked.get("tab", where))
+            return gr.Dropdown(value=name), number, shown
 
-        blocks.load(told(opened), None, [sae, feature, picture, tabs])  # through the queue: a warning passes no other way
+        # In the page, and at once: whoever has gone to a tab before the answer below stays there.
+        blocks.load(None, None, tabs, js="() => saevTab()")
+        blocks.load(told(opened), None, [sae, feature, picture])  # through the queue: a warning passes no other way
         feature.change(None, [feature, sae], None, js="(feature, sae) => saevLink(feature, sae)")
     return blocks
 

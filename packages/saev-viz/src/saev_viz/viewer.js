@@ -36,6 +36,11 @@ window.fetch = async (...request) => {
   return answer;
 };
 
+// The tab that the address asks for.
+function saevTab() {
+  const asked = new URL(location.href).searchParams;
+  return { __type__: "update", selected: asked.get("tab") || (asked.get("feature") ? "features" : asked.get("image") ? "image" : "overview") };
+}
 function saevLink(feature, sae) {
   if (feature === null || feature === undefined || feature < 0) return [];
   const address = new URL(location.href);
