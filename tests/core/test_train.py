@@ -80,13 +80,13 @@ def test_each_has_its_own_seed_and_learning_rate() -> None:
 
 def test_each_has_its_own_schedule_clipping_and_dead_window() -> None:
     """As if it had been trained alone with that configuration."""
-    own = changed(n_lr_warmup=0, lr_decay=1.0, clip_grad=0.1, dead_after=100)
+    own = changed(n_lr_warmup=0, lr_decay=1.0, clip_grad=0.1, dead_after=20)
     (alone,) = train(source(), [topk("b")], own)
     a, b = train(source(), [topk("a"), topk("b", own=own)], CFG)
     assert same(alone.sae, b.sae)
     assert not same(a.sae, b.sae)
     assert b.train["config"] == own.model_dump(mode="json")
-    assert (a.train["dead_after"], b.train["dead_after"]) == (128, 100)
+    assert (a.train["dead_after"], b.train["dead_after"]) == (25, 20)
 
 
 def test_what_belongs_to_the_stream_is_the_groups() -> None:
@@ -158,9 +158,9 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 def test_windows_shrink_with_a_short_run() -> None:
     schedule = Schedule.of(TrainConfig(batch_size=10, n_tokens=1000), 5000)
-    assert (schedule.n_steps, schedule.n_warmup, schedule.dead_after) == (100, 10, 50)
+    assert (schedule.n_steps, schedule.n_warmup, schedule.dead_after) == (100, 10, 10)
     long = Schedule.of(TrainConfig(batch_size=1000, n_tokens=100_000_000), 5000)
-    assert (long.n_warmup, long.dead_after) == (500, 5_000_000)
+    assert (long.n_warmup, long.dead_after) == (500, 1_000_000)
 
 
 def test_the_default_length_is_twenty_passes_up_to_a_cap() -> None:

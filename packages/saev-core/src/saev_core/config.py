@@ -243,7 +243,7 @@ class TrainConfig(Config):
     compile: bool = False
     """Compile the loss of variants that are differentiated by torch; those with a gradient of their own ignore it."""
     dead_after: int = Field(default=10_000_000, ge=1)
-    """Vectors without an activation after which a feature counts as dead; at most a twentieth of the run."""
+    """Vectors without an activation after which a feature counts as dead; at most a hundredth of the run."""
     n_init: int = Field(default=65_536, ge=1)
     """Vectors used for data-driven initialisation."""
     seed: int = 0
