@@ -155,8 +155,12 @@ def before_after(
     return save(drawn, path)
 
 
-def control_bars(rows: Sequence[Row], path: Path) -> Path:
-    """The control experiment: of each class what is flipped, and what the others lose, beside both baselines."""
+def control_bars(rows: Sequence[Row], level: str, path: Path) -> Path:
+    """The control experiment: of each class what is flipped, and what the others lose, beside both baselines.
+
+    Args:
+        level: what was counted, `pixels` or `patches`.
+    """
     series = (
         ("proposed features", BLUE, "suppressed"),
         ("random features", AMBER, "random_features"),
@@ -176,8 +180,8 @@ def control_bars(rows: Sequence[Row], path: Path) -> Path:
     for axes, line in ((top, 80), (below, 5)):
         axes.axhline(line, color=ORANGE, linestyle="--", linewidth=1.1)
         plain(axes)
-    top.set(ylabel="flipped pixels\nof the class, %", ylim=(0, 108))
-    below.set(ylabel="right pixels lost by\nother classes, mean %")
+    top.set(ylabel=f"flipped {level}\nof the class, %", ylim=(0, 108))
+    below.set(ylabel=f"right {level} lost by\nother classes, mean %")
     below.set_ylim(0, max(6.5, below.get_ylim()[1]))
     below.set_xticks(place, [row.name for row in rows], rotation=35 if len(rows) > 6 else 0, ha="right" if len(rows) > 6 else "center")
     drawn.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)

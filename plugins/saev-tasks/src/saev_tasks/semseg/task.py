@@ -189,7 +189,7 @@ class SemSeg(Task):
                 "no class has both proposed features and right pixels on validation images; train a better probe or SAE first."
             )
         write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
-        panels.control_bars(rows, cx.folder("control.png"))
+        panels.control_bars(rows, cfg.level, cx.folder("control.png"))
         cx.table([report.told(row) for row in rows],
                  report.HEADER)  # fmt: skip
         n_pass = sum(row.passes for row in rows)
