@@ -174,7 +174,7 @@ def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200,
     from saev_core.rest import Rest
     from saev_core.testing.shapes import SHAPES, Shapes, ShapesConfig
     from saev_core.types import Box
-    from saev_tasks.baselines import matched
+    from saev_tasks.experiment import matched
 
     opened, scenes = Run.open(path), Shapes(ShapesConfig(n=3000 + n))
     model: Any = load_model("tiny", "cpu")

@@ -28,7 +28,6 @@ from saev_core.task import TaskContext
 from saev_core.testing.stores import store_of
 from saev_core.types import Site
 from saev_tasks import figures
-from saev_tasks.baselines import along, matched
 from saev_tasks.classification.bench import Bench, Readout
 from saev_tasks.classification.control import choose, control
 from saev_tasks.classification.data import Data, labels_of
@@ -37,6 +36,7 @@ from saev_tasks.classification.pooling import image_vectors, parse_tokens
 from saev_tasks.classification.propose import propose, scores
 from saev_tasks.classification.task import Classification
 from saev_tasks.classification.train import by_logistic, judge, wilson
+from saev_tasks.experiment import along, matched
 
 SITE, N_CLASSES, N_IMAGES, N_PATCHES, D = Site(0), 4, 40, 6, 7
 NAMES = [f"c{i}" for i in range(N_CLASSES)]

@@ -28,7 +28,7 @@ from saev_core.store import ActivationStore
 from saev_core.task import TaskContext
 from saev_core.testing.stores import store_of
 from saev_core.types import Grid, Site
-from saev_tasks.baselines import along, matched
+from saev_tasks.experiment import along, matched
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.control import Sight, choose, control
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig

@@ -69,6 +69,16 @@ class Rest:
             raise ModelError(f"{site}: not every block up to it ran in the forward pass of {type(model).__name__}; check model.blocks.")
         return cls(model, site, images, tuple((module, said[module]) for module in modules))
 
+    @classmethod
+    def blank(cls, model: VisionModel, site: Site | str) -> Rest:
+        """Of a black image, for tokens that are given by `on`: right for a model whose later blocks see the site's tokens alone, as
+        those of plain vision transformers do.
+
+        Raises:
+            ModelError: as `of`.
+        """
+        return cls.of(model, torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device), site)
+
     @property
     def tokens(self) -> Float[Tensor, "batch n_tokens d_model"]:
         """What leaves the site, unedited."""
@@ -177,9 +187,8 @@ def resume_from(
         ShapeError: the tokens do not fit the site.
         ModelError: as `Rest.of`.
     """
-    if images is None:
-        images = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
-    return Rest.of(model, images, site).on(tokens)()
+    rest = Rest.blank(model, site) if images is None else Rest.of(model, images, site)
+    return rest.on(tokens)()
 
 
 def _each(output: Any, change: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from saev_core.config import Config
 from saev_core.errors import CheckpointError, ModelError, SaevError, StoreError
 from saev_core.model import TextSpace, VisionModel
 from saev_core.rest import Rest
+from saev_core.run import write_whole
 from saev_core.shard_set import RECORDED
 from saev_core.source import split
 from saev_core.steer import writes_where_it_reads
@@ -254,8 +254,7 @@ class _Batches:
 
     def __init__(self, model: VisionModel, store: ActivationStore, site: Site, dataset: ImageDataset | None, size: int) -> None:
         self.model, self.store, self.site, self.dataset, self.size = model, store, site, dataset, size
-        blank = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
-        self._blank = None if dataset else Rest.of(model, blank, site)
+        self._blank = None if dataset else Rest.blank(model, site)
 
     def __call__(self, images: np.ndarray) -> Iterator[Rest]:
         for start in range(0, len(images), self.size):
@@ -363,9 +362,7 @@ def _texts(cx: TaskContext, model: VisionModel, labels: np.ndarray, cfg: Fidelit
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([HEADER, *rows])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-    temporary.replace(path)
+    write_whole(path, text.getvalue().encode())
 
 
 __all__ = ["HEADER", "VARIANTS", "Fidelity", "FidelityConfig", "errors", "knn", "linear", "recovered", "spliced", "zero_shot"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from saev_core.run import write_whole
 from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from saev_tasks.experiment import Row
 
 BLUE, ORANGE, AMBER, GREY, INK = "#0072b2", "#d55e00", "#e69f00", "#9ca3af", "#111827"
 """Okabe and Ito's, which people with any colour vision tell apart."""
@@ -31,12 +34,9 @@ def canvas(width: float, height: float) -> Figure:
 
 def save(drawn: Figure, path: Path) -> Path:
     """Write a PNG so that a reader finds the old one or the new one."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        drawn.savefig(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    png = io.BytesIO()
+    drawn.savefig(png, format="png")
+    write_whole(path, png.getvalue())
     return path
 
 
@@ -172,36 +172,36 @@ def before_after(
     return save(drawn, path)
 
 
-def control_bars(rows: Sequence[Any], path: Path) -> Path:
+def control_bars(rows: Sequence[Row[Any]], flipped: str, lost: str, path: Path) -> Path:
     """The control experiment: of each class what is flipped, and what the others lose, beside both baselines.
 
     Args:
-        rows: `classification.control.Row`.
+        flipped: label of the upper axis, in per cent.
+        lost: label of the lower.
     """
     series = (
         ("proposed features", BLUE, "suppressed"),
         ("random features", AMBER, "random_features"),
         ("random direction", GREY, "random_direction"),
     )
-    shown = list(rows)
-    drawn = canvas(min(24.0, max(6.0, 1.6 + 0.62 * len(shown))), 5.6)
+    drawn = canvas(min(24.0, max(6.0, 1.6 + 0.62 * len(rows))), 5.6)
     top, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    place = np.arange(len(shown))
+    place = np.arange(len(rows))
     for i, (label, colour, name) in enumerate(series):
-        out = [getattr(row, name) for row in shown]
+        out = [getattr(row, name) for row in rows]
         for axes, what in ((top, "flipped"), (below, "others_lost")):
-            value = 100 * np.array([getattr(one, what) for one in out])
-            ends = 100 * np.array([getattr(one, f"{what}_interval") for one in out]).reshape(-1, 2)
+            value = 100 * np.nan_to_num([getattr(one, what) for one in out])
+            ends = 100 * np.nan_to_num([getattr(one, f"{what}_interval") for one in out]).reshape(-1, 2)
             reach = np.maximum(np.stack([value - ends[:, 0], ends[:, 1] - value]), 0)
             axes.bar(place + 0.27 * (i - 1), value, 0.25, color=colour, label=label)
             axes.errorbar(place + 0.27 * (i - 1), value, yerr=reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.8)
     for axes, line in ((top, 80), (below, 5)):
         axes.axhline(line, color=ORANGE, linestyle="--", linewidth=1.1)
         plain(axes)
-    top.set(ylabel="the class's images\nflipped, %", ylim=(0, 108))
-    below.set(ylabel="others' images\nlost, %")
+    top.set(ylabel=flipped, ylim=(0, 108))
+    below.set(ylabel=lost)
     below.set_ylim(0, max(6.5, below.get_ylim()[1]))
-    many = len(shown) > 6
-    below.set_xticks(place, [shorten(row.name) for row in shown], rotation=35 if many else 0, ha="right" if many else "center")
+    many = len(rows) > 6
+    below.set_xticks(place, [shorten(row.name) for row in rows], rotation=35 if many else 0, ha="right" if many else "center")
     drawn.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     return save(drawn, path)

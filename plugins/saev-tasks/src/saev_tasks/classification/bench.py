@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import csc_array, csr_array, vstack
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from saev_core.checkpoint import Checkpoint
@@ -21,8 +21,8 @@ from saev_core.rest import Rest
 from saev_core.steer import Edit, apply_edits, writes_where_it_reads
 from saev_core.store import ActivationStore
 from saev_core.types import Site
-from saev_tasks.baselines import Change
 from saev_tasks.classification.pooling import Pool
+from saev_tasks.experiment import Change, Coded, codes_of, directions_of
 
 _BATCH_IMAGES = 32
 _KEPT = 2**30
@@ -76,8 +76,7 @@ class Readout:
         if not self.linear:
             if model is None:
                 raise SteerError(f"the probe reads {probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
-            black = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
-            self._rest = Rest.of(model, black, self.site)
+            self._rest = Rest.blank(model, self.site)
 
     @property
     def edited(self) -> list[int]:
@@ -120,7 +119,7 @@ class Readout:
         return before, before if changed is x else self.logits(changed)[0]
 
 
-class Bench:
+class Bench(Coded):
     """Some images of a store, their codes and the probe's logits, on which features are suppressed again and again.
 
     Where the probe reads the SAE's site, an edit is linear algebra on the tokens that it changes. Memory: 8 bytes for each
@@ -135,8 +134,7 @@ class Bench:
         self.readout, self.images, self.labels = readout, np.asarray(images), np.asarray(labels)
         if not len(self.images):
             raise StoreError(f"{readout.store.url}: there is no image to try edits on.")
-        sae = readout.checkpoint.sae.frozen()
-        self.directions = (sae.W_dec.detach() / readout.checkpoint.norm.factor).cpu()  # [d_sae, d_model], raw
+        self.directions = directions_of(readout.checkpoint)
         self.mean = readout.checkpoint.read.tokens == "mean"
         """Whether codes are of the mean over patches: one row an image, and a change of it is one of every patch."""
         read = set(readout.pool.reads(readout.n_tokens, readout.n_prefix))
@@ -155,20 +153,14 @@ class Bench:
                 size += x.nbytes
                 self._kept = [*self._kept, x] if self._kept is not None and size <= _KEPT else None
                 meter.update(len(x))
-        self.codes: csc_array = csr_array(vstack(codes, format="csr")).tocsc()
-        """`[n_images * n_rows, d_sae]`, by feature."""
+        self.codes = csr_array(vstack(codes, format="csr")).tocsc()
         self.before: Float[Tensor, "n n_classes"] = torch.cat(logits)
         """Logits of the unedited images."""
         self._all = torch.cat(self._kept) if self._kept else None
 
     def _codes(self, x: Float[Tensor, "b n_tokens d"]) -> csr_array:
         flat = x[:, self.readout.n_prefix :].mean(1) if self.mean else x[:, self.edited].flatten(0, 1)
-        clamp = self.readout.checkpoint.read.clamp
-        codes = self.readout.checkpoint.codes(flat if clamp is None else flat.clamp(-clamp, clamp))
-        parts = tuple(part.cpu().numpy() for part in (codes.value.float(), codes.feature, codes.offsets))
-        made = csr_array(parts, shape=(len(flat), codes.d_sae))
-        made.eliminate_zeros()
-        return made
+        return codes_of(self.readout.checkpoint, flat)
 
     @cached_property
     def right(self) -> Bool[np.ndarray, " n"]:
@@ -176,10 +168,6 @@ class Bench:
         return np.asarray(self.before.argmax(1).numpy() == self.labels)
 
     @cached_property
-    def frequency(self) -> Float[np.ndarray, " d_sae"]:
-        """Share of tokens that fire each feature."""
-        return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
-
     def pooled(self) -> csr_array:
         """Mean activation of every feature over each image's edited tokens, `[n_images, d_sae]`."""
         n = len(self.images)
@@ -191,16 +179,6 @@ class Bench:
         """How one unit of a feature's pooled activation moves the logits, where the probe reads the SAE's site."""
         share = self._share * self.n_rows
         return np.asarray((share * (self.directions @ self.readout.probe.weight.cpu().T)).numpy())
-
-    def scaled(self, features: Sequence[int], factor: float) -> Change:
-        """Every activation f of these features becomes `factor` f: 0 ablates, a negative one writes in the opposite.
-
-        Only tokens that fire one of them change, so that where to act need not be said.
-        """
-        some = csr_array(self.codes[:, list(features)])
-        row = np.flatnonzero(np.diff(some.indptr))
-        f = torch.from_numpy(some[row].toarray().astype(np.float32))
-        return Change(row, (factor - 1) * (f @ self.directions[list(features)]))
 
     def wrong(self, change: Change, among: Bool[np.ndarray, " n"] | None = None) -> Bool[np.ndarray, " n"]:
         """Images that were told right and no longer are; of `among` alone, if given, so that the model need not run on others."""

@@ -15,91 +15,41 @@ tokens, averaged over several draws. Intervals of shares are 95 % after Wilson, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from saev_core.progress import Track, silent
-from saev_tasks.baselines import along, matched
 from saev_tasks.classification.bench import Bench
 from saev_tasks.classification.train import wilson
+from saev_tasks.experiment import Choice, Outcome, Row, along, matched, random_axes
 
-FLIPPED, LOST = 0.8, 0.05
-"""What counts as control: so much of the class flipped at least, so much of the others lost at most."""
 N_RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What is suppressed for a class, chosen on training images, with what it did there."""
+def outcome(bench: Bench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
+    """The numbers of one class.
 
-    features: list[int]
-    strength: float
-    flipped: float
-    others_lost: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What suppressing did on validation images. Intervals are `(low, high)`."""
-
-    flipped: float
-    flipped_interval: tuple[float, float]
-    others_lost: float
-    others_lost_interval: tuple[float, float]
-    worst_lost: float
-    worst_class: str
-
-    @classmethod
-    def of(cls, bench: Bench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
-        """
-        Args:
-            lost: of each image whether it was lost, or in what share of several draws.
-        """
-        right, mine = bench.right, bench.labels == c
-        n_mine, n_others = int((right & mine).sum()), int((right & ~mine).sum())
-        gone, others = float(lost[mine].sum()), float(lost[~mine].sum())
-        n_each = np.bincount(bench.labels[right], minlength=len(names))
-        each = np.bincount(bench.labels, lost, minlength=len(names)) / np.maximum(n_each, 1)
-        each[c] = -1
-        worst = int(each.argmax())
-        # Of several draws the share is a mean over them, the images are no more: counted once, the interval is rather too wide.
-        return cls(
-            gone / max(n_mine, 1),
-            wilson(gone, n_mine),
-            others / max(n_others, 1),
-            wilson(others, n_others),
-            float(each[worst]),
-            names[worst],
-        )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One class of the table."""
-
-    name: str
-    number: int
-    n_right: int
-    """Validation images of the class that were told right before."""
-    choice: Choice
-    suppressed: Outcome
-    random_features: Outcome
-    random_direction: Outcome
-    over_features: tuple[float, float]
-    """Interval of how much more is flipped than by random features, image by image."""
-    over_direction: tuple[float, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"passes": self.passes}
-
-    @property
-    def passes(self) -> bool:
-        """At least 80 % of the class flipped, other classes lose at most 5 %."""
-        return self.suppressed.flipped >= FLIPPED and self.suppressed.others_lost <= LOST
+    Args:
+        lost: of each image whether it was lost, or in what share of several draws.
+    """
+    right, mine = bench.right, bench.labels == c
+    n_mine, n_others = int((right & mine).sum()), int((right & ~mine).sum())
+    gone, others = float(lost[mine].sum()), float(lost[~mine].sum())
+    n_each = np.bincount(bench.labels[right], minlength=len(names))
+    each = np.bincount(bench.labels, lost, minlength=len(names)) / np.maximum(n_each, 1)
+    each[c] = -1
+    worst = int(each.argmax())
+    # Of several draws the share is a mean over them, the images are no more: counted once, the interval is rather too wide.
+    return Outcome(
+        gone / max(n_mine, 1),
+        wilson(gone, n_mine),
+        others / max(n_others, 1),
+        wilson(others, n_others),
+        float(each[worst]),
+        names[worst],
+    )
 
 
 def choose(
@@ -147,7 +97,7 @@ def control(
     draws: int = 5,
     seed: int = 0,
     track: Track = silent,
-) -> list[Row]:
+) -> list[Row[Outcome]]:
     """The table, one row for each class that has proposed features and right validation images.
 
     Args:
@@ -168,7 +118,7 @@ def control(
             lost = bench.wrong(change).astype(float)
             sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
             by_features = np.mean([bench.wrong(bench.scaled(some, choice.strength)) for some in sets], 0)
-            axes = [torch.from_numpy(rng.standard_normal(bench.directions.shape[1]).astype(np.float32)) for _ in range(draws)]
+            axes = random_axes(draws, bench.directions.shape[1], rng)
             by_direction = np.mean([bench.wrong(along(change, axis)) for axis in axes], 0)
             mine = right & (bench.labels == c)
             rows.append(
@@ -177,9 +127,9 @@ def control(
                     number=c,
                     n_right=int(mine.sum()),
                     choice=choice,
-                    suppressed=Outcome.of(bench, c, lost, names),
-                    random_features=Outcome.of(bench, c, by_features, names),
-                    random_direction=Outcome.of(bench, c, by_direction, names),
+                    suppressed=outcome(bench, c, lost, names),
+                    random_features=outcome(bench, c, by_features, names),
+                    random_direction=outcome(bench, c, by_direction, names),
                     over_features=_apart((lost - by_features)[mine], seed),
                     over_direction=_apart((lost - by_direction)[mine], seed),
                 )

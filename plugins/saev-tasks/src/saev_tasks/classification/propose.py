@@ -53,7 +53,7 @@ def scores(bench: Bench, n_classes: int, by: str) -> Float[np.ndarray, "n_classe
         raise ProbeError(
             f"attribution needs a probe at the SAE's {bench.readout.site}, this one reads {bench.readout.probe.site}; use --by difference."
         )
-    z = bench.pooled()
+    z = bench.pooled
     if by == "attribution":
         logits, own = bench.before.clone(), torch.from_numpy(bench.labels.astype(np.int64))
         rival = logits.scatter_(1, own[:, None], -torch.inf).argmax(1).numpy()
@@ -81,7 +81,7 @@ def by_class(values: csr_array, labels: Int[np.ndarray, " n"], n_classes: int) -
 def propose(bench: Bench, n_classes: int, n: int, by: str = "attribution") -> dict[int, list[Proposed]]:
     """At most `n` features for each class that is there, best first; only those with a positive score."""
     table = scores(bench, n_classes, by)
-    z = bench.pooled()
+    z = bench.pooled
     fires = csr_array(((z.data > 0).astype(np.float32), z.indices, z.indptr), shape=z.shape)
     means, shares = by_class(z, bench.labels, n_classes), by_class(fires, bench.labels, n_classes)
     counts = np.bincount(bench.labels, minlength=n_classes)

@@ -10,21 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.task import TaskContext, plain
-from saev_tasks.classification.control import Row
 from saev_tasks.classification.data import Part
 from saev_tasks.classification.train import Candidate
+from saev_tasks.experiment import Row
 
 CONTROL = ("class", "features", "strength", "flipped", "95 %", "others lose", "95 %", "worst", "random", "lose", "direction", "lose")
 """Header of the control experiment's table; shares in %, of both baselines what is flipped and what others lose."""
-
-
-def keep(cx: TaskContext, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Written beside what the other verbs found, under the verb's name."""
-    answer = plain(found)
-    assert isinstance(answer, dict)
-    cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: answer})
-    return answer
 
 
 def per_class(one: Candidate, x: Float[Tensor, "n d"], part: Part, names: Sequence[str]) -> list[dict[str, Any]]:

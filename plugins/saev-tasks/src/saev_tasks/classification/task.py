@@ -23,7 +23,8 @@ from saev_tasks.classification.options import ControlConfig, ManipulateConfig, P
 from saev_tasks.classification.pooling import Pool, image_vectors, parse_tokens
 from saev_tasks.classification.propose import Proposed, propose
 from saev_tasks.classification.train import Candidate, best_of, by_adamw, by_logistic, judge, wilson
-from saev_tasks.semseg.data import site_of, told_of, write_csv
+from saev_tasks.results import keep, write_csv
+from saev_tasks.semseg.data import site_of, told_of
 
 _PICTURE_PX = 288
 
@@ -86,7 +87,7 @@ class Classification(Task):
         low, high = card["accuracy_interval"]
         cx.say(f"accuracy {accuracy:.4f} ({low:.3f} to {high:.3f}) on {n_val} validation images: {pool} of {site}, {n_classes} classes")
         told = {"site": str(site), "tokens": str(pool), "best": rows[best], "points": rows, "classes": classes}
-        return report.keep(cx, "train", {**told, "card": card, "probe": folder})
+        return keep(cx, "train", {**told, "card": card, "probe": folder})
 
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Classification(Task):
             ["class", "features (fires on the class/on others)"],
         )
         facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "by": by, "n_images": len(part.images)}
-        return report.keep(cx, "propose", {**facts, "classes": classes})
+        return keep(cx, "propose", {**facts, "classes": classes})
 
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class Classification(Task):
         if not rows:
             raise ProbeError("no class has both proposed features and right validation images; train a better probe or SAE first.")
         write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
-        figures.control_bars(rows, cx.folder("control.png"))
+        figures.control_bars(rows, "the class's images\nflipped, %", "others' images\nlost, %", cx.folder("control.png"))
         cx.table([report.told(row) for row in rows], report.CONTROL)
         n_pass = sum(row.passes for row in rows)
         cx.say(
@@ -178,7 +179,7 @@ class Classification(Task):
         }
         counts = {"n_train": len(tried.images), "n_val": len(part.images), "n_pass": n_pass, "n_classes": len(rows)}
         facts |= {"accuracy": float(bench.right.mean())}
-        return report.keep(cx, "control", {**facts, **counts, "options": cfg, "rows": [row.to_json() for row in rows]})
+        return keep(cx, "control", {**facts, **counts, "options": cfg, "rows": [row.to_json() for row in rows]})
 
 
 def _pool_of(cx: TaskContext, text: str) -> Pool:

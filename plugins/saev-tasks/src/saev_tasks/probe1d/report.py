@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from jaxtyping import Int
 from safetensors.numpy import save
 
 from saev_core.errors import RunError
+from saev_core.run import write_whole
 from saev_core.task import TaskContext
 from saev_tasks.probe1d.pairs import Pairs, best
 
@@ -81,8 +80,8 @@ def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: 
     for row in rows:
         writer.writerow({key: " ".join(map(str, each)) if isinstance(each, list) else each for key, each in row.items()})
     try:
-        whole(folder / "classes.csv", text.getvalue().encode())
-        whole(folder / "pairs.safetensors", save(pairs.arrays(), metadata={"classes": "\n".join(names)}))
+        write_whole(folder / "classes.csv", text.getvalue().encode())
+        write_whole(folder / "pairs.safetensors", save(pairs.arrays(), metadata={"classes": "\n".join(names)}))
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
     answer = {**told, "classes": list(rows), "csv": str(folder / "classes.csv"), "pairs": str(folder / "pairs.safetensors")}
@@ -90,16 +89,6 @@ def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: 
 
     cx.run.write_result("probe1d", {key: each for key, each in plain(answer).items() if key not in ("csv", "pairs")})
     return answer
-
-
-def whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _say(cx: TaskContext, told: Row, rows: Sequence[Row]) -> None:

@@ -14,8 +14,8 @@ from safetensors.numpy import save
 from saev_core.config import Config
 from saev_core.dataset import load_dataset
 from saev_core.errors import DatasetError, RunError
+from saev_core.run import write_whole
 from saev_core.task import Task, TaskContext, verb
-from saev_tasks.probe1d.report import whole
 from saev_tasks.semprobe.curated import NEGATIVES, Curated, from_folders, from_labels
 from saev_tasks.semprobe.negatives import sample
 from saev_tasks.semprobe.scoring import activate, detect, halves
@@ -158,8 +158,8 @@ class SemProbe(Task):
         writer.writeheader()
         writer.writerows(rows)
         try:
-            whole(folder / "scores.csv", text.getvalue().encode())
-            whole(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
+            write_whole(folder / "scores.csv", text.getvalue().encode())
+            write_whole(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
         cx.run.write_result("semprobe", told)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from saev_core.checkpoint import Checkpoint
@@ -20,13 +19,13 @@ from saev_core.rest import Rest
 from saev_core.steer import writes_where_it_reads
 from saev_core.store import ActivationStore
 from saev_core.types import Site
-from saev_tasks.baselines import Change
+from saev_tasks.experiment import Change, Coded, codes_of, directions_of
 from saev_tasks.vectors import stored
 
 _BATCH_IMAGES = 32
 
 
-class Bench:
+class Bench(Coded):
     """Some images of a store: their codes, and the probe's logits before and after changes at the SAE's site.
 
     Where the probe reads that very site, an edit is linear algebra on the patches that it changes. Where the probe sits later,
@@ -61,35 +60,23 @@ class Bench:
         if self._later is not None and self._later < self.site:
             raise SteerError(f"the probe reads {probe.site}, before the SAE's {checkpoint.site}; train a probe there or later.")
         self._rest = self._blank(model) if self._later is not None else None
-        sae = checkpoint.sae.frozen()
-        self.directions = (sae.W_dec.detach() / checkpoint.norm.factor).cpu()  # [d_sae, d_model], raw
+        self.directions = directions_of(checkpoint)
         logits, codes = [], []
         with track("patches", len(self.images), "images") as meter:
             for numbers, x in stored(store, self.site, self.images):
-                codes.append(self._codes(x))
+                codes.append(codes_of(checkpoint, x.flatten(0, 1)))
                 logits.append(probe(x).cpu() if self._later is None else self._read_later(numbers, {}))
                 meter.update(len(numbers))
         if not codes:
             raise SteerError("there is no image to try edits on.")
-        matrix = csr_array(_stack(codes))
-        self.codes: csc_array = matrix.tocsc()
-        """`[n_images * n_patches, d_sae]`, by feature."""
+        self.codes = csr_array(vstack(codes, format="csr")).tocsc()
         self.before: Float[Tensor, "n n_patches n_classes"] = torch.cat(logits)
         """Logits of the unedited images."""
-
-    def _codes(self, x: Float[Tensor, "b n_patches d"]) -> csr_array:
-        flat, clamp = x.flatten(0, 1), self.checkpoint.read.clamp
-        codes = self.checkpoint.codes(flat if clamp is None else flat.clamp(-clamp, clamp))
-        parts = (codes.value.float(), codes.feature, codes.offsets)
-        made = csr_array(tuple(part.cpu().numpy() for part in parts), shape=(len(flat), codes.d_sae))
-        made.eliminate_zeros()
-        return made
 
     def _blank(self, model: VisionModel | None) -> Rest:
         if model is None:
             raise SteerError(f"the probe reads {self.probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
-        black = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
-        return Rest.of(model, black, self.site)
+        return Rest.blank(model, self.site)
 
     def _read_later(self, numbers: Int[np.ndarray, " b"], deltas: dict[int, tuple[np.ndarray, Tensor]]) -> Float[Tensor, "b n_patches c"]:
         """The probe's logits of images whose tokens at the SAE's site are changed; `deltas`: place in `numbers` -> patches, change."""
@@ -110,21 +97,6 @@ class Bench:
             seen = rest.on(tokens.to(rest.images.device)).record([later])[later]
             out.append(self.probe(seen[:, n_prefix:].float()).cpu())
         return torch.cat(out)
-
-    @property
-    def frequency(self) -> Float[np.ndarray, " d_sae"]:
-        """Share of patches that fire each feature."""
-        return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
-
-    def scaled(self, features: Sequence[int], factor: float) -> Change:
-        """Every activation f of these features becomes `factor` f: 0 ablates, a negative one writes in the opposite.
-
-        Only patches that fire one of them change, so that where to act need not be said.
-        """
-        some = csr_array(self.codes[:, list(features)])
-        row = np.flatnonzero(np.diff(some.indptr))
-        f = torch.from_numpy(some[row].toarray().astype(np.float32))
-        return Change(row, (factor - 1) * (f @ self.directions[list(features)]))
 
     def after(self, change: Change) -> tuple[Int[np.ndarray, " m"], Float[Tensor, "m n_patches n_classes"]]:
         """Places of the images that change, and the logits of all their patches."""
@@ -153,9 +125,3 @@ class Bench:
     def _effect(self, change: Change) -> Float[Tensor, "m n_classes"]:
         weight = self.probe.weight
         return (change.delta.to(weight.device) @ weight.T).cpu()
-
-
-def _stack(parts: Sequence[csr_array]) -> csr_array:
-    from scipy.sparse import vstack
-
-    return csr_array(vstack(parts, format="csr"))

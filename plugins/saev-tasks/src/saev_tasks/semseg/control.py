@@ -15,15 +15,15 @@ patches. Intervals are 95 %, by drawing images again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from saev_core.progress import Track, silent
-from saev_tasks.baselines import Change, along, matched
+from saev_tasks import experiment
+from saev_tasks.experiment import Change, Choice, along, matched, random_axes
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.scores import Counts, by_image, interval, ious, nanmean, predict, ratio
 from saev_tasks.vectors import Classes
@@ -32,55 +32,20 @@ _PIXELS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is suppressed for a class, chosen on training images, with what it did there to patches."""
+class Outcome(experiment.Outcome):
+    """What suppressing did on validation images, with the IoU after it: of the class, and the mean over all others."""
 
-    features: list[int]
-    strength: float
-    flipped: float
-    others_lost: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What suppressing did on validation images. Intervals are `(low, high)`."""
-
-    flipped: float
-    flipped_interval: tuple[float, float]
-    others_lost: float
-    others_lost_interval: tuple[float, float]
-    worst_lost: float
-    worst_class: str
     iou: float
     others_iou: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One class of the table."""
+class Row(experiment.Row[Outcome]):
+    """One class of the table; what is counted is pixels, or patches."""
 
-    name: str
-    number: int
-    n_right: int
-    """Pixels of the class that were told right before."""
-    choice: Choice
     iou: float
     others_iou: float
     """Before: of this class, and the mean over all others."""
-    suppressed: Outcome
-    random_features: Outcome
-    random_direction: Outcome
-    over_features: tuple[float, float]
-    """Interval of how much more is flipped than by random features, image by image."""
-    over_direction: tuple[float, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def passes(self) -> bool:
-        """At least 80 % of the class flipped, other classes lose at most 5 %."""
-        return self.suppressed.flipped >= 0.8 and self.suppressed.others_lost <= 0.05
 
 
 def choose(
@@ -221,7 +186,7 @@ def control(
             lost, counts = sight.effect(change)
             sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
             by_features = _mean([sight.effect(sight.bench.scaled(some, choice.strength)) for some in sets])
-            axes = [torch.from_numpy(rng.standard_normal(sight.bench.directions.shape[1]).astype(np.float32)) for _ in range(draws)]
+            axes = random_axes(draws, sight.bench.directions.shape[1], rng)
             by_direction = _mean([sight.effect(along(change, axis)) for axis in axes])
             rows.append(
                 Row(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,19 +113,3 @@ def told_of(store: ActivationStore) -> dict[str, Any]:
     """What a store says of itself, for a probe to carry."""
     meta = store.meta
     return {"fingerprint": meta.fingerprint, "model": meta.model, "dataset": meta.dataset, "transform": meta.transform}
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A table, written whole; numbers that are not finite are left empty."""
-    text = io.StringIO()
-    out = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    out.writeheader()
-    for row in rows:
-        out.writerow({key: "" if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()})
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text.getvalue(), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path

@@ -17,7 +17,6 @@ from saev_tasks.vectors import Classes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saev_tasks.semseg.control import Row
 
 GREEN, PINK, SKY = "#009e73", "#cc79a7", "#56b4e9"
 GREY, NOTHING = "#6b7280", (255, 255, 255)
@@ -152,37 +151,4 @@ def before_after(
         axes.set(xticks=[], yticks=[])
     _legend(drawn, classes, [truth, before, after])
     drawn.suptitle(title, fontsize=10, x=0.01, ha="left")
-    return save(drawn, path)
-
-
-def control_bars(rows: Sequence[Row], level: str, path: Path) -> Path:
-    """The control experiment: of each class what is flipped, and what the others lose, beside both baselines.
-
-    Args:
-        level: what was counted, `pixels` or `patches`.
-    """
-    series = (
-        ("proposed features", BLUE, "suppressed"),
-        ("random features", AMBER, "random_features"),
-        ("random direction", GREY, "random_direction"),
-    )
-    drawn = canvas(max(6.0, 1.6 + 0.62 * len(rows)), 5.6)
-    top, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    place = np.arange(len(rows))
-    for i, (label, colour, name) in enumerate(series):
-        out = [getattr(row, name) for row in rows]
-        for axes, what in ((top, "flipped"), (below, "others_lost")):
-            value = 100 * np.nan_to_num([getattr(one, what) for one in out])
-            ends = 100 * np.nan_to_num([getattr(one, f"{what}_interval") for one in out]).reshape(-1, 2)
-            reach = np.maximum(np.stack([value - ends[:, 0], ends[:, 1] - value]), 0)
-            axes.bar(place + 0.27 * (i - 1), value, 0.25, color=colour, label=label)
-            axes.errorbar(place + 0.27 * (i - 1), value, yerr=reach, fmt="none", ecolor="#111827", elinewidth=0.9, capsize=1.8)
-    for axes, line in ((top, 80), (below, 5)):
-        axes.axhline(line, color=ORANGE, linestyle="--", linewidth=1.1)
-        plain(axes)
-    top.set(ylabel=f"flipped {level}\nof the class, %", ylim=(0, 108))
-    below.set(ylabel=f"right {level} lost by\nother classes, mean %")
-    below.set_ylim(0, max(6.5, below.get_ylim()[1]))
-    below.set_xticks(place, [row.name for row in rows], rotation=35 if len(rows) > 6 else 0, ha="right" if len(rows) > 6 else "center")
-    drawn.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     return save(drawn, path)

@@ -19,10 +19,11 @@ from saev_core.store import ActivationStore
 from saev_core.task import Task, TaskContext, plain, verb
 from saev_core.types import Box, Site
 from saev_tasks import figures
+from saev_tasks.results import keep, write_csv
 from saev_tasks.semseg import panels, report
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.control import Sight, control
-from saev_tasks.semseg.data import Data, Part, load_probe, site_of, told_of, write_csv
+from saev_tasks.semseg.data import Data, Part, load_probe, site_of, told_of
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import Proposed, propose
 from saev_tasks.semseg.scores import predict
@@ -72,7 +73,7 @@ class SemSeg(Task):
         cx.table([[*(f"{value:.4g}" for value in row.values())] for row in rows], list(rows[0]))
         cx.say(f"best: lr {rows[best]['lr']:g}, weight decay {rows[best]['weight_decay']:g}, chosen on {len(tune)} training images")
         cx.say(report.line(val, len(data.val.images)))
-        return _keep(cx, "train", {"site": str(site), "best": rows[best], "val": val, "points": rows, "probe": folder, "card": card})
+        return keep(cx, "train", {"site": str(site), "best": rows[best], "val": val, "points": rows, "probe": folder, "card": card})
 
     @verb
     def validate(self, cx: TaskContext, cfg: ValidateConfig) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class SemSeg(Task):
             cx.say(f"of patches by majority: mean IoU {patches.miou:.3f}, accuracy {patches.accuracy:.3f}")
         for name, counts in oracle.items():
             cx.say(f"an oracle that knows each patch's {name}: mean IoU {counts.miou:.3f}, pixel accuracy {counts.accuracy:.3f}")
-        return _keep(cx, "validate", found)
+        return keep(cx, "validate", found)
 
     @verb
     def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class SemSeg(Task):
         )
         by = _by(cfg.by, bench)
         told = {data.classes.names[c]: [asdict(one) for one in some] for c, some in found.items()}
-        return _keep(cx, "propose", {"sae": cx.sae_name(cfg.sae), "by": by, "n_images": len(part.images), "classes": told})
+        return keep(cx, "propose", {"sae": cx.sae_name(cfg.sae), "by": by, "n_images": len(part.images), "classes": told})
 
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
@@ -189,7 +190,8 @@ class SemSeg(Task):
                 "no class has both proposed features and right pixels on validation images; train a better probe or SAE first."
             )
         write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
-        panels.control_bars(rows, cfg.level, cx.folder("control.png"))
+        lost = f"right {cfg.level} lost by\nother classes, mean %"
+        figures.control_bars(rows, f"flipped {cfg.level}\nof the class, %", lost, cx.folder("control.png"))
         cx.table([report.told(row) for row in rows],
                  report.HEADER)  # fmt: skip
         n_pass = sum(row.passes for row in rows)
@@ -198,19 +200,12 @@ class SemSeg(Task):
         )
         facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "sae_site": tried.checkpoint.site, "level": cfg.level,
                  "n_train": len(part.images), "n_val": len(val.images), "n_pass": n_pass, "n_classes": len(rows)}  # fmt: skip
-        return _keep(cx, "control", {**facts, "options": cfg, "rows": [row.to_json() | {"passes": row.passes} for row in rows]})
+        return keep(cx, "control", {**facts, "options": cfg, "rows": [row.to_json() for row in rows]})
 
 
 def _on(part: Part, site: Site, head: tuple[Tensor, Tensor], cx: TaskContext) -> dict[str, float]:
     (counts,) = measure(part.truth, site, part.images, [head], track=cx.track)
     return report.scores(counts)
-
-
-def _keep(cx: TaskContext, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Into `results/<task>.json`, beside what the other verbs found."""
-    told: dict[str, Any] = plain(found)
-    cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: told})
-    return told
 
 
 def _bench(cx: TaskContext, probe: Probe, part: Part, sae: str) -> Bench:
@@ -250,9 +245,8 @@ def _logits(store: ActivationStore, image: int, probe: Probe, checkpoint: Any, e
     n_prefix = store.grid.n_prefix
     if n_prefix:
         x = torch.cat([torch.from_numpy(store.read(site, [image], "prefix")).float(), x], 1)
-    black = torch.zeros(1, 3, store.grid.height_px, store.grid.width_px, device=model.device)
     later = Site.parse(probe.site)
-    seen = Rest.of(model, black, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
+    seen = Rest.blank(model, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
     return probe(seen[:, n_prefix:].float())[0].cpu()
 
 

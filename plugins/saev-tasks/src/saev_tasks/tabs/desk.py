@@ -152,9 +152,7 @@ class Desk:
     @cached_property
     def _rest(self) -> Rest:
         """The model from the SAE's site on. It begins with recorded vectors, so that any picture will do."""
-        model = self.library.model
-        black = torch.zeros(1, 3, model.grid.height_px, model.grid.width_px, device=model.device)
-        return Rest.of(model, black, self.site)
+        return Rest.blank(self.library.model, self.site)
 
     def _said(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "*rows n_classes"]:
         """What the probe says if these vectors leave the SAE's site."""

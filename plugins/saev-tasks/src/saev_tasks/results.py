@@ -1,0 +1,32 @@
+"""How what a verb found is kept: `results/<task>.json`, and tables as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saev_core.run import write_whole
+from saev_core.task import TaskContext, plain
+
+
+def keep(cx: TaskContext, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Written beside what the other verbs found, under the verb's name."""
+    answer: dict[str, Any] = plain(found)
+    cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: answer})
+    return answer
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A table, written whole; numbers that are not finite are left empty."""
+    text = io.StringIO()
+    out = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    out.writeheader()
+    for row in rows:
+        out.writerow({key: "" if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()})
+    write_whole(path, text.getvalue().encode())
+    return path
