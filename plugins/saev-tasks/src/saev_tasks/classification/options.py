@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from saev_core.config import Config
 from saev_tasks.classification.pooling import parse_tokens
+from saev_tasks.options import Decays, Rates, Sizes
 
 
 class TrainConfig(Config):
@@ -20,9 +21,9 @@ class TrainConfig(Config):
     cls for one that reads the CLS token, else mean; without an SAE cls where there is one."""
     solver: Literal["adamw", "logistic", "both"] = "both"
     """AdamW over all learning rates and weight decays at once, scikit-learn's logistic regression over all `c`, or both."""
-    lr: tuple[float, ...] = Field(default=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), min_length=1)
+    lr: Rates = Field(default=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), min_length=1)
     """Learning rates, of AdamW on standardised activations; all are trained in one pass with all weight decays."""
-    weight_decay: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
+    weight_decay: Decays = Field(default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
     """Weight decays."""
     c: tuple[float, ...] = Field(default=(1e-3, 1e-2, 1e-1, 1.0, 10.0), min_length=1)
     """Inverse regularisation strengths of the logistic regression."""
@@ -97,7 +98,7 @@ class ControlConfig(Config):
     """How features are proposed; see propose."""
     prefix: bool = False
     """Edit prefix tokens too; see manipulate."""
-    sizes: tuple[int, ...] = Field(default=(1, 2, 3, 5, 8, 12, 20), min_length=1)
+    sizes: Sizes = Field(default=(1, 2, 3, 5, 8, 12, 20), min_length=1)
     """Numbers of features that are tried."""
     strengths: tuple[float, ...] = Field(default=(0.0, -1.0, -2.0, -4.0), min_length=1)
     """Factors that are tried, in this order, until one is enough: f' = factor x f; 0 ablates, a negative one writes in the opposite."""

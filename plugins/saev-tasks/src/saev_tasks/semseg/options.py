@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from saev_core.config import Config
+from saev_tasks.options import Decays, Rates, Sizes
 
 
 class TrainConfig(Config):
@@ -17,9 +17,9 @@ class TrainConfig(Config):
     """Where the probe reads: resid.2, or a block number, negative from the end; empty: the best SAE's site, else the last recorded."""
     loss: Literal["pixels", "patches"] = "pixels"
     """Cross-entropy of logits upsampled to the mask's pixels, or of patches against their majority class."""
-    lr: tuple[float, ...] = Field(default=(1e-2, 3e-2, 1e-1), min_length=1)
+    lr: Rates = Field(default=(1e-2, 3e-2, 1e-1), min_length=1)
     """Learning rates, of AdamW on standardised activations; all are trained in one pass with all weight decays."""
-    weight_decay: tuple[float, ...] = Field(default=(1e-4, 1e-2), min_length=1)
+    weight_decay: Decays = Field(default=(1e-4, 1e-2), min_length=1)
     """Weight decays."""
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images."""
@@ -39,20 +39,6 @@ class TrainConfig(Config):
     """Mask classes that count for nothing, by name or number: other (ADE20K), 255."""
     seed: int = 0
     """Seed of the split, of the batches and of the pixels."""
-
-    @field_validator("lr", "weight_decay")
-    @classmethod
-    def _rates(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(math.isfinite(value) and value >= 0 for value in values):
-            raise ValueError("finite numbers, 0 or above")
-        return values
-
-    @field_validator("lr")
-    @classmethod
-    def _moves(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if 0 in values:
-            raise ValueError("a learning rate of 0 learns nothing")
-        return values
 
 
 class ValidateConfig(Config):
@@ -104,7 +90,7 @@ class ControlConfig(Config):
     """Only these classes, by name or number; empty: all that have features and pixels."""
     by: Literal["auto", "attribution", "difference"] = "auto"
     """How features are proposed; see propose."""
-    sizes: tuple[int, ...] = Field(default=(1, 2, 3, 5, 8, 12, 20), min_length=1)
+    sizes: Sizes = Field(default=(1, 2, 3, 5, 8, 12, 20), min_length=1)
     """Numbers of features that are tried."""
     strengths: tuple[float, ...] = Field(default=(0.5, 0.25, 0.0, -1.0, -2.0, -4.0), min_length=1)
     """Factors that are tried: f' = factor x f; below 1 weakens, 0 ablates, a negative one writes in the opposite."""
@@ -122,17 +108,3 @@ class ControlConfig(Config):
     """Validation images at most; 0: all."""
     seed: int = 0
     """Seed of the choice of images, of random features and directions, and of the bootstrap."""
-
-    @field_validator("sizes")
-    @classmethod
-    def _some(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if min(values) < 1:
-            raise ValueError("one feature at least")
-        return values
-
-    @field_validator("strengths")
-    @classmethod
-    def _finite(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(map(math.isfinite, values)):
-            raise ValueError("finite numbers")
-        return values
