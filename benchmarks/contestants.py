@@ -10,13 +10,13 @@ import peers
 import torch
 from torch import Tensor
 
-from saev_core.config import TrainConfig
-from saev_core.kernels import Workspace
-from saev_core.sae import SAE
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.schedule import Schedule
-from saev_core.train import Job, Trainee
+from saev_core.config.stages import TrainConfig
+from saev_core.sae.base import SAE
+from saev_core.sae.kernels import Workspace
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.topk import TopK, TopKConfig
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import Job, Trainee
 from saev_saes.batchtopk import BatchTopK, BatchTopKConfig
 
 ENCODE, FIVE, ADAM, OURS = "one encode matmul", "five matmuls", "fused Adam alone", "ours"

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from viewer import served
 
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main as saev
-from saev_core.probe import Probe
-from saev_core.run import Run
-from saev_core.store import ActivationStore
-from saev_core.testing.runs import synthetic_run
+from saev_core.runs.run import Run
+from saev_core.tasks.probe import Probe
+from saev_core.testing.synthetic_run import synthetic_run
 
 D_SAE = 24_576
 AIMS = {"same site": 0.15, "segmentation": 0.15, "rest of the model": 0.4}

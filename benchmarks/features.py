@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import saev_core.indexing
-from saev_core.accumulator import FeatureAccumulator
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.codes import Codes
-from saev_core.config import IndexConfig, PluginRef, ReadConfig
-from saev_core.indexing import index_features
-from saev_core.norm import Norm
-from saev_core.sae import make_sae
-from saev_core.source import ordered
-from saev_core.store import ActivationStore
-from saev_core.testing.stores import store_of
-from saev_core.top_images import TopImages
+import saev_core.features.build
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import IndexConfig, ReadConfig
+from saev_core.features.accumulate import FeatureAccumulator
+from saev_core.features.build import index_features
+from saev_core.features.top_images import TopImages
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.codes import Codes
+from saev_core.sae.norm import Norm
+from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Site
 
 D, WIDTH, PATCHES, K = 384, 6144, 196, 32
@@ -80,11 +81,11 @@ def indexing(folder: Path, n_images: int, rounds: int) -> None:
     def index() -> None:
         index_features(checkpoint, store, folder / "features.zarr", IndexConfig())
 
-    vars(saev_core.indexing)["FeatureAccumulator"] = Timed
+    vars(saev_core.features.build)["FeatureAccumulator"] = Timed
     try:
         encode, whole = best(rounds, bare, index)
     finally:
-        vars(saev_core.indexing)["FeatureAccumulator"] = FeatureAccumulator
+        vars(saev_core.features.build)["FeatureAccumulator"] = FeatureAccumulator
     print(f"indexing {n_images} images x {PATCHES} patches, d {D}, {WIDTH} features, k {K}, top {IndexConfig().top_k}")
     print(f"  read and encode  {encode / n_images * 1e6:8.0f} us an image")
     print(f"  index            {whole / n_images * 1e6:8.0f} us an image   ratio {whole / encode:.2f}   asked: at most 1.30")

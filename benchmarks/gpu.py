@@ -36,8 +36,9 @@ import peers
 import torch
 from contestants import SCHEDULE, Aim, Row, Size, ours, rival, trainee, vectors
 
-from saev_core.sae import SAE, Progress
-from saev_core.saes.relu import ReLU
+from saev_core.sae.base import SAE
+from saev_core.sae.relu import ReLU
+from saev_core.sae.step import Progress
 
 BEAT = 1.5
 """Times as fast as every other library: what is asked of ours on a GPU."""

@@ -20,17 +20,18 @@ import torch
 from common import asked, interleave, summary, table
 from jaxtyping import Int
 
-from saev_core.config import ReadConfig, RecordConfig, TrainConfig
-from saev_core.dataset import load_dataset
-from saev_core.identity import dataset_ref, model_ref
-from saev_core.live import LiveSource
-from saev_core.model import load_model
-from saev_core.plugins import parse_ref
-from saev_core.record import record
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import StoreSource, batch_entropy
-from saev_core.store import ActivationStore
-from saev_core.train import Trainee, train
+from saev_core.activations.recording.identity import dataset_ref, model_ref
+from saev_core.activations.recording.record import record
+from saev_core.activations.sources.base import batch_entropy
+from saev_core.activations.sources.live import LiveSource
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig, RecordConfig, TrainConfig
+from saev_core.data.dataset import load_dataset
+from saev_core.models.base import load_model
+from saev_core.plugins.registry import parse_ref
+from saev_core.sae.topk import TopK, TopKConfig
+from saev_core.training.train import Trainee, train
 
 BUFFERS_MB = (2, 4, 8, 16, 1024)
 Source = StoreSource | LiveSource

@@ -18,18 +18,19 @@ from typing import Any
 
 import torch
 
-from saev_core.config import EvaluateConfig, PluginRef, ReadConfig, RecordConfig, TrainConfig
-from saev_core.dataset import load_dataset
-from saev_core.evaluate import evaluate
-from saev_core.identity import dataset_ref, model_ref
-from saev_core.job import Job, Trainee
-from saev_core.model import load_model
-from saev_core.record import record
-from saev_core.sae import make_sae
-from saev_core.schedule import Schedule
-from saev_core.source import StoreSource
-from saev_core.store import ActivationStore
-from saev_core.train import train
+from saev_core.activations.recording.identity import dataset_ref, model_ref
+from saev_core.activations.recording.record import record
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
+from saev_core.data.dataset import load_dataset
+from saev_core.evaluation.measure import evaluate
+from saev_core.models.base import load_model
+from saev_core.sae.base import make_sae
+from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import train
 
 D, BATCH, K = 384, 4096, 32
 SCHEDULE = Schedule(n_steps=1_000_000, n_warmup=0, n_decay=0, dead_after=10_000_000)

@@ -170,11 +170,11 @@ def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200,
     import torch
 
     from saev_core import Checkpoint, Edit, FeatureIndex, Run
-    from saev_core.model import load_model
-    from saev_core.rest import Rest
-    from saev_core.testing.shapes import SHAPES, Shapes, ShapesConfig
+    from saev_core.data.shapes import SHAPES, Shapes, ShapesConfig
+    from saev_core.interventions.downstream import Rest
+    from saev_core.models.base import load_model
     from saev_core.types import Box
-    from saev_tasks.experiment import matched
+    from saev_tasks.shared.control_experiment import matched
 
     opened, scenes = Run.open(path), Shapes(ShapesConfig(n=3000 + n))
     model: Any = load_model("tiny", "cpu")

@@ -27,21 +27,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.codes import Codes
-from saev_core.config import EvaluateConfig, PluginRef, ReadConfig, RecordConfig, SAEConfig, TrainConfig
-from saev_core.dataset import load_dataset
-from saev_core.evaluate import Tally
-from saev_core.identity import dataset_ref, model_ref
-from saev_core.model import load_model
-from saev_core.norm import Norm
-from saev_core.record import record
-from saev_core.recovery import recover
-from saev_core.sae import SAE, make_sae
-from saev_core.source import StoreSource, ordered
-from saev_core.store import ActivationStore
-from saev_core.testing.shapes import Shapes, ShapesConfig
-from saev_core.train import Trainee, train
+from saev_core.activations.recording.identity import dataset_ref, model_ref
+from saev_core.activations.recording.record import record
+from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
+from saev_core.data.dataset import load_dataset
+from saev_core.data.shapes import Shapes, ShapesConfig
+from saev_core.evaluation.known_truth import recover
+from saev_core.evaluation.measure import Tally
+from saev_core.models.base import load_model
+from saev_core.sae.base import SAE, make_sae
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.norm import Norm
+from saev_core.training.train import Trainee, train
 
 ROOT = Path(__file__).resolve().parent.parent / "bench-cache" / "quality"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -60,7 +62,7 @@ def make_pictures(folder: Path) -> int:
     """The pictures, as files in three class folders; the same every time. Returns how many."""
     from PIL import Image
 
-    from saev_core.images import open_rgb
+    from saev_core.data.decode import open_rgb
     from saev_datasets.fashion_mnist import FashionMnist, FashionMnistConfig
     from saev_datasets.photos import Photos, PhotosConfig
 

@@ -25,9 +25,10 @@ from common import asked, summary, table
 from peers.loaders import original
 from store import CHUNK, D, T, forget, write_memmap, write_store, write_zarr
 
-from saev_core.config import ReadConfig
-from saev_core.source import StoreSource, batch_entropy
-from saev_core.store import ActivationStore
+from saev_core.activations.sources.base import batch_entropy
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
 
 BATCH = 4096
 RAM, MEMMAP, ZARR = "everything in RAM, index_select", "memmap, random rows", "zarr-python, coordinate selection"

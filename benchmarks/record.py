@@ -29,13 +29,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from saev_core.config import RecordConfig
-from saev_core.dataset import ImageDataset
-from saev_core.loader import n_threads
-from saev_core.model import VisionModel
-from saev_core.record import plan, record
-from saev_core.store import ActivationStore, StoreMeta
-from saev_core.transform import ResizeCrop
+from saev_core.activations.recording.load_images import n_threads
+from saev_core.activations.recording.record import plan, record
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import RecordConfig
+from saev_core.data.dataset import ImageDataset
+from saev_core.models.base import VisionModel
+from saev_core.models.transform import ResizeCrop
 from saev_core.types import Example, Grid, Site
 
 SIZES = [(500, 375), (500, 333), (375, 500), (500, 500), (333, 500), (400, 300), (640, 427), (481, 361)]

@@ -33,10 +33,11 @@ import torch
 from common import interleave, summary
 from contestants import OURS, Aim, Row, Size, make, rows, trainee, vectors
 
-from saev_core.config import ReadConfig, TrainConfig
-from saev_core.source import StoreSource
-from saev_core.store import ActivationStore, StoreMeta
-from saev_core.train import train
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig, TrainConfig
+from saev_core.training.train import train
 from saev_core.types import Site
 
 FULL, MANY = Size(384, 6144, 4096, 32), Size(384, 1536, 2048, 32)

@@ -24,10 +24,11 @@ import zarr
 from common import asked, interleave, summary, table
 from zarr.codecs import Crc32cCodec
 
-from saev_core.config import ReadConfig
-from saev_core.shards import ShardWriter
-from saev_core.source import ordered
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.shard_file import ShardWriter
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
 from saev_core.types import Site
 
 T, D, CHUNK, SHARD = 50, 768, 16, 512

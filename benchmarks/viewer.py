@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from saev_core.run import Run
-from saev_core.testing.runs import synthetic_run
+from saev_core.runs.run import Run
+from saev_core.testing.synthetic_run import synthetic_run
 
 QUERIES = ("", "monosemanticity>0.4 frequency<1%", "star", "label:heart lift>3", "note:wing", "concentration>0.7 purity>=0.2", "#77")
 SORTS = ("max", "mean", "frequency", "monosemanticity", "purity", "lift", "number")

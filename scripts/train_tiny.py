@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from saev_core.testing import tiny as tiny_module
-from saev_core.testing.shapes import VALUES, Shapes, ShapesConfig
-from saev_core.testing.tiny import FACTORS, Tiny, TinyConfig
+from saev_core.data.shapes import VALUES, Shapes, ShapesConfig
+from saev_core.models import tiny as tiny_module
+from saev_core.models.tiny import FACTORS, Tiny, TinyConfig
 from saev_core.types import Box
 
 WEIGHTS = Path(tiny_module.__file__).with_name("tiny.safetensors")

@@ -1,6 +1,6 @@
 """Pages of the documentation that are written from the code: commands, configuration, hooks.
 
-`python -m saev_core.cli.reference docs` writes them; a test fails when one is stale.
+`python -m scripts.write_reference docs` writes them; a test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 def config_page() -> str:
     """Every configuration key, and the options of the plugins of this repository."""
-    from saev_core.config import Config, RunConfig
-    from saev_core.plugins import OUR_DISTS, config_class, installed
+    from saev_core.config.base import Config
+    from saev_core.config.run import RunConfig
+    from saev_core.plugins.known_packages import OUR_DISTS
+    from saev_core.plugins.registry import config_class, installed
 
     lines = [
         f"{_STAMP}# Configuration\n\nDefaults, then `--config run.toml`, then flags, then `--set KEY=VALUE`: the later wins. A run keeps",
@@ -86,8 +88,10 @@ def config_page() -> str:
 
 def tasks_page() -> str:
     """Every verb of the tasks of this repository, with its options."""
-    from saev_core.cli.tasks import load, typed_as
-    from saev_core.plugins import OUR_DISTS, installed
+    from saev_core.cli.flags_from_config import typed_as
+    from saev_core.cli.task import load
+    from saev_core.plugins.known_packages import OUR_DISTS
+    from saev_core.plugins.registry import installed
 
     lines = [
         f"{_STAMP}# Tasks\n\n`saev task` lists the tasks that are installed, `saev task NAME` what one does, and",
@@ -129,7 +133,7 @@ def _cells(field: Any) -> tuple[str, str]:
 
 def hooks_page() -> str:
     """Every hook of an observer."""
-    from saev_core.hooks import Hooks
+    from saev_core.runs.hooks import Hooks
 
     lines = [
         f"{_STAMP}# Hooks\n\nAn observer is any class with methods marked `@hookimpl`, registered in the entry-point group `saev.hooks` or",

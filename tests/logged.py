@@ -11,7 +11,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from saev_core.run import Run
+from saev_core.runs.run import Run
 from saev_core.testing.tracker_contract import Logged
 
 BLOCK = 32_768

@@ -63,7 +63,7 @@ def test_peers_say_how_to_get_them_where_none_is_installed() -> None:
 def test_stamps_become_pictures_with_a_scene_and_its_mask(tmp_path: Path) -> None:
     import numpy as np
 
-    from saev_core.dataset import load_dataset
+    from saev_core.data.dataset import load_dataset
 
     run("-c", f"import pathlib, proof; proof.draw_stamps(pathlib.Path({str(tmp_path)!r}), most=5)")
     stamps = load_dataset(f"ade20k:{tmp_path}")

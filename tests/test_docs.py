@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from commands import ROOT
 
-from saev_core.cli.argv import expand
+from saev_core.cli.list_flags import expand
 from saev_core.cli.options import FLAGS
-from saev_core.hooks import Hooks
+from saev_core.runs.hooks import Hooks
 
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"] if p.exists())
@@ -62,8 +62,8 @@ def verb_of(task: str, verb: str) -> Any:
     """The command that a verb of an installed task is."""
     import typer
 
-    from saev_core.cli.tasks import commands, load
-    from saev_core.plugins import find
+    from saev_core.cli.task import commands, load
+    from saev_core.plugins.registry import find
 
     plugin = find("task", task)
     return typer.main.get_command(commands(plugin, load(plugin))).commands[verb]
@@ -101,7 +101,7 @@ def test_generated_pages_are_fresh() -> None:
     script = """
 import sys
 from pathlib import Path
-from saev_core.cli.reference import pages
+from scripts.write_reference import pages
 print(*[name for name, text in pages().items() if (Path(sys.argv[1]) / name).read_text(encoding="utf-8") != text])
 """
     done = subprocess.run([sys.executable, "-c", script, str(DOCS)], capture_output=True, text=True, check=False)
@@ -117,7 +117,7 @@ def test_every_hook_is_documented_with_its_arguments() -> None:
 
 
 def test_every_flag_and_configuration_key_is_documented() -> None:
-    from saev_core.config import RunConfig
+    from saev_core.config.run import RunConfig
 
     commands, settings = (DOCS / "cli.md").read_text(), (DOCS / "reference" / "config.md").read_text()
     assert all(f"`{flag}`" in commands for flag in FLAGS)

@@ -18,11 +18,11 @@ import torch
 import zarr
 from commands import Saev
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.features import FeatureIndex
-from saev_core.run import Run
-from saev_core.store import ActivationStore
+from saev_core.features.index import FeatureIndex
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
 
 SMALL = ["--n-images", "60", "--n-tokens", "20000", "--batch-size", "256"]
 SET = ["--set", "model.pretrained=false", "sae.d_sae=128", "record.shard_images=16", "train.checkpoint_every=10"]

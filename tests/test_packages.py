@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, UV
 
-from saev_core.plugins import GROUPS
+from saev_core.plugins.registry import GROUPS
 
 PROJECTS = sorted(p.parent for place in ("packages", "plugins") for p in (ROOT / place).glob("*/pyproject.toml"))
 NAMES = [p.name for p in PROJECTS]

@@ -29,7 +29,7 @@ from saev_core import (
     hookimpl,
     verb,
 )
-from saev_core.config import Config, PluginConfig
+from saev_core.config.base import Config, PluginConfig
 
 # --8<-- [start:model]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saev_core.dataset import load_dataset
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import BadImageError, DatasetError
 from saev_datasets.ade20k import Ade20k, Ade20kConfig
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saev_core.config import PluginRef
-from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.config.base import PluginRef
+from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import BadImageError, DatasetError
 
 

@@ -23,15 +23,15 @@ import pytest
 from PIL import Image
 
 from saev_core.cli import main
-from saev_core.config import PluginRef
-from saev_core.dataset import ImageDataset, load_dataset
-from saev_core.download import Archive, download
+from saev_core.config.base import PluginRef
+from saev_core.data.dataset import ImageDataset, load_dataset
+from saev_core.data.download import Archive, download
+from saev_core.data.http import fetch
+from saev_core.data.split_folders import divide, write_split
+from saev_core.data.unpack import unpack
 from saev_core.errors import DatasetError, DownloadError
-from saev_core.fetch import fetch
-from saev_core.image_tree import divide, write_split
-from saev_core.plugins import find
-from saev_core.progress import Meter
-from saev_core.unpack import unpack
+from saev_core.plugins.registry import find
+from saev_core.support.progress import Meter
 
 
 class Server:

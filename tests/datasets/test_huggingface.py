@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saev_core.config import PluginRef
-from saev_core.dataset import load_dataset
+from saev_core.config.base import PluginRef
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import BadImageError, DatasetError
 
 datasets = pytest.importorskip("datasets")
@@ -203,7 +203,7 @@ def test_a_path_that_will_not_do_gives_one_line_that_names_it(tmp_path: Path, wh
 
 ASK = """
 import sys, time
-from saev_core.dataset import load_dataset
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import DatasetError
 import datasets
 for name in sys.argv[1:]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saev_core.dataset import load_dataset
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import BadImageError, DatasetError
 from saev_datasets.image_folder import ImageFolder, ImageFolderConfig
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saev_core.dataset import load_dataset
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import ConfigError, DatasetError
 from saev_datasets.photos import Photos, PhotosConfig
 

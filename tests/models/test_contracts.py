@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from saev_core.config import ModelConfig
-from saev_core.model import VisionModel
+from saev_core.models.base import ModelConfig, VisionModel
 from saev_core.testing import ModelContract
 
 clip = pytest.importorskip("saev_models.clip")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import load_model
+from saev_core.models.base import load_model
 
 transformers = pytest.importorskip("transformers")
 

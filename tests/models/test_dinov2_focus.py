@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from saev_core.errors import ModelError
-from saev_core.model import load_model
+from saev_core.models.base import load_model
 from saev_core.types import Grid
 
 onnx = pytest.importorskip("onnx")

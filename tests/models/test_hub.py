@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import load_model
-from saev_core.plugins import config_class, find
+from saev_core.models.base import load_model
+from saev_core.plugins.registry import config_class, find
 from saev_models.hub import Folder, Repo, is_path, need, open_files, weight_files
 
 pytest.importorskip("huggingface_hub")

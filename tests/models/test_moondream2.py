@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import VisionModel, load_model
+from saev_core.models.base import VisionModel, load_model
 from saev_core.types import Grid
 
 timm = pytest.importorskip("timm")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from saev_core.cli import main
-from saev_core.naming import Names
+from saev_core.features.naming.names import Names
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("saev_models.clip")

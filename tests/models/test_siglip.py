@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import TextSpace, VisionModel, load_model
+from saev_core.models.base import TextSpace, VisionModel, load_model
 from saev_core.types import Grid
 
 transformers = pytest.importorskip("transformers")

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from saev_core import Edit, Norm, steering
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import PluginRef, ReadConfig
-from saev_core.model import VisionModel, load_model
-from saev_core.rest import Rest, resume_from
-from saev_core.sae import make_sae
-from saev_core.steer import apply_edits
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import ReadConfig
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.downstream import Rest, resume_from
+from saev_core.models.base import VisionModel, load_model
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.types import Grid
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ModelError
-from saev_core.model import VisionModel, load_model
+from saev_core.models.base import VisionModel, load_model
 from saev_core.types import Grid
 
 timm = pytest.importorskip("timm")

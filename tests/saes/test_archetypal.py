@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress
-from saev_core.saes.auxk import auxk_loss
+from saev_core.sae.auxk import auxk_loss
+from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.archetypal import Archetypal, ArchetypalConfig, project_simplex
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from saev_core.config import PluginRef
-from saev_core.sae import Progress, make_sae
+from saev_core.config.base import PluginRef
+from saev_core.sae.base import make_sae
+from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import planted
 
 

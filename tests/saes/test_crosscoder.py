@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress
+from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import recovery
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.crosscoder import Crosscoder, CrosscoderConfig
 
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from saev_core.kernels import ROWS
-from saev_core.sae import Progress
+from saev_core.sae.kernels import ROWS
+from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import SAEContract
 from saev_saes.gated import Gated, GatedConfig
 

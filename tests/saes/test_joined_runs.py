@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.config import EvaluateConfig
+from saev_core.config.stages import EvaluateConfig
 from saev_core.errors import StoreError
-from saev_core.evaluate import measure
-from saev_core.features import FeatureIndex
-from saev_core.run import Run
-from saev_core.store import ActivationStore
+from saev_core.evaluation.measure import measure
+from saev_core.features.index import FeatureIndex
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
 from saev_saes.crosscoder import Crosscoder
 from saev_saes.transcoder import Transcoder
 

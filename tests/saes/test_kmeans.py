@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as Sklearn
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress
+from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.kmeans import KMeans, KMeansConfig, centroids, nearest
 
 

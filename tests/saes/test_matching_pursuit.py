@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saev_core.errors import ConfigError
-from saev_core.kernels import Workspace
-from saev_core.sae import Progress
+from saev_core.sae.kernels import Workspace
+from saev_core.sae.step import Progress
 from saev_core.testing import SAEContract
 from saev_saes.matching_pursuit import MatchingPursuit, MatchingPursuitConfig
 

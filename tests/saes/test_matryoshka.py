@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress, Step
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.step import Progress, Step
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.jumprelu import JumpReLU
 from saev_saes.matryoshka import Matryoshka, MatryoshkaConfig
 

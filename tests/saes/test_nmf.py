@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import nnls
 
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress
+from saev_core.sae.step import Progress
 from saev_core.testing import SAEContract
 from saev_core.testing.sae_contract import planted
 from saev_saes.nmf import NMF, NMFConfig

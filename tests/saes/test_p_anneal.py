@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import TrainConfig
-from saev_core.sae import Progress
+from saev_core.config.stages import TrainConfig
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.p_anneal import PAnneal, PAnnealConfig
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as Sklearn
 
-from saev_core.config import PluginRef, TrainConfig
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress, make_sae
+from saev_core.sae.base import make_sae
+from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_saes.pca import PCA, PCAConfig
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from saev_core.sae import SAE, Progress
+from saev_core.sae.base import SAE
+from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
 from saev_saes.batchtopk import BatchTopK

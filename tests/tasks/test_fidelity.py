@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.activations.sources.heldout import split
 from saev_core.cli import main
-from saev_core.config import ReadConfig
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, ModelError, SteerError, StoreError
-from saev_core.norm import Norm
-from saev_core.run import Run
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import split
-from saev_core.task import TaskContext
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.norm import Norm
+from saev_core.sae.topk import TopK, TopKConfig
+from saev_core.tasks.context import TaskContext
 from saev_tasks.fidelity import HEADER, VARIANTS, Fidelity, FidelityConfig, errors, knn, linear, recovered, row_of_hits, spliced, zero_shot
 
 SMALL = ["train.n_tokens=20000", "train.n_init=1024", "train.batch_size=512", "sae.options.d_sae=128", "sae.options.k=8"]
@@ -267,7 +267,7 @@ def test_what_cannot_be_measured_is_one_clear_line(run: Run, tmp_path: Path):
 
 
 def test_a_model_that_is_not_the_recorded_one_is_found_out(run: Run):
-    from saev_core.testing.tiny import Tiny, TinyConfig
+    from saev_core.models.tiny import Tiny, TinyConfig
 
     cx = TaskContext(run, "fidelity", device="cpu")
     cx.__dict__["_model"] = Tiny(TinyConfig(pretrained=False)).eval().requires_grad_(False)

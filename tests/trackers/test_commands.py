@@ -14,8 +14,8 @@ import pytest
 from commands import Saev, environment
 from logged import tensorboard_logged, wandb_begun, wandb_logged, wandb_parts
 
-from saev_core.run import Run
-from saev_core.store import ActivationStore
+from saev_core.activations.store.store import ActivationStore
+from saev_core.runs.run import Run
 
 LIVE = ["train", "--live", "--layer", "1", "--n-images", "60", "--n-tokens", "20000", "--batch-size", "256"]
 SET = ["--set", "model.pretrained=false", "sae.d_sae=128", "train.checkpoint_every=10", "train.log_every=5", "read.buffer_mb=1"]

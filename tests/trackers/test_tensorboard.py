@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from logged import tensorboard_logged, tensorboard_runs
 
-from saev_core.run import Run
+from saev_core.runs.run import Run
 from saev_core.testing import TrackerContract
 from saev_core.testing.tracker_contract import NAMES, Heard, Logged
 from saev_tensorboard import TensorBoard, TensorBoardConfig

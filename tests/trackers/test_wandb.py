@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from logged import wandb_logged, wandb_parts
 
-from saev_core.run import Run
+from saev_core.runs.run import Run
 from saev_core.testing import TrackerContract
 from saev_core.testing.tracker_contract import NAMES, Heard, Logged, Stop
 from saev_wandb import WandB, WandBConfig

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from saev_core.cli import main
-from saev_core.run import Run
+from saev_core.runs.run import Run
 
 SHAPES = [(300, 200), (200, 300), (240, 240), (320, 180)]
 N_IMAGES = 24

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saev_core.config import RecordConfig
-from saev_core.dataset import ImageDataset
+from saev_core.activations.recording.record import Recorded, record
+from saev_core.config.stages import RecordConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError
-from saev_core.model import VisionModel
-from saev_core.record import Recorded, record
-from saev_core.transform import ResizeCrop
+from saev_core.models.base import VisionModel
+from saev_core.models.transform import ResizeCrop
 from saev_core.types import Example, Grid
 
 MODEL_REF = {"name": "toy", "dist": "saev-core", "options": {}}

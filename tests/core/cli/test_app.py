@@ -14,8 +14,8 @@ from commands import Saev
 
 import saev_core
 from saev_core.cli import main
-from saev_core.cli.argv import expand
-from saev_core.cli.screen import Screen, duration
+from saev_core.cli.console import Screen, duration
+from saev_core.cli.list_flags import expand
 
 COMMANDS = [
     "run",
@@ -48,7 +48,7 @@ for command in {["", *COMMANDS]!r}:
     assert "Usage" in text.getvalue(), command
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
 assert not loaded, loaded
-assert "saev_core.config" not in sys.modules
+assert "saev_core.config.base" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_an_interrupt_says_how_to_resume_and_exits_130(capsys: pytest.CaptureFix
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saev_core.cli.catalogue.show", interrupted)
+    monkeypatch.setattr("saev_core.cli.plugins.show", interrupted)
     assert fails(capsys, "plugins") == (130, "saev: interrupted; run the same command again to resume.")
 
 
@@ -132,7 +132,7 @@ def test_what_nobody_foresaw_is_one_line_and_debug_gives_the_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("saev_core.cli.catalogue.show", broken)
+    monkeypatch.setattr("saev_core.cli.plugins.show", broken)
     assert fails(capsys, "plugins") == (1, "saev: unexpected ZeroDivisionError: a bug; add --debug for the traceback.")
     assert main(["plugins", "--debug"]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_json_is_all_there_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_log_gets_plain_lines_with_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saev_core.cli.screen.EVERY_S", 0.0)
+    monkeypatch.setattr("saev_core.cli.console.EVERY_S", 0.0)
     with Screen().track("train", 4, "steps") as meter:
         meter.update(2, nmse=0.12345)
         meter.update(2, nmse=0.1)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from saev_core.cli import screen
-from saev_core.cli.screen import Screen
+from saev_core.cli.console import Screen
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from commands import BuildWheel, Saev
 
-from saev_core.checkpoint import Checkpoint
 from saev_core.cli import main
 from saev_core.cli.options import Flags
-from saev_core.features import FeatureIndex
-from saev_core.run import Run
+from saev_core.features.index import FeatureIndex
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
 
 SMALL = ["--n-tokens", "10000", "--batch-size", "256"]
 SET = ["--set", "model.pretrained=false", "record.shard_images=16", "train.checkpoint_every=8"]

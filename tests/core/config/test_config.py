@@ -6,7 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from saev_core.cli.options import FLAGS, Flags
-from saev_core.config import ConfigError, PluginConfig, RunConfig, SAEConfig, differences, load_toml, merge, set_key, validate
+from saev_core.config.base import ConfigError, PluginConfig, validate
+from saev_core.config.run import RunConfig
+from saev_core.config.toml_and_set import differences, load_toml, merge, set_key
+from saev_core.sae.config import SAEConfig
 
 
 def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from saev_core.data.decode import open_mask, open_rgb
 from saev_core.errors import BadImageError
-from saev_core.images import open_mask, open_rgb
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.dataset import load_dataset
-from saev_core.testing.shapes import COLOURS, PLACES, SHAPES, VALUES, Shapes, ShapesConfig
+from saev_core.data.dataset import load_dataset
+from saev_core.data.shapes import COLOURS, PLACES, SHAPES, VALUES, Shapes, ShapesConfig
 from saev_core.types import Box, Grid
 
 GRID, WHOLE = Grid(12, 12, 8, 1), Box(0, 0, 192, 192)

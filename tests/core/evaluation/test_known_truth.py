@@ -13,20 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import ReadConfig, RecordConfig
-from saev_core.dataset import ImageDataset
+from saev_core.activations.recording.record import record
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig, RecordConfig
+from saev_core.data.dataset import ImageDataset, KnownTruth
+from saev_core.data.shapes import Shapes, ShapesConfig
 from saev_core.errors import CheckpointError, DatasetError
-from saev_core.model import VisionModel
-from saev_core.norm import Norm
-from saev_core.record import record
-from saev_core.recovery import KnownTruth, recover
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import ordered, split
-from saev_core.store import ActivationStore
-from saev_core.testing.shapes import Shapes, ShapesConfig
-from saev_core.testing.tiny import Tiny, TinyConfig
-from saev_core.transform import ResizeCrop
+from saev_core.evaluation.known_truth import recover
+from saev_core.models.base import VisionModel
+from saev_core.models.tiny import Tiny, TinyConfig
+from saev_core.models.transform import ResizeCrop
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.norm import Norm
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.types import Box, Example, Grid
 
 MODEL_REF = {"name": "tiny", "dist": "saev-core", "options": {}}

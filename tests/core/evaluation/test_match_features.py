@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saev_core.matching import match
+from saev_core.evaluation.match_features import match
 
 
 def half_shared(n: int, d: int, *, share: float = 0.6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

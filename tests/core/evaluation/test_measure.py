@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.codes import Codes
-from saev_core.config import EvaluateConfig, ReadConfig, TrainConfig
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import EvaluateConfig, ReadConfig, TrainConfig
 from saev_core.errors import CheckpointError
-from saev_core.evaluate import Tally, evaluate, measure
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import StoreSource, split
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.evaluation.measure import Tally, evaluate, measure
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.codes import Codes
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_core.types import Site
 
 SITE = Site(1)

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import TrainConfig
-from saev_core.consensus import consensus
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import CheckpointError
-from saev_core.norm import Norm
-from saev_core.pareto import Point, pareto
-from saev_core.sae import SAE, make_sae
-from saev_core.stability import Stability, identity, points, stability
+from saev_core.evaluation.consensus import consensus
+from saev_core.evaluation.pareto import Point, pareto
+from saev_core.evaluation.seed_agreement import Stability, identity, points, stability
+from saev_core.sae.base import SAE, make_sae
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.norm import Norm
 from saev_core.testing.sae_contract import ArraySource, planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 
 VARIANTS = ("topk:3", "relu", "batchtopk:3", "jumprelu:3", "gated", "matryoshka", "p-anneal", "mp:3", "kmeans", "transcoder", "crosscoder")
 

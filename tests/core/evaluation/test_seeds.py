@@ -11,14 +11,15 @@ import torch
 from commands import Saev
 from PIL import Image
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.cli.compared import stability_rows
-from saev_core.compare import is_consensus
-from saev_core.config import RunConfig, validate
-from saev_core.pipeline import Pipeline
-from saev_core.run import Run
-from saev_core.sae import make_sae
-from saev_core.train import Trainee, train
+from saev_core.cli.comparison_tables import stability_rows
+from saev_core.config.base import validate
+from saev_core.config.run import RunConfig
+from saev_core.evaluation.seeds import is_consensus
+from saev_core.pipeline.pipeline import Pipeline
+from saev_core.runs.run import Run
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.training.train import Trainee, train
 
 SETTINGS = {"record": {"n_images": 64}, "train": {"n_tokens": 256 * 40, "batch_size": 256, "n_init": 2048}, "index": {"top_k": 4}}
 

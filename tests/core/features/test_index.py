@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core import top_images
-from saev_core.accumulator import PERCENTILES, FeatureAccumulator
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.codes import Codes
-from saev_core.config import IndexConfig, PluginRef, ReadConfig, validate
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef, validate
+from saev_core.config.stages import IndexConfig, ReadConfig
 from saev_core.errors import CheckpointError, RunError, StoreError
-from saev_core.features import FORMAT, FeatureIndex
-from saev_core.histogram import LogHistogram, edges
-from saev_core.indexing import index_features
-from saev_core.norm import Norm
-from saev_core.sae import make_sae
-from saev_core.store import ActivationStore
-from saev_core.testing.stores import store_of
+from saev_core.features import top_images
+from saev_core.features.accumulate import PERCENTILES, FeatureAccumulator
+from saev_core.features.build import index_features
+from saev_core.features.histogram import LogHistogram, edges
+from saev_core.features.index import FORMAT, FeatureIndex
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.codes import Codes
+from saev_core.sae.norm import Norm
+from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Site
 
 N, T, D, K = 150, 12, 40, 6

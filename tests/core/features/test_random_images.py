@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.accumulator import FeatureAccumulator, concentrated
-from saev_core.codes import Codes
-from saev_core.monosemanticity import Monosemanticity
-from saev_core.samples import WITH, drawn
+from saev_core.features.accumulate import FeatureAccumulator, concentrated
+from saev_core.features.monosemanticity import Monosemanticity
+from saev_core.features.random_images import WITH, drawn
+from saev_core.sae.codes import Codes
 
 N, T, D = 300, 6, 30
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from saev_core import Edit, Norm
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import PluginRef, ReadConfig
-from saev_core.sae import make_sae
-from saev_core.steer import apply_edits
-from saev_core.testing.tiny import Tiny
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import ReadConfig
+from saev_core.interventions.apply import apply_edits
+from saev_core.models.tiny import Tiny
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
 
 PEAK = 4.0
 

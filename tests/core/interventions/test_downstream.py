@@ -8,8 +8,9 @@ from core.steered import PEAK, busy, checkpoint, edit, hooks, images, tiny, toke
 
 from saev_core import Edit, steering
 from saev_core.errors import ModelError, ShapeError
-from saev_core.rest import Rest, resume_from
-from saev_core.steer import KEEP, MODES
+from saev_core.interventions.apply import KEEP
+from saev_core.interventions.downstream import Rest, resume_from
+from saev_core.interventions.edit import MODES
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core import Edit, steering
-from saev_core.config import ReadConfig
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import ModelError, SaevError, SteerError, UsageError
-from saev_core.steer import MODES, apply_edits
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.edit import MODES
 
 MODE = st.sampled_from(MODES)
 STRENGTH = st.floats(-3, 3, allow_nan=False)

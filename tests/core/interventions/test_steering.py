@@ -14,12 +14,13 @@ from core.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images
 from torch import Tensor, nn
 
 from saev_core import Edit, steering
-from saev_core.config import ReadConfig
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import ModelError, SteerError
-from saev_core.model import VisionModel
-from saev_core.rest import Rest
-from saev_core.steer import MODES, apply_edits
-from saev_core.testing.tiny import Tiny
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.downstream import Rest
+from saev_core.interventions.edit import MODES
+from saev_core.models.base import VisionModel
+from saev_core.models.tiny import Tiny
 from saev_core.types import Grid
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saev_core.errors import DeviceError, ModelError
-from saev_core.model import VisionModel, pick_device, select_modules
-from saev_core.transform import ResizeCrop
+from saev_core.models.base import VisionModel, select_modules
+from saev_core.models.transform import ResizeCrop
+from saev_core.support.devices import pick_device
 from saev_core.types import Grid, Site
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from saev_core.errors import ModelError
-from saev_core.geometry import Geometry, patch_labels
-from saev_core.transform import ResizeCrop
+from saev_core.models.crop import Geometry, patch_labels
+from saev_core.models.transform import ResizeCrop
 from saev_core.types import Box, Grid
 
 
@@ -149,7 +149,7 @@ def test_boxes_tile_the_crop_row_by_row() -> None:
 
 
 def test_many_sizes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saev_core.geometry._REMEMBERED", 4)
+    monkeypatch.setattr("saev_core.models.crop._REMEMBERED", 4)
     geometry = Geometry(ResizeCrop(32, (32, 32)))
     for width in range(40, 52):
         geometry.crop(width, 40)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
+from saev_core.data.shapes import VALUES
 from saev_core.errors import ModelError
-from saev_core.model import load_model
-from saev_core.testing import tiny
-from saev_core.testing.shapes import VALUES
-from saev_core.testing.tiny import FACTORS, Tiny, TinyConfig
+from saev_core.models import tiny
+from saev_core.models.base import load_model
+from saev_core.models.tiny import FACTORS, Tiny, TinyConfig
 from saev_core.types import Box
 
 WEIGHTS = Path(tiny.__file__).with_name("tiny.safetensors")
@@ -26,7 +26,7 @@ WEIGHTS = Path(tiny.__file__).with_name("tiny.safetensors")
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """scripts/train_tiny.py as a module."""
-    path = Path(__file__).parents[2] / "scripts" / "train_tiny.py"
+    path = Path(__file__).parents[3] / "scripts" / "train_tiny.py"
     spec = importlib.util.spec_from_file_location("train_tiny", path)
     assert spec is not None
     assert spec.loader is not None

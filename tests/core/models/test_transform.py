@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saev_core.transform import HALF, IMAGENET_MEAN, IMAGENET_STD, ResizeCrop
+from saev_core.models.transform import HALF, IMAGENET_MEAN, IMAGENET_STD, ResizeCrop
 
 v1 = pytest.importorskip("torchvision.transforms")
 

@@ -10,7 +10,7 @@ import pytest
 from commands import BuildWheel, Saev
 
 from saev_core.errors import ConfigError, PluginError, UnknownPluginError
-from saev_core.plugins import config_class, find, installed, parse_ref, resolve
+from saev_core.plugins.registry import config_class, find, installed, parse_ref, resolve
 
 STRIPES = """
     import numpy as np
@@ -122,7 +122,7 @@ def test_a_wrong_option_of_a_plugin_is_named_with_its_place(saev: Saev, world: P
 
 
 def test_an_unknown_name_of_ours_says_what_to_install() -> None:
-    from saev_core.plugins import _unknown
+    from saev_core.plugins.registry import _unknown
 
     assert _unknown("model", "clip", []) == "no model plugin is called 'clip'; pip install saev-models."
     with pytest.raises(UnknownPluginError, match=r"did you mean tiny\?"):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from commands import BuildWheel
 
-from saev_core.config import RunConfig
+from saev_core.config.run import RunConfig
 from saev_core.errors import PluginError
-from saev_core.hooks import Hooks, Observers, hookimpl
-from saev_core.run import Run
+from saev_core.runs.hooks import Hooks, Observers, hookimpl
+from saev_core.runs.run import Run
 
 
 class Watcher:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from saev_core.config import RunConfig
-from saev_core.hooks import Observers
-from saev_core.run import Run
+from saev_core.config.run import RunConfig
+from saev_core.runs.hooks import Observers
+from saev_core.runs.metrics_log import JsonLines, numbers, settings_of
+from saev_core.runs.run import Run
 from saev_core.testing import TrackerContract
 from saev_core.testing.tracker_contract import Logged
-from saev_core.trackers import JsonLines, numbers, settings_of
 
 
 class TestJsonLines(TrackerContract):

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from saev_core.config import ConfigError, RunConfig, TrainConfig, differences, validate
+from saev_core.config.base import ConfigError, validate
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import TrainConfig
+from saev_core.config.toml_and_set import differences
 from saev_core.errors import DeviceError, RunError, UnknownPluginError
-from saev_core.run import Run, check_config, default_path, write_json
+from saev_core.runs.checks import check_config, default_path
+from saev_core.runs.run import Run
+from saev_core.support.files import write_json
 
 
 def test_a_run_opens_with_the_configuration_and_plugin_versions_it_was_made_with(tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.budget import Need, available, cost_of, divided
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import PluginRef, ReadConfig, RunConfig, TrainConfig, validate
+from saev_core.config.base import PluginRef, validate
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import ConfigError, SaevError, UnknownPluginError
-from saev_core.passes import Pass, make_passes
-from saev_core.sweep import Point, Sweep, check_size, count, expand, grouped
+from saev_core.runs.sweep import Point, Sweep, check_size, count, expand, grouped
+from saev_core.sae.checkpoint import Checkpoint
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
+from saev_core.training.cost import Need, available, cost_of, divided
+from saev_core.training.passes import Pass, make_passes
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError, UnknownPluginError
-from saev_core.sae import SAE, Progress, make_sae
-from saev_core.saes.init import calibrate, initialise_from_data
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.base import SAE, make_sae
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.initialise import calibrate, initialise_from_data
+from saev_core.sae.step import Progress
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import SAEContract
 from saev_core.testing.sae_contract import planted
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import ReadConfig
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, ShapeError
-from saev_core.norm import Norm
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.store import StoreMeta
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.norm import Norm
+from saev_core.sae.topk import TopK, TopKConfig
 
 STORE = {"model": {"name": "tiny", "n_blocks": 4}, "dataset": {"name": "shapes"}, "transform": "resize"}
 SHAPE: dict[str, Any] = {"rows": 2, "cols": 2, "patch_px": 8, "d_model": 8, "n_images": 4}

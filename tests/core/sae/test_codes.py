@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.codes import Codes
 from saev_core.errors import ShapeError
+from saev_core.sae.codes import Codes
 
 
 def dense(n: int, m: int, density: float, seed: int) -> torch.Tensor:

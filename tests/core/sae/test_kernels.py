@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.codes import Codes
-from saev_core.kernels import DENSE_ROWS, ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
-from saev_core.sae import Progress
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.codes import Codes
+from saev_core.sae.kernels import DENSE_ROWS, ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.step import Progress
+from saev_core.sae.topk import TopK, TopKConfig
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core.errors import StoreError
-from saev_core.norm import Norm
+from saev_core.sae.norm import Norm
 
 
 def of(x: torch.Tensor) -> Norm:

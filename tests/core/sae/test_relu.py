@@ -7,8 +7,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from saev_core.sae import Progress
-from saev_core.saes.relu import ReLU, ReLUConfig
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.step import Progress
 from saev_core.testing import SAEContract
 
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.optim import Adam
-from saev_core.sae import SAE, Progress
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.revive import ghost_backward, ghost_loss, resample
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.base import SAE
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.revive import ghost_backward, ghost_loss, resample
+from saev_core.sae.step import Progress
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.optim import Adam
+from saev_core.training.train import Trainee, train
 
 
 @pytest.fixture(autouse=True)

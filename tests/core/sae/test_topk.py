@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from saev_core.errors import ConfigError
-from saev_core.sae import Progress, make_sae
-from saev_core.saes.auxk import auxk_loss
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.auxk import auxk_loss
+from saev_core.sae.base import make_sae
+from saev_core.sae.step import Progress
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import SAEContract
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from saev_core.config import PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import ConfigError, TrainError
-from saev_core.memory import enough_memory
-from saev_core.sae import make_sae
+from saev_core.sae.base import make_sae
+from saev_core.support.out_of_memory import enough_memory
 
 
 def test_an_impossible_width_says_what_to_lower() -> None:
@@ -30,12 +30,12 @@ def test_other_errors_pass_unchanged() -> None:
 
 SCRIPT = """
 import resource, torch
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import TrainError
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 torch.set_num_threads(1)
 source = ArraySource(planted(700, 16)[0])
 sae = TopK(TopKConfig(d_in=16, d_sae=100_000, k=4))

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from saev_core.overlap import ahead, behind
+from saev_core.support.threads import ahead, behind
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from saev_core.activations.store.meta import StoreMeta
 from saev_core.errors import ProbeError
-from saev_core.probe import Point, Probe, Scaling, fit_probes, predictions, shuffled, split
-from saev_core.store import StoreMeta
+from saev_core.tasks.fit_probes import Point, Scaling, fit_probes, predictions, shuffled, split
+from saev_core.tasks.probe import Probe
 
 POINTS = [Point(1e-2, 0.0), Point(3e-2, 0.1), Point(1e-1, 1.0)]
 STORE = {"model": {"name": "tiny", "n_blocks": 4}, "dataset": {"name": "shapes"}, "transform": "resize"}

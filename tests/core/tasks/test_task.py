@@ -17,10 +17,10 @@ from commands import BuildWheel, Saev
 from pydantic import Field
 
 from saev_core import Run, RunConfig, Task, TaskContext, verb
-from saev_core.cli.tasks import options, shape_of
-from saev_core.config import Config, validate
+from saev_core.cli.flags_from_config import options, shape_of
+from saev_core.config.base import Config, validate
 from saev_core.errors import ConfigError, DatasetError, PluginError, RunError, UsageError
-from saev_core.task import NoOptions, UnknownVerbError, plain
+from saev_core.tasks.task import NoOptions, UnknownVerbError, plain
 from saev_core.testing.task_contract import SMALL, _prepared
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def test_a_field_is_typed_after_its_kind(annotation: Any, shape: str) -> None:
 
 SOURCE = """
     from saev_core import Task, verb
-    from saev_core.config import Config
+    from saev_core.config.base import Config
 
     class Options(Config):
         n_epochs: int = 20

@@ -8,15 +8,14 @@ import torch
 from PIL import Image
 
 import saev_core.testing
-from saev_core.config import DatasetConfig, ModelConfig
-from saev_core.dataset import ImageDataset
-from saev_core.executors import Local
-from saev_core.hooks import hookimpl
-from saev_core.model import VisionModel
+from saev_core.data.dataset import DatasetConfig, ImageDataset
+from saev_core.data.shapes import ShapesConfig
+from saev_core.models.base import ModelConfig, VisionModel
+from saev_core.plugins.executors import Local
+from saev_core.runs.hooks import hookimpl
+from saev_core.runs.metrics_log import JsonLines
 from saev_core.testing import DatasetContract, ExecutorContract, ModelContract, Shapes, Tiny, TrackerContract
-from saev_core.testing.contracts import picture
-from saev_core.testing.shapes import ShapesConfig
-from saev_core.trackers import JsonLines
+from saev_core.testing.model_contract import picture
 from saev_core.types import Example, Grid
 
 

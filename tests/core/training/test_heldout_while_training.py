@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.config import EvaluateConfig, ReadConfig, RunConfig, TrainConfig
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import EvaluateConfig, ReadConfig, TrainConfig
 from saev_core.errors import TrainError
-from saev_core.evaluate import evaluate
-from saev_core.hooks import Observers
-from saev_core.progress import Meter
-from saev_core.run import Run
-from saev_core.sae import make_sae
-from saev_core.source import StoreSource, split
-from saev_core.store import ActivationStore
+from saev_core.evaluation.heldout import Heldout
+from saev_core.evaluation.measure import evaluate
+from saev_core.runs.hooks import Observers
+from saev_core.runs.metrics_log import JsonLines
+from saev_core.runs.run import Run
+from saev_core.sae.base import make_sae
+from saev_core.support.progress import Meter
 from saev_core.testing.sae_contract import ArraySource, planted
-from saev_core.testing.stores import store_of
-from saev_core.trackers import JsonLines
-from saev_core.train import Trainee, train
+from saev_core.testing.stores_in_memory import store_of
+from saev_core.training.train import Trainee, train
 from saev_core.types import Site
 
 READ = ReadConfig(layer=1, heldout=0.25, n_threads=1)
@@ -66,7 +69,9 @@ class Told:
 def test_evaluation_leaves_no_mark_on_any_variant(store: ActivationStore, name: str) -> None:
     plain = train(StoreSource(store, READ), group(name), CFG)[0].sae.state_dict()
     told = Told()
-    watched = train(StoreSource(store, READ), group(name), CFG.model_copy(update=SOME), emit=told)[0].sae.state_dict()
+    watched = train(StoreSource(store, READ), group(name), CFG.model_copy(update=SOME), emit=told, heldout_of=Heldout.of)[
+        0
+    ].sae.state_dict()
     assert len(told.cards) == 5
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
 
@@ -88,7 +93,7 @@ def test_the_sample_is_of_held_out_images_alone(store: ActivationStore) -> None:
 def test_on_all_held_out_vectors_it_is_the_evaluation_card(store: ActivationStore) -> None:
     told = Told()
     cfg = CFG.model_copy(update={"evaluate_every": 15, "evaluate_vectors": 10_000})
-    for checkpoint in train(StoreSource(store, READ), group("topk:3", "batchtopk:3", "gated"), cfg, emit=told):
+    for checkpoint in train(StoreSource(store, READ), group("topk:3", "batchtopk:3", "gated"), cfg, emit=told, heldout_of=Heldout.of):
         name = {"topk": "topk3", "batchtopk": "batchtopk3", "gated": "gated"}[checkpoint.ref["name"]]
         card = evaluate(checkpoint, store, EvaluateConfig())
         last = told.cards[name, 30]
@@ -105,7 +110,7 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_to_the_same_bits_and_cards(store: ActivationStore, tmp_path: Path) -> None:
     cfg = CFG.model_copy(update=SOME)
     whole, resumed = Told(), Told()
-    want = train(StoreSource(store, READ), group("topk:3", "jumprelu:4"), cfg, emit=whole)
+    want = train(StoreSource(store, READ), group("topk:3", "jumprelu:4"), cfg, emit=whole, heldout_of=Heldout.of)
 
     class Stop(Meter):
         steps = 0
@@ -116,10 +121,17 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_cards(store: ActivationStore,
                 raise Killed
 
     with pytest.raises(Killed):
-        train(StoreSource(store, READ), group("topk:3", "jumprelu:4"), cfg, out=tmp_path / "sae", track=lambda *_: Stop())
+        train(
+            StoreSource(store, READ),
+            group("topk:3", "jumprelu:4"),
+            cfg,
+            out=tmp_path / "sae",
+            track=lambda *_: Stop(),
+            heldout_of=Heldout.of,
+        )
     # How often it is evaluated may change between a run and its resumption.
     cfg = cfg.model_copy(update={"evaluate_every": 14})
-    have = train(StoreSource(store, READ), group("topk:3", "jumprelu:4"), cfg, out=tmp_path / "sae", emit=resumed)
+    have = train(StoreSource(store, READ), group("topk:3", "jumprelu:4"), cfg, out=tmp_path / "sae", emit=resumed, heldout_of=Heldout.of)
     for a, b in zip(want, have, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.sae.state_dict().values(), b.sae.state_dict().values(), strict=True))
     assert resumed.cards["topk3", 14] == whole.cards["topk3", 14]
@@ -137,7 +149,14 @@ def test_the_tracker_writes_it_and_the_progress_shows_it(store: ActivationStore,
     def emit(hook: str, **arguments: Any) -> None:
         observers.emit(hook, run=run, **arguments)
 
-    train(StoreSource(store, READ), group("topk:3", "relu"), CFG.model_copy(update=SOME), emit=emit, track=lambda *_: Shown())
+    train(
+        StoreSource(store, READ),
+        group("topk:3", "relu"),
+        CFG.model_copy(update=SOME),
+        emit=emit,
+        track=lambda *_: Shown(),
+        heldout_of=Heldout.of,
+    )
     lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     found = [line for line in lines if line["event"] == "evaluated"]
     assert [(line["sae"], line["step"]) for line in found] == [(name, step) for step in (7, 14, 21, 28, 30) for name in ("topk3", "relu")]
@@ -149,6 +168,6 @@ def test_the_tracker_writes_it_and_the_progress_shows_it(store: ActivationStore,
 def test_without_held_out_images_it_refuses_before_the_first_step(store: ActivationStore) -> None:
     cfg = CFG.model_copy(update=SOME)
     with pytest.raises(TrainError, match=r"set read\.heldout above 0"):
-        train(StoreSource(store, READ.model_copy(update={"heldout": 0.0})), group("topk:3"), cfg)
+        train(StoreSource(store, READ.model_copy(update={"heldout": 0.0})), group("topk:3"), cfg, heldout_of=Heldout.of)
     with pytest.raises(TrainError, match="held out"):
-        train(ArraySource(planted(400, 12)[0]), group("topk:3"), cfg)
+        train(ArraySource(planted(400, 12)[0]), group("topk:3"), cfg, heldout_of=Heldout.of)

@@ -12,19 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import TrainConfig, validate
+from saev_core.config.base import validate
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError, TrainError
-from saev_core.job import Job, Trainee
-from saev_core.optim import Adam, Average, Muon, Optimizer, ScheduleFree, make_optimizer
-from saev_core.optim.muon import QUINTIC, orthogonal
-from saev_core.sae import SAE
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.schedule import Schedule
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import train
+from saev_core.training.optim import Adam, Average, Muon, Optimizer, ScheduleFree, make_optimizer
+from saev_core.training.optim.muon import QUINTIC, orthogonal
+from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from saev_core.config import TrainConfig, validate
-from saev_core.job import Job, precision
-from saev_core.kernels import Workspace, encode_above, encode_top_k
-from saev_core.sae import SAE
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.schedule import Schedule
+from saev_core.config.base import validate
+from saev_core.config.stages import TrainConfig
+from saev_core.sae.base import SAE
+from saev_core.sae.kernels import Workspace, encode_above, encode_top_k
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.precision import precision
+from saev_core.training.sae_trainer import Job
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import Trainee, train
 
 CFG = TrainConfig(batch_size=64, n_tokens=64 * 40, n_init=500, checkpoint_every=6, log_every=5)
 CPU = torch.device("cpu")

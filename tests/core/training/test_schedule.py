@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
-from saev_core.ramp import Shape, ramp
-from saev_core.sae import SAE, Progress
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.schedule import Schedule
+from saev_core.sae.base import SAE
+from saev_core.sae.ramp import Shape, ramp
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.step import Progress
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import Trainee, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:

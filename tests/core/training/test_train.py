@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import SaevError, StoreError, TrainError
-from saev_core.sae import SAE
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.schedule import Schedule
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.train import Trainee, train
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import Trainee, train
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +239,7 @@ SCRIPT = """
 import sys, time, torch
 from pathlib import Path
 from test_train import CFG, relu, source, topk
-from saev_core.train import train
+from saev_core.training.train import train
 torch.set_num_threads(1)
 train(source(), [topk(), relu()], CFG, out=Path(sys.argv[1]), emit=lambda hook, **rest: time.sleep(0.03))
 """

@@ -14,29 +14,33 @@ import torch
 import zarr
 from PIL import Image
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.config import Config, ReadConfig
+from saev_core.config.base import Config
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import ProbeError, RunError, SaevError, SteerError, StoreError, UsageError
-from saev_core.norm import Norm
-from saev_core.probe import Probe, Scaling
-from saev_core.run import Run
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.steer import apply_edits
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
-from saev_core.testing.stores import store_of
+from saev_core.interventions.apply import apply_edits
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.norm import Norm
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import Scaling
+from saev_core.tasks.probe import Probe
+from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Site
-from saev_tasks import figures
-from saev_tasks.classification.bench import Bench, Readout
+from saev_tasks.classification.bench import Bench
 from saev_tasks.classification.control import choose, control
 from saev_tasks.classification.data import Data, labels_of
 from saev_tasks.classification.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig
-from saev_tasks.classification.pooling import image_vectors, parse_tokens
 from saev_tasks.classification.propose import propose, scores
 from saev_tasks.classification.task import Classification
-from saev_tasks.classification.train import by_logistic, judge, wilson
-from saev_tasks.experiment import along, matched
+from saev_tasks.classification.train import by_logistic, judge
+from saev_tasks.shared import figures
+from saev_tasks.shared.control_experiment import along, matched
+from saev_tasks.shared.intervals import wilson
+from saev_tasks.shared.pooling import image_vectors, parse_tokens
+from saev_tasks.shared.readout import Readout
 
 SITE, N_CLASSES, N_IMAGES, N_PATCHES, D = Site(0), 4, 40, 6, 7
 NAMES = [f"c{i}" for i in range(N_CLASSES)]
@@ -123,7 +127,7 @@ def test_image_vectors_are_those_tokens_in_memory_and_on_disk(
     assert str(pool) == tokens
     torch.testing.assert_close(image_vectors(store, SITE, pool, images), want)
     torch.testing.assert_close(pool(x[images], 1), want)
-    monkeypatch.setattr("saev_tasks.classification.pooling.IN_MEMORY", 10)
+    monkeypatch.setattr("saev_tasks.shared.pooling.IN_MEMORY", 10)
     torch.testing.assert_close(image_vectors(store, SITE, pool, images, tmp_path), want)
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -14,20 +14,23 @@ import pytest
 import torch
 from commands import Serving
 
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.dataset import load_dataset
-from saev_core.model import load_model
-from saev_core.probe import Point, Probe, fit_probes, split
-from saev_core.run import Run
-from saev_core.steer import Edit, apply_edits, steering
-from saev_core.store import ActivationStore
+from saev_core.data.dataset import load_dataset
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.edit import Edit
+from saev_core.interventions.steering import steering
+from saev_core.models.base import load_model
+from saev_core.runs.run import Run
+from saev_core.tasks.fit_probes import Point, fit_probes, split
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.tabs import ControlTabs
-from saev_tasks.tabs.classification import Classification
-from saev_tasks.tabs.desk import Desk
-from saev_tasks.tabs.segmentation import Segmentation, labels
-from saev_viz.app import make_server
-from saev_viz.library import Library
+from saev_tasks.control_tabs import ControlTabs
+from saev_tasks.control_tabs.classification import Classification
+from saev_tasks.control_tabs.edited_picture import Desk
+from saev_tasks.control_tabs.segmentation import Segmentation, labels
+from saev_viz.run_view.library import Library
+from saev_viz.viewer.app import make_server
 
 SMALL = ["train.n_tokens=12000", "train.n_init=512", "train.batch_size=256", "sae.options.d_sae=64", "sae.options.k=4"]
 

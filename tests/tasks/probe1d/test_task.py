@@ -16,14 +16,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saev_core.cli import main
 from saev_core.errors import ConfigError, RunError, StoreError
-from saev_core.run import Run
-from saev_core.task import TaskContext
+from saev_core.runs.run import Run
+from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d import FitConfig, Probe1D
 from saev_tasks.probe1d.gather import Gathered
 from saev_tasks.probe1d.newton import RIDGE, Fitted, atoms_of, bias_only, fit
 from saev_tasks.probe1d.pairs import best, probe_pairs
-from saev_tasks.probe1d.ranking import Members, order, rank
-from saev_tasks.sparse_probes import fit_dense, fit_sparse, judge
+from saev_tasks.probe1d.sparse_probes import fit_dense, fit_sparse, judge
+from saev_tasks.shared.ranking import Members, order, rank
 
 N, F, C = 500, 12, 5
 
@@ -257,8 +257,8 @@ def test_the_task_writes_table_csv_and_json(run: Run, capsys: pytest.CaptureFixt
 def test_single_feature_probes_are_what_one_computes_by_hand(run: Run) -> None:
     cx = TaskContext(run, "probe1d")
     told = Probe1D().call(cx, "fit", FitConfig(sparse=(), units="images", concepts="labels"))
-    from saev_core.probe import split
-    from saev_core.source import ordered
+    from saev_core.activations.sources.stored import ordered
+    from saev_core.tasks.fit_probes import split
 
     checkpoint, store = cx.checkpoint(), cx.store()
     _, val = split(store.labels, 0.2, 0)
@@ -285,7 +285,7 @@ def test_an_unknown_class_is_named(run: Run) -> None:
 
 
 def test_one_class_is_refused_in_one_line(run: Run) -> None:
-    from saev_core.testing.shapes import Shapes
+    from saev_core.data.shapes import Shapes
 
     with pytest.raises(RunError, match="show only one"):
         Probe1D().call(TaskContext(run, "probe1d"), "fit", FitConfig(ignore=tuple(Shapes.mask_classes[1:])))

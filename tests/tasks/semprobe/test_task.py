@@ -15,10 +15,10 @@ from scipy.sparse import csc_array
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from saev_core.cli import main
+from saev_core.data.shapes import Shapes, ShapesConfig
 from saev_core.errors import DatasetError, RunError
-from saev_core.run import Run
-from saev_core.task import TaskContext
-from saev_core.testing.shapes import Shapes, ShapesConfig
+from saev_core.runs.run import Run
+from saev_core.tasks.context import TaskContext
 from saev_core.types import Box
 from saev_tasks.semprobe import NegativesConfig, ScoreConfig, SemProbe, SheetsConfig
 from saev_tasks.semprobe.negatives import sample

@@ -15,28 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.config import Config, ReadConfig
+from saev_core.config.base import Config
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import DatasetError, ProbeError, RunError, SaevError, SteerError, UsageError
-from saev_core.norm import Norm
-from saev_core.probe import Probe
-from saev_core.run import Run
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.steer import Edit, apply_edits
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
-from saev_core.testing.stores import store_of
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.edit import Edit
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.norm import Norm
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.probe import Probe
+from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Grid, Site
-from saev_tasks.experiment import along, matched
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.control import Sight, choose, control
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import propose, scores
-from saev_tasks.semseg.scores import Counts, interval, majority, predict, upsample
+from saev_tasks.semseg.scores import Counts, majority, predict, upsample
 from saev_tasks.semseg.task import SemSeg
 from saev_tasks.semseg.train import Bilinear
-from saev_tasks.vectors import Classes, stored
+from saev_tasks.shared.control_experiment import along, matched
+from saev_tasks.shared.intervals import interval
+from saev_tasks.shared.patch_vectors import Classes, stored
 
 SITE = Site(0)
 N_CLASSES = 4

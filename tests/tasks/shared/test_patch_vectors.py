@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saev_core.dataset import ImageDataset
+from saev_core.activations.store.store import ActivationStore
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError, StoreError, UsageError
-from saev_core.geometry import patch_labels
-from saev_core.store import ActivationStore
-from saev_core.testing.stores import store_of
+from saev_core.models.crop import patch_labels
+from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Box, Example, Grid, Site
-from saev_tasks import vectors
-from saev_tasks.vectors import NO_CLASS, Classes, Truth, mixed, patch_shares, pixel_labels, stored
+from saev_tasks.shared import patch_vectors as vectors
+from saev_tasks.shared.patch_vectors import NO_CLASS, Classes, Truth, mixed, patch_shares, pixel_labels, stored
 
 SITE = Site(0)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from saev_core.types import Box, Grid
-from saev_viz.overlay import COLOUR_MAPS, colours, heat_map, map_pixels, sheet
+from saev_viz.drawing.heat_maps import COLOUR_MAPS, colours, heat_map, map_pixels, sheet
 
 
 def centre_crop(width: int, height: int) -> Box:

@@ -16,12 +16,12 @@ from PIL import Image
 
 from saev_core.cli import main
 from saev_core.errors import RunError
-from saev_core.plugins import installed
-from saev_core.run import Run
-from saev_core.testing.runs import synthetic_run
-from saev_viz.export import export, selection
-from saev_viz.library import Library
-from saev_viz.still import Still
+from saev_core.plugins.registry import installed
+from saev_core.runs.run import Run
+from saev_core.testing.synthetic_run import synthetic_run
+from saev_viz.export.gallery import export, selection
+from saev_viz.export.static_page import Still
+from saev_viz.run_view.library import Library
 
 EVIL = "<script>document.title='owned'</script>"
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from saev_core.cli import main
 from saev_core.errors import RunError
-from saev_core.histogram import edges
-from saev_core.run import Run
-from saev_viz.feature_page import head, heat, page, shown, strongest, value_chart, where
-from saev_viz.library import Library, View
-from saev_viz.overlay import map_pixels
-from saev_viz.table import Query
+from saev_core.features.histogram import edges
+from saev_core.runs.run import Run
+from saev_viz.drawing.heat_maps import map_pixels
+from saev_viz.html.feature_page import head, heat, page, shown, strongest, value_chart, where
+from saev_viz.run_view.feature_table import Query
+from saev_viz.run_view.library import Library, View
 
 SAE = "topk"
 

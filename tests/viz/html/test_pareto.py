@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saev_core.config import RunConfig
+from saev_core.config.run import RunConfig
 from saev_core.errors import RunError
-from saev_core.pareto import Point, pareto
-from saev_core.run import Run
-from saev_viz.drawing import COLOURS, SHAPES, Drawing, Mark, outline
-from saev_viz.pareto import chart, section, write_pareto
+from saev_core.evaluation.pareto import Point, pareto
+from saev_core.runs.run import Run
+from saev_viz.drawing.svg import COLOURS, SHAPES, Drawing, Mark, outline
+from saev_viz.html.pareto import chart, section, write_pareto
 
 VARIANTS = ("topk", "batchtopk", "jumprelu", "relu", "gated", "matryoshka", "mp", "p-anneal")
 

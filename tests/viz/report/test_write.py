@@ -15,27 +15,29 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import IndexConfig, PluginRef, ReadConfig, RecordConfig, ReportConfig, RunConfig
-from saev_core.dataset import load_dataset
+from saev_core.activations.recording.record import record
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import IndexConfig, ReadConfig, RecordConfig, ReportConfig
+from saev_core.data.dataset import load_dataset
 from saev_core.errors import RunError
-from saev_core.features import FeatureIndex
-from saev_core.indexing import index_features
-from saev_core.model import VisionModel
-from saev_core.norm import Norm
-from saev_core.plugins import installed
-from saev_core.record import record
-from saev_core.run import Run
-from saev_core.sae import make_sae
-from saev_core.store import ActivationStore
-from saev_core.transform import ResizeCrop
+from saev_core.features.build import index_features
+from saev_core.features.index import FeatureIndex
+from saev_core.models.base import VisionModel
+from saev_core.models.transform import ResizeCrop
+from saev_core.plugins.registry import installed
+from saev_core.runs.run import Run
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.norm import Norm
 from saev_core.types import Grid
-from saev_viz.charts import number, percent
-from saev_viz.contents import Contents, read_curves
-from saev_viz.gallery import choose
-from saev_viz.overlay import sheet
-from saev_viz.report import feature_rows, write_report
-from saev_viz.report import page as page_of
+from saev_viz.drawing.charts import number, percent
+from saev_viz.drawing.heat_maps import sheet
+from saev_viz.report.contents import Contents, read_curves
+from saev_viz.report.write import feature_rows, write_report
+from saev_viz.report.write import page as page_of
+from saev_viz.run_view.choose_features import choose
 
 SHAPES = [(300, 200), (200, 300), (240, 240), (420, 180), (150, 330), (256, 192)]
 GRID = Grid(8, 8, patch_px=8)

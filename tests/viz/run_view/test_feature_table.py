@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.accumulator import FeatureAccumulator
-from saev_core.codes import Codes
-from saev_core.config import RunConfig
+from saev_core.config.run import RunConfig
 from saev_core.errors import RunError
-from saev_core.features import FORMAT, FeatureIndex
-from saev_core.run import Run
-from saev_viz.feature_list import Asked
-from saev_viz.known import known_truth, read_names, read_stability
-from saev_viz.table import NUMBER, FeatureTable, Query
+from saev_core.features.accumulate import FeatureAccumulator
+from saev_core.features.index import FORMAT, FeatureIndex
+from saev_core.runs.run import Run
+from saev_core.sae.codes import Codes
+from saev_viz.html.feature_list import Asked
+from saev_viz.run_view.feature_facts import known_truth, read_names, read_stability
+from saev_viz.run_view.feature_table import NUMBER, FeatureTable, Query
 
 N, T, D, K = 60, 4, 40, 6
 CLASSES = ["tabby cat", "dog", "garden bird"]

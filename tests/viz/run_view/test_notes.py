@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saev_core.errors import RunError
-from saev_viz.notes import BOTH, Notes
+from saev_viz.run_view.notes import BOTH, Notes
 
 
 def test_a_note_is_found_again_and_an_empty_one_is_gone(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_clearing_a_note_that_another_window_changed_keeps_the_change(tmp_path: 
 
 @pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from saev_viz.notes import Notes\n"
+    code = "import sys; from pathlib import Path; from saev_viz.run_view.notes import Notes\n"
     code += "for i in range(40): Notes(Path(sys.argv[1])).write(int(sys.argv[2]) * 100 + i, f'note {i}')"
     path = tmp_path / "notes" / "n.json"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)]) for k in range(4)]

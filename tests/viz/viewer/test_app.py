@@ -23,9 +23,9 @@ from commands import Serving
 
 from saev_core.cli import main
 from saev_core.errors import RunError
-from saev_core.run import Run
-from saev_viz.app import make_server, plugin_tabs
-from saev_viz.library import Library
+from saev_core.runs.run import Run
+from saev_viz.run_view.library import Library
+from saev_viz.viewer.app import make_server, plugin_tabs
 
 PLUGIN = """
 import pathlib
@@ -156,7 +156,7 @@ def viewing(run: Path, *args: str, env: Mapping[str, str] | None = None) -> Iter
 
 def test_what_is_wrong_is_told_before_gradio_is_imported() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, saev_viz.serving; print([n for n in ('gradio', 'torch', 'pandas') if n in sys.modules])"],
+        [sys.executable, "-c", "import sys, saev_viz.viewer.serve; print([n for n in ('gradio', 'torch', 'pandas') if n in sys.modules])"],
         capture_output=True,
         text=True,
         check=False,
@@ -360,9 +360,9 @@ def test_a_run_whose_store_is_gone_is_still_shown(copied: Run, run_of_pictures: 
 def test_the_viewer_starts_without_torch(run_of_pictures: Run) -> None:
     script = f"""
 import sys
-from saev_core.run import Run
-from saev_viz.app import make_server
-from saev_viz.library import Library
+from saev_core.runs.run import Run
+from saev_viz.viewer.app import make_server
+from saev_viz.run_view.library import Library
 library = Library(Run.open({str(run_of_pictures.path)!r}))
 make_server(library)
 view = library[library.first]

@@ -26,11 +26,11 @@ from PIL import Image
 from starlette.routing import Mount
 
 from saev_core.errors import BadImageError, RunError
-from saev_core.run import Run
-from saev_viz.app import make_server, private_folder
-from saev_viz.library import Library
-from saev_viz.server import POLICY, Guard
-from saev_viz.uploads import MAX_BYTES, Uploads
+from saev_core.runs.run import Run
+from saev_viz.run_view.library import Library
+from saev_viz.run_view.uploads import MAX_BYTES, Uploads
+from saev_viz.viewer.app import make_server, private_folder
+from saev_viz.viewer.guard import POLICY, Guard
 
 SECRET = b"nobody may read this"
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -383,14 +383,14 @@ def test_a_password_stands_before_everything(run_of_pictures: Run, serving: Serv
 
 def test_gradio_is_imported_without_writing_stubs_into_its_own_folder() -> None:
     program = (
-        "import sys; from saev_viz.serving import _NoStubs\n"
+        "import sys; from saev_viz.viewer.serve import _NoStubs\n"
         "with _NoStubs():\n    import gradio\n"
         "from pathlib import Path\nfrom gradio.component_meta import create_or_modify_pyi as write\n"
         "stub = Path(gradio.__file__).parent / 'components' / 'textbox.pyi'\n"
         "was = stub.stat().st_mtime_ns if stub.exists() else None\n"
         "write(gradio.Textbox, 'Textbox', [])\n"
         "assert (stub.stat().st_mtime_ns if stub.exists() else None) == was\n"
-        "assert write.__module__ == 'saev_viz.serving', write\n"
+        "assert write.__module__ == 'saev_viz.viewer.serve', write\n"
         "assert not any(isinstance(finder, _NoStubs) for finder in sys.meta_path)\n"
         "assert gradio.Textbox(value='a').value == 'a'\n"
     )

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from commands import Serving
 
-from saev_core.run import Run
-from saev_core.testing.runs import synthetic_run
-from saev_viz.app import make_server
-from saev_viz.library import Library
+from saev_core.runs.run import Run
+from saev_core.testing.synthetic_run import synthetic_run
+from saev_viz.run_view.library import Library
+from saev_viz.viewer.app import make_server
 
 D, N = 2000, 400
 

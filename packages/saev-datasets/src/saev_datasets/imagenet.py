@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saev_core.dataset import ImageDataset
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError
 from saev_core.types import Example
 from saev_datasets.files import FileDataset, first_folder, list_images, need_folder, read_lines, read_table

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from saev_core.errors import ModelError
-from saev_core.transform import IMAGENET_MEAN, IMAGENET_STD, ResizeCrop
+from saev_core.models.transform import IMAGENET_MEAN, IMAGENET_STD, ResizeCrop
 from saev_models.hub import Folder, Repo, read_json
 
 M = TypeVar("M", bound=nn.Module)

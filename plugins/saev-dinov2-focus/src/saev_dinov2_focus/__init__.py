@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.transform import ResizeCrop
+from saev_core.models.transform import ResizeCrop
 
 __all__ = ["DinoV2Focus", "DinoV2FocusConfig"]
 

@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_above, encode_top_k
-from saev_core.sae import Progress, Step
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.kernels import SPARSE_BELOW, encode_above, encode_top_k
+from saev_core.sae.lean_step import backward_codes
+from saev_core.sae.step import Progress, Step
+from saev_core.sae.topk import TopK, TopKConfig
 
 EXCLUSIVE = 0.9
 """Share of a feature's decoder lengths from which it counts as one site's own."""

@@ -10,13 +10,15 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_above, grad
-from saev_core.sae import SAE, Progress, Step
-from saev_core.saes.init import calibrate
-from saev_core.saes.revive import ENCODER_SHARE
+from saev_core.sae.base import SAE
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.initialise import calibrate
+from saev_core.sae.kernels import SPARSE_BELOW, encode_above
+from saev_core.sae.lean_step import backward_codes, grad
+from saev_core.sae.revive import ENCODER_SHARE
+from saev_core.sae.step import Progress, Step
 
 START = 4
 """Active features at the start over the wanted number. On 128-wide activations of drawn scenes (d_sae 512, l0 16, 390 steps)

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import ROWS
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.kernels import ROWS
 from saev_saes.fitted import Fitted
 
 

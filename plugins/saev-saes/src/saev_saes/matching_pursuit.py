@@ -9,11 +9,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import ROWS, grad
-from saev_core.sae import SAE, Progress, Step
+from saev_core.sae.base import SAE
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.kernels import ROWS
+from saev_core.sae.lean_step import grad
+from saev_core.sae.step import Progress, Step
 
 GRAM_WIDTH = 8192
 """Widest dictionary whose inner products [d_sae, d_sae] are held (256 MB in float32)."""

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.kernels import grad
-from saev_core.sae import SAE
+from saev_core.sae.base import SAE
+from saev_core.sae.codes import Codes
+from saev_core.sae.lean_step import grad
 
 
 @dataclass(frozen=True)

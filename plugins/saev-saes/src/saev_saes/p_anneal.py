@@ -9,11 +9,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import SAEConfig
-from saev_core.kernels import SPARSE_BELOW, backward_codes, encode_above
-from saev_core.sae import Progress, Step
-from saev_core.saes.relu import ReLU, ReLUConfig
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.kernels import SPARSE_BELOW, encode_above
+from saev_core.sae.lean_step import backward_codes
+from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.step import Progress, Step
 
 
 class PAnnealConfig(ReLUConfig):

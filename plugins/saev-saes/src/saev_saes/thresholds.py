@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.kernels import encode_above
-from saev_core.sae import SAE
+from saev_core.sae.base import SAE
+from saev_core.sae.codes import Codes
+from saev_core.sae.kernels import encode_above
 
 SLACK = 0.85
 """The pre-filter stands at this share of the last batch's threshold: batches differ less than that."""

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from saev_core.config import SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.kernels import grad
-from saev_core.sae import Progress, Step
-from saev_core.saes.init import CALIBRATE_ON, calibrate
-from saev_core.saes.topk import TopK, TopKConfig
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.initialise import CALIBRATE_ON, calibrate
+from saev_core.sae.lean_step import grad
+from saev_core.sae.step import Progress, Step
+from saev_core.sae.topk import TopK, TopKConfig
 
 MIX = 0.8
 """Share of data in the first rows; the rest is noise, which tells rows of equal vectors apart."""

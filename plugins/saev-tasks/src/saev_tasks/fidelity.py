@@ -15,21 +15,22 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import Config
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.store.shard_writer import RECORDED
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import Config
 from saev_core.errors import CheckpointError, ModelError, SaevError, StoreError
-from saev_core.model import TextSpace, VisionModel
-from saev_core.rest import Rest
-from saev_core.run import write_whole
-from saev_core.shard_set import RECORDED
-from saev_core.source import split
-from saev_core.steer import writes_where_it_reads
-from saev_core.store import ActivationStore
-from saev_core.task import Task, TaskContext, verb
+from saev_core.interventions.downstream import Rest
+from saev_core.interventions.edit import writes_where_it_reads
+from saev_core.models.base import TextSpace, VisionModel
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.files import write_whole
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.task import Task, verb
 from saev_core.types import Site
 
 if TYPE_CHECKING:
-    from saev_core.dataset import ImageDataset
+    from saev_core.data.dataset import ImageDataset
 
 Pool = Literal["cls", "mean"]
 VARIANTS = ("original", "sae", "zero", "mean")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saev_core import hookimpl
-from saev_core.config import PluginConfig
-from saev_core.trackers import history, numbers, settings_of
+from saev_core.config.base import PluginConfig
+from saev_core.runs.metrics_log import history, numbers, settings_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from saev_core import hookimpl
-from saev_core.config import PluginConfig
-from saev_core.run import write_json
-from saev_core.trackers import history, numbers, settings_of
+from saev_core.config.base import PluginConfig
+from saev_core.runs.metrics_log import history, numbers, settings_of
+from saev_core.support.files import write_json
 
 if TYPE_CHECKING:
     import wandb

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from saev_core.activations.recording.load_images import NO_CLASS, load, n_threads
 from saev_core.errors import BadImageError, DatasetError, ModelError
-from saev_core.loader import NO_CLASS, load, n_threads
 from saev_core.types import Example
 
-spec = importlib.util.spec_from_file_location("recorder", Path(__file__).with_name("recorder.py"))
+spec = importlib.util.spec_from_file_location("recorder", Path(__file__).parents[1] / "recorder.py")
 assert spec is not None
 assert spec.loader is not None
 recorder = importlib.util.module_from_spec(spec)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saev_core.config import RecordConfig
+from saev_core.activations.recording.plan import bytes_free, part, plan, spans
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.config.stages import RecordConfig
 from saev_core.errors import DatasetError, StoreError
-from saev_core.plan import bytes_free, part, plan, spans
-from saev_core.store import StoreMeta
 
-spec = importlib.util.spec_from_file_location("recorder", Path(__file__).with_name("recorder.py"))
+spec = importlib.util.spec_from_file_location("recorder", Path(__file__).parents[1] / "recorder.py")
 assert spec is not None
 assert spec.loader is not None
 recorder = importlib.util.module_from_spec(spec)

@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saev_core.config import RecordConfig, validate
-from saev_core.dataset import ImageDataset
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import validate
+from saev_core.config.stages import RecordConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, ConfigError, DatasetError, ModelError, StoreError
-from saev_core.geometry import patch_labels
-from saev_core.progress import Meter
-from saev_core.store import ActivationStore
+from saev_core.models.crop import patch_labels
+from saev_core.support.progress import Meter
 from saev_core.types import Example, Site
 
-SCRIPT = Path(__file__).with_name("recorder.py")
+SCRIPT = Path(__file__).parents[1] / "recorder.py"
 spec = importlib.util.spec_from_file_location("recorder", SCRIPT)
 assert spec is not None
 assert spec.loader is not None

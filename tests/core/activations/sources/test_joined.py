@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.sources.base import batch_entropy
+from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli.options import Flags
-from saev_core.config import EvaluateConfig, PluginRef, ReadConfig, SAEConfig, TrainConfig, validate
+from saev_core.config.base import PluginRef, validate
+from saev_core.config.stages import EvaluateConfig, ReadConfig, TrainConfig
 from saev_core.errors import ConfigError, StoreError, TrainError
-from saev_core.evaluate import Tally, measure
-from saev_core.norm import Norm
-from saev_core.sae import make_sae
-from saev_core.source import StoreSource, batch_entropy, ordered
-from saev_core.store import ActivationStore
+from saev_core.evaluation.measure import Tally, measure
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.norm import Norm
 from saev_core.testing import ArraySource, store_of
-from saev_core.train import Trainee, train
+from saev_core.training.train import Trainee, train
 from saev_core.types import Site
 
 SIX, TEN = Site(6), Site(10)

@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
+from saev_core.activations.sources.base import batch_entropy
+from saev_core.activations.sources.live import LiveSource
+from saev_core.activations.sources.shuffle import WindowStream
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
 from saev_core.errors import BadImageError, DatasetError, ModelError, StoreError, TrainError
-from saev_core.evaluate import measure
-from saev_core.live import LiveSource
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import StoreSource, batch_entropy
-from saev_core.store import ActivationStore
-from saev_core.train import Trainee, train
-from saev_core.windows import WindowStream
+from saev_core.evaluation.measure import measure
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.topk import TopK, TopKConfig
+from saev_core.training.train import Trainee, train
 
-SCRIPT = Path(__file__).with_name("recorder.py")
+SCRIPT = Path(__file__).parents[1] / "recorder.py"
 spec = importlib.util.spec_from_file_location("recorder", SCRIPT)
 assert spec is not None
 assert spec.loader is not None

@@ -15,13 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.config import ReadConfig
+from saev_core.activations.sources.base import batch_entropy
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.shuffle import WindowStream
+from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
-from saev_core.source import StoreSource, batch_entropy, ordered, split
-from saev_core.store import ActivationStore
 from saev_core.testing import store_of
 from saev_core.types import Site
-from saev_core.windows import WindowStream
 
 TEN, ELEVEN = Site(10), Site(11)
 N, P, D = 45, 6, 8
@@ -252,7 +254,7 @@ def test_memory_stays_within_the_buffer(store: ActivationStore):
 
 
 def test_windows_are_of_equal_size(store: ActivationStore):
-    from saev_core.windows import Schedule
+    from saev_core.activations.sources.shuffle import Schedule
 
     source = StoreSource(store, ReadConfig(heldout=0))
     tight(source, 8)  # 12 chunks, 4 a window
@@ -278,7 +280,7 @@ def test_ordered_yields_what_is_asked_in_that_order(store: ActivationStore, imag
 
 
 def test_ordered_reads_each_chunk_once_and_can_be_left_early(store: ActivationStore, monkeypatch: pytest.MonkeyPatch):
-    from saev_core.shards import ShardReader
+    from saev_core.activations.store.shard_file import ShardReader
 
     read_chunks: list[int] = []
     real = ShardReader.read

@@ -16,9 +16,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.arrays import Table, create_arrays
+from saev_core.activations.store.arrays import Table, create_arrays
+from saev_core.activations.store.shard_file import ALIGN, Layout, ShardReader, ShardWriter, chunk_file, read_chunk, write_chunk
 from saev_core.errors import StoreError
-from saev_core.shards import ALIGN, Layout, ShardReader, ShardWriter, chunk_file, read_chunk, write_chunk
 
 F16 = np.dtype(np.float16)
 
@@ -144,7 +144,7 @@ def test_shard_is_invisible_until_published_and_discard_leaves_nothing(tmp_path:
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from saev_core.shards import Layout, ShardWriter
+from saev_core.activations.store.shard_file import Layout, ShardWriter
 layout = Layout(8, 8, 2, (4, 600), np.dtype(np.float16))
 writer = ShardWriter(Path(sys.argv[1]), layout, 0)
 writer.space(2)[:] = 1
@@ -196,7 +196,7 @@ LIMITED = """
 import os, resource, sys, numpy as np
 from pathlib import Path
 from saev_core.errors import StoreError
-from saev_core.shards import Layout, ShardWriter
+from saev_core.activations.store.shard_file import Layout, ShardWriter
 if sys.argv[2] == "while writing":
     del os.posix_fallocate
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))

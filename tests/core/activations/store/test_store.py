@@ -16,8 +16,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import ShapeError, StoreError
-from saev_core.store import ActivationStore, StoreMeta
 from saev_core.testing import store_of
 from saev_core.types import Box, Site
 
@@ -258,7 +259,8 @@ def test_site_that_reads_a_once_missing_image_fills_its_label_in_and_never_takes
 
 WRITE_PART = """
 import sys, torch
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.activations.store.store import ActivationStore
+from saev_core.activations.store.meta import StoreMeta
 from saev_core.types import Site
 url, part, meta = sys.argv[1], int(sys.argv[2]), StoreMeta.model_validate_json(sys.argv[3])
 torch.set_num_threads(1)

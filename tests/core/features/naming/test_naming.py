@@ -14,27 +14,31 @@ from PIL import Image
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
-from saev_core.auroc import Agreement, auroc
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.cli.argv import expand
-from saev_core.config import IndexConfig, ModelConfig, ReadConfig
-from saev_core.dataset import ImageDataset
+from saev_core.cli.list_flags import expand
+from saev_core.config.stages import IndexConfig, ReadConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import CheckpointError, ConfigError, ModelError, RunError
-from saev_core.features import FeatureIndex
-from saev_core.indexing import index_features
-from saev_core.model import TextSpace, VisionModel
-from saev_core.naming import Name, Names, divide, judge, known_concepts, names_from
-from saev_core.norm import Norm
-from saev_core.run import Run
-from saev_core.saes.relu import ReLU, ReLUConfig
-from saev_core.source import split
-from saev_core.store import ActivationStore
+from saev_core.features.build import index_features
+from saev_core.features.index import FeatureIndex
+from saev_core.features.naming.auroc import Agreement, auroc
+from saev_core.features.naming.concepts import known_concepts
+from saev_core.features.naming.firing import divide
+from saev_core.features.naming.from_concepts import names_from
+from saev_core.features.naming.from_text import names_from_text, nearest, two_best, with_top_images
+from saev_core.features.naming.judge import judge
+from saev_core.features.naming.names import Name, Names
+from saev_core.features.naming.vocabulary import SHIPPED, read_vocabulary
+from saev_core.models.base import ModelConfig, TextSpace, VisionModel
+from saev_core.models.transform import ResizeCrop
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.norm import Norm
+from saev_core.sae.relu import ReLU, ReLUConfig
 from saev_core.testing import store_of
-from saev_core.text_names import names_from_text, nearest, two_best, with_top_images
-from saev_core.transform import ResizeCrop
 from saev_core.types import Example, Grid, Site
-from saev_core.vocabulary import SHIPPED, read_vocabulary
 
 D, N_PATCHES, N_IMAGES = 12, 4, 400
 SITE = Site(0)

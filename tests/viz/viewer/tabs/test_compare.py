@@ -14,10 +14,10 @@ from PIL import Image
 
 from saev_core.cli import main
 from saev_core.errors import RunError
-from saev_core.run import Run
-from saev_viz.app import make_server
-from saev_viz.comparing import counterparts, for_concept, on_picture, only, row, same_pictures, selected, twins
-from saev_viz.library import Library
+from saev_core.runs.run import Run
+from saev_viz.html.comparison import counterparts, for_concept, on_picture, only, row, same_pictures, selected, twins
+from saev_viz.run_view.library import Library
+from saev_viz.viewer.app import make_server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from commands import Serving
 
-from saev_core.run import Run
-from saev_viz.app import make_server
-from saev_viz.library import Library
-from saev_viz.notes import Notes
-from saev_viz.table import Query
+from saev_core.runs.run import Run
+from saev_viz.run_view.feature_table import Query
+from saev_viz.run_view.library import Library
+from saev_viz.run_view.notes import Notes
+from saev_viz.viewer.app import make_server
 
 SAE = "topk"
 BAD = "<img src=x onerror=alert(1)> ${1} {{x}}"

@@ -12,19 +12,20 @@ import torch
 from commands import Serving
 from PIL import Image
 
-from saev_core.checkpoint import Checkpoint, ref_of
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
-from saev_core.config import PluginRef, ReadConfig
+from saev_core.config.base import PluginRef
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import RunError
-from saev_core.features import FeatureIndex
-from saev_core.model import VisionModel, load_model
-from saev_core.run import Run
-from saev_core.sae import make_sae
-from saev_core.source import StoreSource
-from saev_core.store import ActivationStore
-from saev_viz.app import make_server
-from saev_viz.library import Library
-from saev_viz.seen import Seen, new, recorded
+from saev_core.features.index import FeatureIndex
+from saev_core.models.base import VisionModel, load_model
+from saev_core.runs.run import Run
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_viz.run_view.library import Library
+from saev_viz.run_view.picture_codes import Seen, new, recorded
+from saev_viz.viewer.app import make_server
 
 
 @pytest.fixture(scope="module")

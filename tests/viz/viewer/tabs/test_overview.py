@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from commands import Serving
 
-from saev_core.run import Run
-from saev_viz.app import make_server
-from saev_viz.library import Library
-from saev_viz.summary import active, histogram, points, spread, sweep, trained
+from saev_core.runs.run import Run
+from saev_viz.html.overview import active, histogram, points, spread, sweep, trained
+from saev_viz.run_view.library import Library
+from saev_viz.viewer.app import make_server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

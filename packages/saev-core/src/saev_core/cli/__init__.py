@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import typer
 
     from saev_core.cli.app import app
-    from saev_core.cli.argv import expand
+    from saev_core.cli.list_flags import expand
 
     args = expand(sys.argv[1:] if argv is None else argv)
     # typer's usage errors; its copy of click has no public name.

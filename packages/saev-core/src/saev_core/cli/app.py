@@ -36,7 +36,7 @@ def run(flags: Flags) -> None:
     Each stage is skipped when what it makes is already there. With no arguments: our small model on drawn scenes,
     with a table of how well the features recover the truth.
     """
-    from saev_core.cli.stages import run_stages
+    from saev_core.cli.run import run_stages
 
     run_stages(flags)
 
@@ -45,7 +45,7 @@ def run(flags: Flags) -> None:
 @takes(*_RECORD, "--part", *_WHERE, run=_RUN, batch="record")
 def record(flags: Flags) -> None:
     """Images to activation store. Resumes where it stopped; adds layers to a store that is there."""
-    from saev_core.cli.stages import run_stages
+    from saev_core.cli.run import run_stages
 
     run_stages(flags, ["record"])
 
@@ -54,7 +54,7 @@ def record(flags: Flags) -> None:
 @takes("--model", "--dataset", *_TRAIN, *_SWEEP, "--stream", "--n-images", "--dtype", "--tracker", *_WHERE, run=_RUN, batch="train")
 def train(flags: Flags) -> None:
     """Activation store to SAE checkpoints, one or a sweep; with --live, images to SAE checkpoint. Resumes where it stopped."""
-    from saev_core.cli.stages import run_stages
+    from saev_core.cli.run import run_stages
 
     run_stages(flags, ["train"])
 
@@ -63,7 +63,7 @@ def train(flags: Flags) -> None:
 @takes(*_WHERE, run=_RUN, batch="evaluate")
 def evaluate(flags: Flags) -> None:
     """Measure the SAEs of a run on its held-out images."""
-    from saev_core.cli.stages import run_stages
+    from saev_core.cli.run import run_stages
 
     run_stages(flags, ["evaluate"])
 
@@ -75,7 +75,7 @@ def index(flags: Flags) -> None:
 
     Of more than four SAEs only the best is indexed, and those that --only names.
     """
-    from saev_core.cli.stages import run_stages
+    from saev_core.cli.run import run_stages
 
     run_stages(flags, ["index", "report"])
 
@@ -103,7 +103,7 @@ def view(
     debug: _Debug = False,
 ) -> None:
     """Look at the features of a run in the browser."""
-    from saev_core.cli.viewer import export_gallery, serve
+    from saev_core.cli.view import export_gallery, serve
 
     if export:
         export_gallery(run, export, features=features, query=query, n=n, sae=sae, dataset=dataset, debug=debug)
@@ -123,7 +123,7 @@ def task(context: typer.Context, json: _Json = False, debug: _Debug = False) -> 
 
     saev task NAME lists what a task does, saev task NAME VERB --help what a verb takes, and saev task NAME VERB RUN does it.
     """
-    from saev_core.cli.tasks import main
+    from saev_core.cli.task import main
 
     main([*(["--json"] if json else []), *context.args], debug=debug)
 
@@ -136,7 +136,7 @@ _Path = Annotated[str, typer.Argument(help="The store: a folder or address, or a
 @store.command("info")
 def store_info(path: _Path, json: _Json = False, debug: _Debug = False) -> None:
     """What a store holds: model, data set, layers, images, size."""
-    from saev_core.cli.stores import info
+    from saev_core.cli.store import info
 
     info(path, as_json=json, debug=debug)
 
@@ -144,7 +144,7 @@ def store_info(path: _Path, json: _Json = False, debug: _Debug = False) -> None:
 @store.command("verify")
 def store_verify(path: _Path, json: _Json = False, debug: _Debug = False) -> None:
     """Read every chunk and check its checksum; names each damaged file. Exit code 1 if there is any."""
-    from saev_core.cli.stores import verify
+    from saev_core.cli.store import verify
 
     verify(path, as_json=json, debug=debug)
 
@@ -153,7 +153,7 @@ def store_verify(path: _Path, json: _Json = False, debug: _Debug = False) -> Non
 @takes(*_RECORD, *_WHERE, run=_RUN, batch="record")
 def store_plan(flags: Flags) -> None:
     """Disk, memory and time that a recording will take, from a measured forward pass. Takes the flags of `saev record`."""
-    from saev_core.cli.stores import plan
+    from saev_core.cli.store import plan
 
     plan(flags)
 
@@ -171,7 +171,7 @@ def plugins_list(
 ) -> None:
     """List every installed plugin; nothing is imported for it."""
     if context.invoked_subcommand is None:
-        from saev_core.cli.catalogue import show
+        from saev_core.cli.plugins import show
 
         show(check=check, as_json=json, debug=debug)
 
@@ -195,7 +195,7 @@ app.add_typer(data, name="data")
 @data.command("list")
 def data_list(json: _Json = False, debug: _Debug = False) -> None:
     """The data sets that are installed, with their options."""
-    from saev_core.cli.catalogue import datasets
+    from saev_core.cli.plugins import datasets
 
     datasets(as_json=json, debug=debug)
 
@@ -214,7 +214,7 @@ def data_download(
     debug: _Debug = False,
 ) -> None:
     """Bring a data set into the layout that its plugin reads: checksummed, unpacked safely. Resumes where it broke off."""
-    from saev_core.cli.downloads import bring
+    from saev_core.cli.data import bring
 
     bring(name, folder, split=split, seed=seed, keep=keep, again=again, as_json=json, debug=debug)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saev_core.cli.screen import Screen
+from saev_core.cli.console import Screen
 
 
 def show(screen: Screen, summary: Mapping[str, Any]) -> None:

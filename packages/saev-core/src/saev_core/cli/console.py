@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from saev_core.progress import Meter, silent
+from saev_core.support.progress import Meter, silent
 
 EVERY_S = 5.0
 """Seconds between the lines of a plain log."""

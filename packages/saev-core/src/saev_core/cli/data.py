@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saev_core.cli.screen import Screen
-from saev_core.config import PluginRef
-from saev_core.dataset import load_dataset
-from saev_core.download import download
+from saev_core.cli.console import Screen
+from saev_core.config.base import PluginRef
+from saev_core.data.dataset import load_dataset
+from saev_core.data.download import download
+from saev_core.data.split_folders import write_split
 from saev_core.errors import DatasetError, PluginError, UsageError
-from saev_core.image_tree import write_split
-from saev_core.plugins import find, installed
+from saev_core.plugins.registry import find, installed
 
 
 def bring(

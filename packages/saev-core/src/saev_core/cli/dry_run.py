@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saev_core.cli.screen import Screen, duration
+from saev_core.cli.console import Screen, duration
 
 if TYPE_CHECKING:
-    from saev_core.config import RunConfig
+    from saev_core.config.run import RunConfig
 
 MOST_ROWS = 40
 """SAEs that are listed for a person; --json lists all."""
@@ -16,8 +16,8 @@ MOST_ROWS = 40
 
 def show_plan(screen: Screen, path: Path, config: RunConfig) -> None:
     """Print the plan of a run that need not be there. Writes nothing."""
-    from saev_core.pipeline import Pipeline
-    from saev_core.run import Run
+    from saev_core.pipeline.pipeline import Pipeline
+    from saev_core.runs.run import Run
 
     plan = Pipeline(Run(path, config, {}), say=screen.say).plan()
     screen.result(plan)

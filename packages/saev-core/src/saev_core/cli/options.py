@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from saev_core.config import RunConfig
+    from saev_core.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ class Flags:
         Raises:
             ConfigError, UnknownPluginError: a key, value or plugin name is wrong.
         """
-        from saev_core.config import RunConfig, load_toml, merge, set_key, validate
-        from saev_core.plugins import parse_ref
+        from saev_core.config.base import validate
+        from saev_core.config.run import RunConfig
+        from saev_core.config.toml_and_set import load_toml, merge, set_key
+        from saev_core.plugins.registry import parse_ref
 
         data: dict[str, Any] = (base or RunConfig()).model_dump(mode="json")
         if "--config" in self.given:
@@ -129,8 +131,9 @@ class Flags:
 
 def _recording_swept_layers(config: RunConfig) -> RunConfig:
     """The same, recording the blocks that its sweep reads."""
-    from saev_core.config import RunConfig, validate
-    from saev_core.sweep import expand
+    from saev_core.config.base import validate
+    from saev_core.config.run import RunConfig
+    from saev_core.runs.sweep import expand
 
     read = [point.config.read.layer for point in expand(config).points]
     if any(isinstance(layer, str) for layer in read):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from saev_core.cli.screen import Screen
-from saev_core.config import DatasetConfig
+from saev_core.cli.console import Screen
+from saev_core.data.dataset import DatasetConfig
 from saev_core.errors import PluginError
-from saev_core.plugins import GROUPS, check, config_class, installed
+from saev_core.plugins.registry import GROUPS, check, config_class, installed
 
 
 def show(*, check: bool, as_json: bool, debug: bool) -> None:

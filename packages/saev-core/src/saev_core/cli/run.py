@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saev_core.cli.compared import show as show_compared
+from saev_core.cli.comparison_tables import show as show_compared
+from saev_core.cli.console import Screen, duration
+from saev_core.cli.dry_run import show_plan
 from saev_core.cli.options import Flags
-from saev_core.cli.screen import Screen, duration
-from saev_core.cli.sweeps import show_plan
 from saev_core.errors import StoreError
-from saev_core.run import STAGES, Run, check_config, default_path
-from saev_core.sweep import check_size
+from saev_core.runs.checks import check_config, default_path
+from saev_core.runs.run import STAGES, Run
+from saev_core.runs.sweep import check_size
 
 if TYPE_CHECKING:
-    from saev_core.config import RunConfig
+    from saev_core.config.run import RunConfig
 
 
 def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
@@ -29,7 +30,7 @@ def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
     if "--dry-run" in flags.given:
         show_plan(screen, path, config)
         return
-    from saev_core.pipeline import Pipeline
+    from saev_core.pipeline.pipeline import Pipeline
 
     run = Run.create(path, config)
     screen.say(f"run: {run.path}")
@@ -55,8 +56,9 @@ def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
 
 def _of_store(url: str) -> RunConfig | None:
     """Defaults with the model and data set that a store was recorded from; None where there is no store yet."""
-    from saev_core.config import RunConfig, validate
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.config.base import validate
+    from saev_core.config.run import RunConfig
 
     try:
         meta = ActivationStore.open(url).meta

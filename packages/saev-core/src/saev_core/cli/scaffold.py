@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from saev_core.errors import UsageError
-from saev_core.plugins import GROUPS
+from saev_core.plugins.registry import GROUPS
 
 _PROJECT = """\
 [build-system]
@@ -126,7 +126,7 @@ _TASK = '''\
 
 from pydantic import Field
 from saev_core import Task, TaskContext, verb
-from saev_core.config import Config
+from saev_core.config.base import Config
 
 
 class {klass}Config(Config):

@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saev_core.cli.console import Screen, duration
 from saev_core.cli.options import Flags
-from saev_core.cli.screen import Screen, duration
 from saev_core.errors import StoreError
-from saev_core.run import Run, check_config
+from saev_core.runs.checks import check_config
+from saev_core.runs.run import Run
 
 if TYPE_CHECKING:
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
 
 
 def open_store(path: str) -> ActivationStore:
     """The store at an address, or that of a run folder."""
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
 
     return ActivationStore.open(Run.open(path).store_url if (Path(path) / "config.json").exists() else path)
 
@@ -66,13 +67,13 @@ def verify(path: str, *, as_json: bool, debug: bool) -> None:
 def plan(flags: Flags) -> None:
     """Disk, memory and time of a recording, from a measured forward pass."""
     screen = Screen(as_json=flags.json, debug=flags.debug)
-    from saev_core.cli.stages import run_and_config
+    from saev_core.cli.run import run_and_config
 
     path, config = run_and_config(flags, must_exist=False)
     check_config(config)
-    from saev_core.dataset import load_dataset
-    from saev_core.model import load_model
-    from saev_core.record import plan as measure
+    from saev_core.activations.recording.record import plan as measure
+    from saev_core.data.dataset import load_dataset
+    from saev_core.models.base import load_model
 
     model, dataset = load_model(config.model, config.device), load_dataset(config.dataset)
     found = measure(model, dataset, config.store or str(path / "store"), config.record)

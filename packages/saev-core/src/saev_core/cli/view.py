@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from saev_core.cli.screen import Screen
+from saev_core.cli.console import Screen
 from saev_core.errors import PluginError, UsageError
-from saev_core.plugins import find, installed
-from saev_core.run import Run
+from saev_core.plugins.registry import find, installed
+from saev_core.runs.run import Run
 
 MOST = 100_000
 """Features that one range of --features may name."""

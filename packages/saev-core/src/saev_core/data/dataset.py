@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saev_core.config import DatasetConfig, PluginRef
+from saev_core.config.base import PluginRef
 from saev_core.errors import BadImageError, DatasetError
-from saev_core.plugins import resolve
+from saev_core.plugins.registry import resolve
 from saev_core.types import Example
 
 if TYPE_CHECKING:
-    from saev_core.download import Archive
+    from saev_core.data.download import Archive
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int8
+
+from saev_core.config.base import PluginConfig
+from saev_core.support.digest import digest
+from saev_core.types import Box, Grid
+
+if TYPE_CHECKING:
+    pass
 
 
 class ImageDataset:
@@ -63,11 +72,6 @@ class ImageDataset:
         return digest(len(self), list(self.classes or ()))
 
 
-def digest(*parts: object) -> str:
-    """sha256 of the parts as JSON, 16 hex digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def load_dataset(ref: PluginRef | str) -> ImageDataset:
     """A data set plugin, built. `load_dataset("image-folder:photos/")`.
 
@@ -82,3 +86,21 @@ def load_dataset(ref: PluginRef | str) -> ImageDataset:
     if len(dataset) == 0:
         raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set holds no image.")
     return dataset
+
+
+class DatasetConfig(PluginConfig):
+    """Options every data set has; a data set plugin adds its own."""
+
+    locations: ClassVar[tuple[str, ...]] = ("root",)
+    """Options that say where the data lie, not what they are: kept out of the store's identity."""
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """What a data set offers whose pictures are known patch by patch; `shapes` does."""
+
+    factors: Sequence[str]
+    """Names of the factor values, `colour=red`."""
+
+    def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
+        """1 where a factor value is true of a patch, 0 where not, -1 where the patch is not counted."""

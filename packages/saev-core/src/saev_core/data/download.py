@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saev_core.data.unpack import kind_of, unpack
 from saev_core.errors import DownloadError
-from saev_core.progress import Track, silent
-from saev_core.unpack import kind_of, unpack
+from saev_core.support.progress import Track, silent
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _download(
     tries: int,
     pause_s: float,
 ) -> dict[str, Any]:
-    from saev_core.fetch import fetch  # urllib, which importing a data set should not wait for
+    from saev_core.data.http import fetch  # urllib, which importing a data set should not wait for
 
     _need_room(archives, work)
     made = work / "unpacked"

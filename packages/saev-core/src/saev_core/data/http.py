@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saev_core.errors import DownloadError
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
 
 log = logging.getLogger(__name__)
 

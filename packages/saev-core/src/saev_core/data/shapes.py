@@ -17,8 +17,8 @@ from jaxtyping import Int8, UInt8
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from saev_core.config import DatasetConfig
-from saev_core.dataset import ImageDataset, digest
+from saev_core.data.dataset import DatasetConfig, ImageDataset
+from saev_core.support.digest import digest
 from saev_core.types import Box, Example, Grid
 
 VERSION = 1

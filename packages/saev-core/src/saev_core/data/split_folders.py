@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from saev_core.dataset import ImageDataset
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError
 
 

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import SAEConfig, validate
+from saev_core.config.base import validate
 from saev_core.errors import CheckpointError, SaevError
-from saev_core.sae import SAE
-from saev_core.stability import Stability
+from saev_core.evaluation.seed_agreement import Stability
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.config import SAEConfig
 
 _AT_MOST_WIDTH = ("k", "l0")
 """Options that must not exceed the number of features, which a consensus has fewer of."""

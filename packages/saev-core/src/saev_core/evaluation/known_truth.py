@@ -9,35 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
-from saev_core.checkpoint import Checkpoint
 from saev_core.errors import CheckpointError, DatasetError
-from saev_core.progress import Track, silent
-from saev_core.types import Box, Grid
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
-    from saev_core.live import LiveSource
-    from saev_core.store import ActivationStore
+    from saev_core.activations.sources.live import LiveSource
+    from saev_core.activations.store.store import ActivationStore
+from saev_core.data.dataset import KnownTruth
 
 PER_OCTAVE, LOW, HIGH = 4, -10, 8
 """Thresholds tried: four per octave from 2^-10 to 2^8, in units of the SAE's activations."""
 N_BINS = (HIGH - LOW) * PER_OCTAVE
 _BATCH_VECTORS = 8192
-
-
-@runtime_checkable
-class KnownTruth(Protocol):
-    """What a data set offers whose pictures are known patch by patch; `shapes` does."""
-
-    factors: Sequence[str]
-    """Names of the factor values, `colour=red`."""
-
-    def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
-        """1 where a factor value is true of a patch, 0 where not, -1 where the patch is not counted."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,8 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
         CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
         DatasetError: the data set does not know the truth of its patches.
     """
-    from saev_core.source import ordered, split
+    from saev_core.activations.sources.heldout import split
+    from saev_core.activations.sources.stored import ordered
 
     read = checkpoint.read
     if not isinstance(dataset, KnownTruth):

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.codes import Codes
-from saev_core.config import EvaluateConfig
-from saev_core.errors import CheckpointError, TrainError
-from saev_core.progress import Track, silent
-from saev_core.sae import SAE
+from saev_core.config.stages import EvaluateConfig
+from saev_core.errors import CheckpointError
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.codes import Codes
+from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
-    from saev_core.live import LiveSource
-    from saev_core.source import ActivationSource
-    from saev_core.store import ActivationStore
+    from saev_core.activations.sources.live import LiveSource
+    from saev_core.activations.store.store import ActivationStore
+
 
 LOG_FREQUENCY = np.linspace(-8, 0, 81)
 """Edges of the histogram of log10 frequency."""
@@ -145,7 +145,8 @@ def measure(
     Raises:
         CheckpointError: the store is not the one the SAE was trained on, or there is no vector to measure.
     """
-    from saev_core.source import ordered, split
+    from saev_core.activations.sources.heldout import split
+    from saev_core.activations.sources.stored import ordered
 
     checkpoint.check(store)
     read = checkpoint.read
@@ -176,30 +177,6 @@ def measure(
     result = tally.result(cfg)
     result.card.update(n_images=len(seen), images=what, heldout=read.heldout, split_seed=read.split_seed, **checkpoint.sae.facts())
     return result
-
-
-class Heldout:
-    """A fixed sample of held-out vectors, on which SAEs in training are measured again and again."""
-
-    def __init__(self, source: ActivationSource, n: int, seed: int, batch_size: int, device: torch.device) -> None:
-        """Read once, for all SAEs of a group.
-
-        Raises:
-            TrainError: the source holds no image out.
-        """
-        self.raw = source.heldout_sample(n, seed).to(device)
-        if len(self.raw) == 0:
-            raise TrainError("train.evaluate_every needs images held out from training, and there are none; set read.heldout above 0.")
-        self.norm, self.batch_size = source.norm.to(device), batch_size
-
-    @torch.no_grad()
-    def card(self, sae: SAE) -> dict[str, Any]:
-        """The evaluation card of an SAE as it stands, by its inference form; changes nothing about it."""
-        frozen = sae.frozen()
-        tally = Tally.of(sae, self.raw.device)
-        for raw in torch.split(self.raw, self.batch_size):
-            tally.answer(frozen, self.norm(raw))
-        return {**tally.result(EvaluateConfig()).card, "images": "heldout"}
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Self
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.sae.checkpoint import Checkpoint
 
 SLACK = 1.1
 """The bound on L0 where none is given, over the median of the SAEs: of those that aim at one k, each may miss it by a tenth."""

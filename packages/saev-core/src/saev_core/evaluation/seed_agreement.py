@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.matching import EXACT, match
+from saev_core.evaluation.match_features import EXACT, match
+from saev_core.sae.checkpoint import Checkpoint
 
 LEVELS = (0.9, 0.7)
 """Cosines above which a feature's share is told."""

@@ -20,12 +20,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import META, Checkpoint
-from saev_core.consensus import consensus
 from saev_core.errors import CheckpointError
-from saev_core.pareto import Point
-from saev_core.run import Run, write_json
-from saev_core.stability import identity, points, stability
+from saev_core.evaluation.consensus import consensus
+from saev_core.evaluation.pareto import Point
+from saev_core.evaluation.seed_agreement import identity, points, stability
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import META, Checkpoint
+from saev_core.support.files import write_json
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import zarr
 from jaxtyping import Float, Int
 from zarr.codecs import ZstdCodec
 
-from saev_core.codes import Codes
 from saev_core.errors import StoreError
-from saev_core.histogram import LogHistogram
-from saev_core.monosemanticity import Monosemanticity
-from saev_core.samples import Samples
-from saev_core.top_images import TopImages, roomy
+from saev_core.features.histogram import LogHistogram
+from saev_core.features.monosemanticity import Monosemanticity
+from saev_core.features.random_images import Samples
+from saev_core.features.top_images import TopImages, roomy
+from saev_core.sae.codes import Codes
 
 PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 """Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from saev_core.accumulator import PERCENTILES, FeatureAccumulator
-from saev_core.codes import Codes
 from saev_core.errors import StoreError
-from saev_core.features import FORMAT, FeatureIndex
-from saev_core.progress import Track, silent
+from saev_core.features.accumulate import PERCENTILES, FeatureAccumulator
+from saev_core.features.index import FORMAT, FeatureIndex
+from saev_core.sae.codes import Codes
+from saev_core.support.progress import Track, silent
 from saev_core.types import Grid
 
 if TYPE_CHECKING:
-    from saev_core.checkpoint import Checkpoint
-    from saev_core.config import IndexConfig
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.config.stages import IndexConfig
+    from saev_core.sae.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
         CheckpointError: the checkpoint does not belong to the store.
         StoreError: the store holds no image, is damaged, or the index cannot be written.
     """
-    from saev_core.reading import Reading
-    from saev_core.source import ordered
+    from saev_core.activations.sources.selection import Reading
+    from saev_core.activations.sources.stored import ordered
 
     checkpoint.check(store)
     path, read, reading = Path(path), checkpoint.read, Reading(store, checkpoint.read)

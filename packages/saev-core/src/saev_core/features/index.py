@@ -15,11 +15,11 @@ import zarr
 from jaxtyping import Float, Int
 
 from saev_core.errors import RunError
-from saev_core.histogram import edges
+from saev_core.features.histogram import edges
 from saev_core.types import Grid
 
 if TYPE_CHECKING:
-    from saev_core.checkpoint import Checkpoint
+    from saev_core.sae.checkpoint import Checkpoint
 
 FORMAT = 2
 """Version of the index's layout; another one is refused."""

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.codes import Codes
 from saev_core.errors import ModelError, ShapeError
-from saev_core.model import VisionModel
-from saev_core.steer import Edits, apply_edits, by_row, eagerly, planned, steering
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.edit import Edits, by_row
+from saev_core.interventions.steering import eagerly, planned, steering
+from saev_core.models.base import VisionModel
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.codes import Codes
 from saev_core.types import Site
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from saev_core.config import ModelConfig, PluginRef
-from saev_core.errors import DeviceError, ModelError
-from saev_core.geometry import Geometry
-from saev_core.plugins import resolve
+from saev_core.config.base import PluginConfig, PluginRef
+from saev_core.errors import ModelError
+from saev_core.models.crop import Geometry
+from saev_core.plugins.registry import resolve
+from saev_core.support.devices import pick_device
 from saev_core.types import Box, Grid, Site
 
 
@@ -239,24 +240,6 @@ def select_modules(model: nn.Module, pattern: str) -> list[str]:
     return sorted(by_prefix[places[0]], key=lambda name: [int(s) if s.isdigit() else -1 for s in re.split(r"(\d+)", name)])
 
 
-def pick_device(device: str) -> torch.device:
-    """`auto` as cuda, mps or cpu, whichever is there; any other name as it is.
-
-    Raises:
-        DeviceError: the device that was asked for is absent.
-    """
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(name)
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise DeviceError(f"--device {device}: not available here ({why}); use --device auto or cpu.") from None
-    return wanted
-
-
 def load_model(ref: PluginRef | str, device: str = "auto") -> VisionModel:
     """A model plugin, built, in evaluation mode, on its device. `load_model("clip:ViT-B-32/openai")`.
 
@@ -274,3 +257,16 @@ def load_model(ref: PluginRef | str, device: str = "auto") -> VisionModel:
     if cfg.blocks:
         model.hook_blocks(cfg.blocks)
     return model
+
+
+class ModelConfig(PluginConfig):
+    """Options every model has; a model plugin adds its own."""
+
+    main = "checkpoint"
+
+    checkpoint: str = ""
+    """Which weights: a hub name, or a local file or folder."""
+    pretrained: bool = True
+    """Load weights; false gives random ones, for tests."""
+    blocks: str = ""
+    """Dotted glob of the modules to hook instead of the model's own blocks, such as `layers.*`."""

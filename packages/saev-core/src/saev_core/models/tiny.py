@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
-from saev_core.config import ModelConfig
 from saev_core.errors import ModelError
-from saev_core.model import VisionModel
-from saev_core.transform import HALF, ResizeCrop
+from saev_core.models.base import ModelConfig, VisionModel
+from saev_core.models.transform import HALF, ResizeCrop
 from saev_core.types import Grid
 
 FACTORS = {"shape": 10, "colour": 8, "texture": 4, "size": 2, "place": 9}
@@ -133,7 +132,7 @@ class Tiny(VisionModel):
     def _load(self, checkpoint: str) -> None:
         from pathlib import Path
 
-        source = Path(checkpoint) if checkpoint else files("saev_core.testing") / "tiny.safetensors"
+        source = Path(checkpoint) if checkpoint else files("saev_core.models") / "tiny.safetensors"
         try:
             weights: dict[str, Any] = load_bytes(source.read_bytes())
             self.load_state_dict({name: value.float() for name, value in weights.items()})

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.features import FeatureIndex
-from saev_core.model import TextSpace
-from saev_core.naming import Names, judge, known_concepts, names_from
-from saev_core.progress import Track
-from saev_core.stamps import NAMING, Stamps
-from saev_core.text_names import names_from_text
-from saev_core.vocabulary import SHIPPED, Vocabulary, read_vocabulary
+from saev_core.features.index import FeatureIndex
+from saev_core.features.naming.concepts import known_concepts
+from saev_core.features.naming.from_concepts import names_from
+from saev_core.features.naming.from_text import names_from_text
+from saev_core.features.naming.judge import judge
+from saev_core.features.naming.names import Names
+from saev_core.features.naming.vocabulary import SHIPPED, Vocabulary, read_vocabulary
+from saev_core.models.base import TextSpace
+from saev_core.runs.stamps import NAMING, Stamps
+from saev_core.support.progress import Track
 
 if TYPE_CHECKING:
-    from saev_core.checkpoint import Checkpoint
-    from saev_core.dataset import ImageDataset
-    from saev_core.model import VisionModel
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.data.dataset import ImageDataset
+    from saev_core.models.base import VisionModel
+    from saev_core.sae.checkpoint import Checkpoint
 
 
 class NamesStage(Stamps):

@@ -19,35 +19,41 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.compare import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
-from saev_core.config import ReadConfig
-from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.activations.recording.identity import dataset_ref, model_ref
+from saev_core.activations.recording.record import record
+from saev_core.activations.sources.base import ActivationSource
+from saev_core.activations.sources.expected import expected
+from saev_core.activations.sources.live import LiveSource
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
+from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import RunError, TrainError
-from saev_core.evaluate import measure
-from saev_core.features import FeatureIndex
-from saev_core.hooks import Observers
-from saev_core.identity import dataset_ref, model_ref, open_store
-from saev_core.indexing import index_features
-from saev_core.live import LiveSource
-from saev_core.model import VisionModel, load_model, pick_device
-from saev_core.names_stage import NamesStage
-from saev_core.pareto import Point as Scored
-from saev_core.pareto import pareto
-from saev_core.passes import Pass, expected, limit_of, make_passes, plan_of
-from saev_core.plugins import find, installed, resolve
-from saev_core.progress import Track, silent
-from saev_core.record import record
-from saev_core.run import STAGES, Run
-from saev_core.sae import make_sae
-from saev_core.saes.init import CALIBRATE_ON
-from saev_core.source import ActivationSource, StoreSource
-from saev_core.store import ActivationStore
-from saev_core.sweep import Point, expand
+from saev_core.evaluation.heldout import Heldout
+from saev_core.evaluation.measure import measure
+from saev_core.evaluation.pareto import Point as Scored
+from saev_core.evaluation.pareto import pareto
+from saev_core.evaluation.seeds import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
+from saev_core.features.build import index_features
+from saev_core.features.index import FeatureIndex
+from saev_core.models.base import VisionModel, load_model
+from saev_core.pipeline.names_stage import NamesStage
+from saev_core.plugins.registry import find, installed, resolve
+from saev_core.runs.hooks import Observers
+from saev_core.runs.run import STAGES, Run
+from saev_core.runs.sweep import Point, expand
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.initialise import CALIBRATE_ON
+from saev_core.support.devices import pick_device
+from saev_core.support.progress import Track, silent
+from saev_core.training.passes import Pass, limit_of, make_passes, plan_of
 from saev_core.types import Site
+from saev_core.workspace import open_store
 
 if TYPE_CHECKING:
-    from saev_core.recovery import KnownTruth
+    from saev_core.data.dataset import KnownTruth
+from saev_core.pipeline.evaluate_stage import card_text
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +297,9 @@ class Pipeline(NamesStage):
             if hook == "checkpointed" and told["path"] == self.run.sae_dir(told["name"]):
                 stamp(told["name"])
 
-        stopped = one.train(self.run.sae_dir, emit=emit, track=self.track, device=pick_device(self.run.config.device))
+        stopped = one.train(
+            self.run.sae_dir, emit=emit, track=self.track, device=pick_device(self.run.config.device), heldout_of=Heldout.of
+        )
         if self.run.config.sweep:
             for name, why in stopped.items():
                 stamp(name, stopped=why)
@@ -398,7 +406,7 @@ class Pipeline(NamesStage):
             or not read.heldout
         ):
             return
-        from saev_core.recovery import recover
+        from saev_core.evaluation.known_truth import recover
 
         table = recover(checkpoint, self.images(read), cast("KnownTruth", self.dataset), track=self.track)
         self.run.write_result("recovery", {**self.run.result("recovery"), name: table.to_json()})
@@ -443,8 +451,3 @@ class Pipeline(NamesStage):
 
     def _emit(self, hook: str, **arguments: Any) -> None:
         self._observers.emit(hook, run=self.run, **arguments)
-
-
-def card_text(card: dict[str, Any]) -> str:
-    """An evaluation card in one line."""
-    return "  ".join(f"{key} {card[key]:.4g}" for key in ("nmse", "l0", "dead", "dense") if isinstance(card.get(key), int | float))

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from saev_core.config import PluginConfig, PluginRef
+from saev_core.config.base import PluginConfig, PluginRef
 from saev_core.errors import PluginError, UsageError
-from saev_core.plugins import resolve
+from saev_core.plugins.registry import resolve
 
 
 class Executor(ABC):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from saev_core.config import PluginConfig, PluginRef, validate
+from saev_core.config.base import PluginConfig, PluginRef, validate
 from saev_core.errors import PluginError, UnknownPluginError
+from saev_core.plugins.known_packages import _OURS, OUR_DISTS
 
 GROUPS = {
     "model": "saev.models",
@@ -28,47 +29,6 @@ GROUPS = {
     "viewer": "saev.viewers",
 }
 """Kind of plugin -> entry-point group."""
-
-_OURS = {
-    "saev-models": {"model": ["clip", "siglip", "dinov2", "moondream2", "timm"]},
-    "saev-dinov2-focus": {"model": ["dinov2-focus"]},
-    "saev-datasets": {
-        "dataset": [
-            "imagenet",
-            "imagenette",
-            "huggingface",
-            "image-folder",
-            "ade20k",
-            "cifar10",
-            "cifar100",
-            "fashion-mnist",
-            "flowers102",
-            "caltech101",
-            "cub200",
-            "photos",
-        ]
-    },
-    "saev-saes": {
-        "sae": [
-            "batchtopk",
-            "jumprelu",
-            "gated",
-            "matryoshka",
-            "p-anneal",
-            "archetypal",
-            "mp",
-            "kmeans",
-            "pca",
-            "nmf",
-        ]
-    },
-    "saev-tasks": {"task": ["classification", "semseg", "semprobe", "probe1d", "fidelity"]},
-    "saev-viz": {"viewer": ["report", "pareto"]},
-}
-"""What to pip install for a name of ours that is missing."""
-
-OUR_DISTS = ("saev-core", *_OURS)
-"""Distributions of this repository whose plugins everybody is told of."""
 
 
 @dataclass(frozen=True)

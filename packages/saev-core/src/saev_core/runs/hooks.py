@@ -15,7 +15,7 @@ import pluggy
 from saev_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from saev_core.run import Run
+    from saev_core.runs.run import Run
 
 log = logging.getLogger(__name__)
 hookspec = pluggy.HookspecMarker("saev")

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saev_core.config import PluginConfig
-from saev_core.hooks import hookimpl
+from saev_core.config.base import PluginConfig
+from saev_core.runs.hooks import hookimpl
 
 if TYPE_CHECKING:
-    from saev_core.run import Run
+    from saev_core.runs.run import Run
 
 
 class JsonLinesConfig(PluginConfig):

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saev_core.config import RunConfig, differences, validate
+from saev_core.config.base import validate
+from saev_core.config.run import RunConfig
+from saev_core.config.toml_and_set import differences
 from saev_core.errors import RunError
-from saev_core.sweep import HOW, expand
+from saev_core.runs.checks import check_config, default_path, plugin_versions
+from saev_core.runs.sweep import HOW, expand
+from saev_core.support.files import write_json
 
 FORMAT = 1
-
 STAGES = ("record", "train", "evaluate", "index", "report")
 """The stages of a run, each reading what the one before it made."""
-
 INDEX_ALL = 4
 """SAEs that are all indexed; of more, which a sweep has, only the best."""
-
 _STAGE_OF = {
     "model": "record",
     "dataset": "record",
@@ -32,7 +31,6 @@ _STAGE_OF = {
     "train": "train",
 }
 """Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
-
 _FREE = ("device", "trackers", "record.layers", "record.batch_size", "record.n_workers", "record.part", "record.on_bad_image")
 _FREE_TRAIN = HOW
 """Keys that change how, not what: layers may be added to a store, and the rest leaves no mark on an artifact."""
@@ -227,67 +225,6 @@ class Run:
 
 def _text(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def plugin_versions(config: RunConfig) -> dict[str, str]:
-    """`model:tiny` -> `saev-core 0.1.0` for every plugin a configuration names."""
-    from saev_core.plugins import find, parse_ref
-
-    saes = dict.fromkeys(point.config.sae.name for point in expand(config).points)
-    named = [("model", config.model.name), ("dataset", config.dataset.name), *(("sae", name) for name in saes)]
-    versions = {}
-    for kind, name in [*named, *(("tracker", parse_ref("tracker", text).name) for text in config.trackers)]:
-        plugin = find(kind, name)
-        versions[f"{kind}:{plugin.name}"] = f"{plugin.dist} {plugin.version}"
-    return versions
-
-
-def check_config(config: RunConfig) -> None:
-    """Everything that can be said of a configuration before any work: plugins, their options, the device.
-
-    Raises:
-        UnknownPluginError, PluginError, ConfigError, DeviceError: whatever is wrong first.
-    """
-    from saev_core.plugins import find, resolve
-
-    kinds = ("dataset", "sae", "model")
-    # Names first: metadata tells them, and a typing mistake should not have to wait for torch.
-    for kind in kinds:
-        find(kind, getattr(config, kind).name)
-    for kind in kinds:
-        resolve(kind, getattr(config, kind))
-    expand(config)
-    for name in config.trackers:
-        resolve("tracker", name)
-    if config.device not in ("auto", "cpu"):
-        from saev_core.model import pick_device
-
-        pick_device(config.device)
-
-
-def default_path(config: RunConfig, date: str) -> Path:
-    """`runs/<date>-<model>-<dataset>`, the plugins' bare names made safe for a file system."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2])
-
-    return Path("runs") / f"{date}-{plain(config.model.name)}-{plain(config.dataset.name)}"
 
 
 __all__ = ["FORMAT", "STAGES", "Run", "check_config", "default_path", "plugin_versions", "write_json"]

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from saev_core.config import Config
-from saev_core.dataset import digest
+from saev_core.config.base import Config
 from saev_core.errors import SaevError
-from saev_core.run import Run, write_json
+from saev_core.runs.run import Run
+from saev_core.support.digest import digest
+from saev_core.support.files import write_json
 
 NAMING = frozenset({"names", "names_images", "names_fires", "names_threshold", "names_positive"})
 """Settings of the index that decide names alone."""

@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from saev_core.config import Config, ReadConfig, RunConfig, TrainConfig, merge, validate
+from saev_core.config.base import Config, validate
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import ReadConfig, TrainConfig
+from saev_core.config.toml_and_set import merge
 from saev_core.errors import ConfigError
-from saev_core.plugins import config_class, find, parse_ref, resolve
+from saev_core.plugins.registry import config_class, find, parse_ref, resolve
 
 ASK_ABOVE = 1_000
 """Points above which a person is asked whether that many are meant."""

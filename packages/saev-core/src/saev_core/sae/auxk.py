@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saev_core.kernels import grad, top_k
-from saev_core.sae import SAE
+from saev_core.sae.base import SAE
+from saev_core.sae.kernels import top_k
+from saev_core.sae.lean_step import grad
 
 
 def auxk_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,53 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saev_core.codes import Codes
-from saev_core.config import PluginRef, SAEConfig
+from saev_core.config.base import PluginRef
 from saev_core.errors import ConfigError, ShapeError
-from saev_core.kernels import Workspace, backward_codes
-from saev_core.memory import enough_memory
-from saev_core.plugins import resolve
-from saev_core.ramp import Shape, ramp
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands when a step begins."""
-
-    step: int
-    """Steps already taken."""
-    n_steps: int
-    """Steps in all."""
-    dead: Tensor | None = None
-    """bool `[d_sae]`: features that have not fired for `train.dead_after` vectors."""
-    generator: torch.Generator | None = None
-    """Where a variant that draws numbers draws them: saved with the training state, so that a resumed run repeats them."""
-
-    def warmup(self, n: int, shape: Shape = "linear") -> float:
-        """Rises from 0 to 1 over `n` steps; 1 where `n` is 0."""
-        return 1.0 if n <= 0 else ramp(self.step / n, shape)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one training batch gave: `loss` a scalar, `x_hat [n, d_out]`, `z` dense codes or `Codes`, plain `metrics`."""
-
-    loss: Tensor
-    x_hat: Tensor
-    z: Tensor | Codes | None
-    """None where the step kept no codes and counted them instead."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    active: Tensor | None = None
-    """How often each feature was active, `[d_sae]`; counted from `z` where it is None."""
-
-    def counts(self) -> Int[Tensor, " d_sae"]:
-        """How often each feature was active in the batch."""
-        if self.active is not None:
-            return self.active
-        assert self.z is not None
-        if isinstance(self.z, Codes):
-            return self.z.counts()
-        return self.z.detach().reshape(-1, self.z.shape[-1]).count_nonzero(0)
+from saev_core.plugins.registry import resolve
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.kernels import Workspace
+from saev_core.sae.lean_step import backward_codes
+from saev_core.sae.step import Progress, Step
+from saev_core.support.out_of_memory import enough_memory
 
 
 class SAE(nn.Module):
@@ -220,7 +182,7 @@ class SAE(nn.Module):
 
         Without it the encoder's scale alone is fitted.
         """
-        from saev_core.saes.init import calibrate, initialise_from_data
+        from saev_core.sae.initialise import calibrate, initialise_from_data
 
         if self.cfg.data_init:
             initialise_from_data(self, x, generator)
@@ -229,14 +191,14 @@ class SAE(nn.Module):
 
     def revive(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> None:
         """Add ghost gradients of dead features to what `backward` left, if `cfg.ghost`; see `saes.revive`."""
-        from saev_core.saes.revive import ghost_backward
+        from saev_core.sae.revive import ghost_backward
 
         if self.cfg.ghost and progress.dead is not None:
             ghost_backward(self, x, self.split(x)[1] - step.x_hat, progress.dead)
 
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
         """Start dead features anew after a step, if `cfg.resample_every` says so; which ones, for the optimiser to forget."""
-        from saev_core.saes.revive import resample
+        from saev_core.sae.revive import resample
 
         every, done = self.cfg.resample_every, progress.step + 1
         # A feature that starts in the last fifth, when the learning rate falls, would not become anything.

@@ -21,16 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from saev_core.codes import Codes
-from saev_core.config import PluginRef, ReadConfig, validate
+from saev_core.config.base import PluginRef, validate
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, SaevError
-from saev_core.norm import Norm
-from saev_core.plugins import installed, resolve
-from saev_core.sae import SAE
+from saev_core.plugins.registry import installed, resolve
+from saev_core.sae.base import SAE
+from saev_core.sae.codes import Codes
+from saev_core.sae.norm import Norm
+from saev_core.support.files import sync, write_synced
 
 FORMAT = 1
 """Version of the layout; another one is refused."""
-
 WEIGHTS, META, ASIDE = "sae.safetensors", "checkpoint.json", ".incomplete"
 
 
@@ -278,20 +279,3 @@ def _recover(folder: Path) -> None:
     old = folder.parent / ASIDE / f"{folder.name}.old"
     if old.exists() and not folder.exists():
         old.rename(folder)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Wait until a rename in `folder` is on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.sae import SAE
+from saev_core.sae.base import SAE
 
 CALIBRATE_ON = 4096
 """Vectors that the encoder's scale is fitted on; one scalar needs no more."""

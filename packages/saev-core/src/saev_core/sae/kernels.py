@@ -15,24 +15,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.codes import Codes
+from saev_core.sae.codes import Codes
 
 if TYPE_CHECKING:
-    from saev_core.sae import SAE
+    pass
+
 
 ROWS = 1024
 """Rows encoded at a time: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""
-
 DENSE_ROWS = 2048
 """Rows of a dense step at a time: its matmuls are 2 % faster than in chunks of `ROWS`, and more rows gain nothing."""
-
 _PROBE = 64
 """Rows that tell whether a batch is dense: a matmul over a whole chunk, thrown away, was a tenth of the dense step."""
-
 SPARSE_BELOW = 0.1
 """Density under which sparse codes beat dense matmuls for ReLU (measured: equal at about a tenth)."""
 
@@ -143,81 +140,3 @@ def encode_above(
         feature.append(flat - r * m)
         row.append(r + a)
     return Codes.from_rows(torch.cat(row), torch.cat(feature), torch.cat(value), len(x), m)
-
-
-def grad(parameter: Tensor) -> Tensor:
-    """The parameter's gradient buffer, made on first use and kept."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    return parameter.grad
-
-
-def backward_codes(
-    sae: SAE, x: Float[Tensor, "n d_in"], codes: Codes, slope: Float[Tensor, " nnz"] | None
-) -> tuple[Float[Tensor, ""], Float[Tensor, "n d_in"]]:
-    """Fill every gradient of mean |x - x_hat|^2 + penalty; returns the error and x_hat.
-
-    Args:
-        x: normalised activations, as `sae.codes` takes them.
-        codes: of `x`, each value its own pre-activation.
-        slope: derivative of the penalty by each value; None where there is no penalty.
-    """
-    n, m = len(x), sae.d_sae
-    rows, value = codes.rows, codes.value
-    inputs, target = sae.split(x)
-    x_hat = codes.decode(sae.W_dec.detach(), sae.b_dec.detach())
-    if (past := sae.bypass(x)) is not None:
-        x_hat += past
-    residual = torch.sub(x_hat, target, out=sae.work.get("residual", tuple(x_hat.shape), x))
-    error = residual.square().sum() / n
-    residual.mul_(2 / n)
-    d_value = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        residual, sae.W_dec.detach(), codes.feature, codes.offsets[:-1], rows, 0
-    )
-    if slope is not None:
-        d_value.add_(slope)
-    d_value.mul_(value > 0)
-    feature, order = codes.feature.sort(stable=True)
-    start = torch.searchsorted(feature, torch.arange(m, device=x.device))
-    member = rows[order]
-    sae.W_dec.grad = F.embedding_bag(member, residual, start, mode="sum", per_sample_weights=value[order])
-    d_enc = F.embedding_bag(member, inputs, start, mode="sum", per_sample_weights=d_value[order])  # [d_sae, d_in]
-    grad(sae.W_enc).copy_(d_enc.T)
-    grad(sae.b_enc).zero_().index_add_(0, codes.feature, d_value)
-    torch.sum(residual, 0, out=grad(sae.b_dec))
-    return error, x_hat
-
-
-def backward_relu(
-    sae: SAE, x: Float[Tensor, "n d_in"], slope: float
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "n d_in"], Int[Tensor, " d_sae"]]:
-    """The same for f = relu(pre) with a penalty of constant `slope`, by dense matmuls in reused buffers.
-
-    Returns:
-        The error, the sum of all values, x_hat, and how often each feature is active.
-    """
-    n, m = len(x), sae.d_sae
-    W_enc, W_dec, b_enc, b_dec = (p.detach() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec))
-    x_hat = torch.empty_like(x)
-    error, total = x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
-    active, encode = x.new_zeros(m), sae.work.encoder(W_enc, b_enc)
-    grads = [grad(p) for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec)]
-    bias = x.new_full((1,), slope)
-    for a in range(0, n, DENSE_ROWS):
-        rows = x[a : a + DENSE_ROWS]
-        keep = float(a > 0)  # the first chunk overwrites what the last step left
-        f = encode(rows).clamp_min_(0)
-        residual = torch.addmm(b_dec, f, W_dec, out=x_hat[a : a + len(rows)]) - rows
-        error += residual.square().sum()
-        total += f.sum()
-        residual.mul_(2 / n)
-        d_f = sae.work.get("slope", (len(rows), m), x)
-        # Signs, not booleans: counting those goes through an int64 copy of the whole chunk.
-        active += torch.sign(f, out=d_f).sum(0)
-        torch.addmm(bias, residual, W_dec.T, out=d_f)
-        torch.ops.aten.threshold_backward.grad_input(d_f, f, 0, grad_input=d_f)
-        torch.addmm(grads[0], rows.T, d_f, beta=keep, out=grads[0])
-        torch.addmm(grads[1], f.T, residual, beta=keep, out=grads[1])
-        torch.add(d_f.sum(0), grads[2] if a else 0, out=grads[2])
-        torch.add(residual.sum(0), grads[3] if a else 0, out=grads[3])
-    return (error / n).to(x.dtype), total.to(x.dtype), x_hat, active.long()

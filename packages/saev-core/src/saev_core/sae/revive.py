@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.kernels import grad
-from saev_core.sae import SAE
+from saev_core.sae.base import SAE
+from saev_core.sae.lean_step import grad
 
 ENCODER_SHARE = 0.2
 """Length of a resampled feature's encoder column over the mean length of living ones."""

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import TrainConfig, validate
+from saev_core.activations.sources.base import ActivationSource
+from saev_core.config.base import validate
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import ShapeError
-from saev_core.norm import Norm
-from saev_core.sae import SAE, Progress
-from saev_core.source import ActivationSource
-from saev_core.train import Trainee, train
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.norm import Norm
+from saev_core.sae.step import Progress
+from saev_core.training.train import Trainee, train
 
 
 class ArrayStream:

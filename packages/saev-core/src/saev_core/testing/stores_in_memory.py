@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
 from saev_core.types import Site
 
 

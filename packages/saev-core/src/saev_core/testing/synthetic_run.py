@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from saev_core.accumulator import PERCENTILES, FeatureAccumulator
-from saev_core.checkpoint import Checkpoint, ref_of
-from saev_core.config import PluginRef, ReadConfig, RunConfig
-from saev_core.features import FORMAT
-from saev_core.histogram import N_BINS, edges
-from saev_core.norm import Norm
-from saev_core.run import Run
-from saev_core.sae import make_sae
-from saev_core.samples import WITH
-from saev_core.store import ActivationStore, StoreMeta
-from saev_core.testing.shapes import Shapes, ShapesConfig
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.base import PluginRef
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import ReadConfig
+from saev_core.data.shapes import Shapes, ShapesConfig
+from saev_core.features.accumulate import PERCENTILES, FeatureAccumulator
+from saev_core.features.histogram import N_BINS, edges
+from saev_core.features.index import FORMAT
+from saev_core.features.random_images import WITH
+from saev_core.runs.run import Run
+from saev_core.sae.base import make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
+from saev_core.sae.norm import Norm
 from saev_core.types import Site
 
 SITE = Site(10)

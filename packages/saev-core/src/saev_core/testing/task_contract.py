@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from saev_core.config import Config, RunConfig, validate
+from saev_core.config.base import Config, validate
+from saev_core.config.run import RunConfig
 from saev_core.errors import SaevError
-from saev_core.pipeline import Pipeline
-from saev_core.run import Run
-from saev_core.task import Task, TaskContext
+from saev_core.pipeline.pipeline import Pipeline
+from saev_core.runs.run import Run
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.task import Task
 
 SMALL: dict[str, Any] = {
     "dataset": {"name": "shapes", "options": {"n": 64, "size": 96}},

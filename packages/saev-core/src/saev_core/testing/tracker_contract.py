@@ -16,13 +16,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from saev_core.config import PluginConfig, ReadConfig, RunConfig, TrainConfig
-from saev_core.hooks import Hooks, Observers, hookimpl
-from saev_core.run import Run
-from saev_core.saes.topk import TopK, TopKConfig
-from saev_core.source import StoreSource
-from saev_core.testing.stores import store_of
-from saev_core.train import Trainee, train
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.config.base import PluginConfig
+from saev_core.config.run import RunConfig
+from saev_core.config.stages import ReadConfig, TrainConfig
+from saev_core.runs.hooks import Hooks, Observers, hookimpl
+from saev_core.runs.run import Run
+from saev_core.sae.topk import TopK, TopKConfig
+from saev_core.testing.stores_in_memory import store_of
+from saev_core.training.train import Trainee, train
 from saev_core.types import Site
 
 Logged = dict[str, dict[int, dict[str, float]]]
@@ -158,7 +160,7 @@ def _joined(*parts: Heard) -> Heard:
 
 
 def _source(url: Path) -> StoreSource:
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
 
     return StoreSource(ActivationStore.open(url), ReadConfig())
 

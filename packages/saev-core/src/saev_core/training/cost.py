@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from saev_core.job import Job
-from saev_core.kernels import Workspace
-from saev_core.resume import KEEP
+from saev_core.sae.kernels import Workspace
+from saev_core.training.sae_trainer import Job
+from saev_core.training.saved_state import KEEP
 
 SHARE_OF_FREE = 0.8
 """Of the free memory, what a pass may plan with: the rest is for the allocator's gaps and for other programs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saev_core.budget import INIT_BYTES, SHARE_OF_FREE, Cost, Need, available, cost_of, divided, need_of, shape_of
-from saev_core.config import ReadConfig
-from saev_core.errors import ConfigError, StoreError, TrainError
-from saev_core.job import Job, Trainee
-from saev_core.model import VisionModel
-from saev_core.norm import Norm
-from saev_core.plugins import resolve
-from saev_core.resume import States
-from saev_core.sae import SAE, make_sae
-from saev_core.schedule import Schedule
-from saev_core.source import ActivationSource, BatchStream
-from saev_core.sweep import Point, grouped
-from saev_core.train import train
+from saev_core.activations.sources.base import ActivationSource
+from saev_core.config.stages import ReadConfig
+from saev_core.errors import ConfigError, TrainError
+from saev_core.plugins.registry import resolve
+from saev_core.runs.sweep import Point, grouped
+from saev_core.sae.base import SAE, make_sae
+from saev_core.training.cost import INIT_BYTES, SHARE_OF_FREE, Cost, Need, available, cost_of, divided, need_of, shape_of
+from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.saved_state import States
+from saev_core.training.schedule import Schedule
+from saev_core.training.train import train
 
 Folder = Callable[[str], Path]
 """Where the SAE of some name goes."""
@@ -60,7 +58,7 @@ class Pass:
         """Train the SAEs to the end, or from where a killed call left them.
 
         Args:
-            how: `emit`, `track` and `device` of `train`.
+            how: `emit`, `track`, `device` and `heldout_of` of `train`.
 
         Returns:
             Those that diverged: name -> why.
@@ -168,38 +166,6 @@ def shared_bytes(source: ActivationSource, point: Point, device: torch.device) -
     # Whole images lie in it, held-out ones too; of each row, its place in the order, twice while it is drawn.
     rows = min(read.buffer_mb * 2**20 // (width * itemsize), int(source.n_vectors / (1 - read.heldout)))
     return max(sample, batches + rows * (width * itemsize + 16))
-
-
-class Expected(ActivationSource):
-    """What a recording that is not there yet will give, as far as that is known: width and number. Its vectors are random."""
-
-    def __init__(self, d_model: int, n_vectors: int, n_sites: int, site: str) -> None:
-        self.d_model, self.n_vectors, self.n_sites, self.site = d_model, n_vectors, n_sites, site
-        self.norm = Norm(torch.zeros(d_model), 1.0)
-
-    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
-        raise StoreError("nothing is recorded yet.")
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        return torch.randn(min(n, self.n_vectors), self.d_model, generator=torch.Generator().manual_seed(seed))
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-
-def expected(read: ReadConfig, model: VisionModel, n_images: int) -> Expected:
-    """The vectors that a recording of `n_images` would give."""
-    sites = read.n_sites
-    layer = read.layer if isinstance(read.layer, str) else "+".join(str(model.site(block, read.stream).layer) for block in _blocks(read))
-    per_image = model.grid.n_patches if read.tokens == "patches" else 1
-    n_training = max(1, round(n_images * (1 - read.heldout)))
-    return Expected(sites * model.d_model, n_training * per_image, sites, f"{read.stream}.{layer}")
-
-
-def _blocks(read: ReadConfig) -> tuple[int, ...]:
-    if isinstance(read.layer, str):
-        return ()
-    return read.layer if isinstance(read.layer, tuple) else (read.layer,)
 
 
 def plan_of(passes: Sequence[Pass], n_points: int, limit: int) -> dict[str, Any]:

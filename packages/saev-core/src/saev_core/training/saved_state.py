@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from saev_core.checkpoint import sync, write_synced
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import TrainError
-from saev_core.schedule import Schedule
+from saev_core.support.files import sync, write_synced
+from saev_core.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saev_core.config import TrainConfig
+from saev_core.config.stages import TrainConfig
 from saev_core.errors import TrainError
-from saev_core.ramp import Shape, ramp
+from saev_core.sae.ramp import Shape, ramp
 
 PASSES, MOST_VECTORS = 20, 100_000_000
 

@@ -6,32 +6,42 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.config import ReadConfig, TrainConfig
+from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
-from saev_core.evaluate import Heldout
-from saev_core.job import Job, Trainee
-from saev_core.kernels import Workspace
-from saev_core.memory import enough_memory
-from saev_core.norm import Norm
-from saev_core.progress import Track, silent
-from saev_core.resume import States, config_of
-from saev_core.sae import Step
-from saev_core.schedule import Schedule
+from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.kernels import Workspace
+from saev_core.sae.norm import Norm
+from saev_core.sae.step import Step
+from saev_core.support.out_of_memory import enough_memory
+from saev_core.support.progress import Track, silent
+from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.saved_state import States, config_of
+from saev_core.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from saev_core.source import ActivationSource
+    from saev_core.activations.sources.base import ActivationSource
 
 __all__ = ["Group", "Job", "Trainee", "train"]
 
 log = logging.getLogger(__name__)
 
+
+class Measures(Protocol):
+    """What measures SAEs in training on held-out vectors; `saev_core.evaluation.heldout.Heldout` is one."""
+
+    def card(self, sae: SAE) -> dict[str, Any]:
+        """The evaluation card of an SAE as it stands; it has `nmse`."""
+
+
+HeldoutOf = Callable[["ActivationSource", TrainConfig, torch.device], Measures]
+"""Makes it, once for all SAEs that share a pass; see `train`."""
 Emit = Callable[..., object]
 """`emit(hook, **arguments)`: tells observers; see `hooks.Hooks.stepped` and `checkpointed` (all but `run`)."""
 
@@ -45,6 +55,7 @@ def train(
     emit: Emit | None = None,
     track: Track = silent,
     device: str | torch.device = "cpu",
+    heldout_of: HeldoutOf | None = None,
 ) -> list[Checkpoint]:
     """Train every SAE to the end and save each as `out/<name>`; resumes from what an earlier, killed call left there.
 
@@ -55,6 +66,7 @@ def train(
         cfg: the group's; a trainee may have its own, but for what belongs to the stream.
         out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk.
         emit: told of steps and checkpoints.
+        heldout_of: measures the SAEs every `cfg.evaluate_every` steps: `Heldout.of`.
 
     Returns:
         The SAEs that reached the end, in order. One that diverged is logged, named in `<name>.training/stopped.json`,
@@ -65,7 +77,7 @@ def train(
     """
     schedule = _check(source, trainees, cfg)
     with enough_memory("lower train.batch_size or sae.d_sae, or train.memory_gb, which divides a sweep.", TrainError):
-        group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device))
+        group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device), heldout_of=heldout_of)
         group.run(track)
         return group.finish()
 
@@ -101,10 +113,12 @@ class Group:
         out: Path | Callable[[str], Path] | None,
         emit: Emit,
         device: torch.device,
+        heldout_of: HeldoutOf | None,
     ) -> None:
+        self.heldout_of = heldout_of
         self.source, self.cfg, self.schedule, self.emit, self.device = source, cfg, schedule, emit, device
         self.norm: Norm = source.norm.to(device)
-        self.heldout: Heldout | None = None
+        self.heldout: Measures | None = None
         own = [t.settled(cfg) for t in trainees]
         self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors, t.sae.lr_decay), device) for t, c in zip(trainees, own, strict=True)]
         work = Workspace()  # one after the other: buffers are shared
@@ -122,7 +136,9 @@ class Group:
         """Every step that is left."""
         start, state = self._resume()
         if self.cfg.evaluate_every:
-            self.heldout = Heldout(self.source, self.cfg.evaluate_vectors, self.cfg.seed, self.cfg.batch_size, self.device)
+            if self.heldout_of is None:
+                raise TrainError("train.evaluate_every needs something to measure with; pass heldout_of=Heldout.of, or set it to 0.")
+            self.heldout = self.heldout_of(self.source, self.cfg, self.device)
         if start == 0:
             self._initialise()
         size, n_steps = self.cfg.batch_size, self.schedule.n_steps
@@ -233,7 +249,7 @@ class Group:
     def _none_left(self) -> None:
         raise TrainError("no SAE is left to train: " + " ".join(job.stopped for job in self.jobs))
 
-    def _evaluate(self, heldout: Heldout, done: int) -> dict[str, float]:
+    def _evaluate(self, heldout: Measures, done: int) -> dict[str, float]:
         """Measure every SAE on held-out images and tell observers; returns the group's mean error."""
         cards = {job.name: heldout.card(job.answer()) for job in self.live}
         for name, card in cards.items():

@@ -16,21 +16,21 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from saev_core.config import ReportConfig
+from saev_core.config.stages import ReportConfig
 from saev_core.errors import RunError, SaevError
-from saev_core.progress import Track, silent
-from saev_core.run import Run
-from saev_viz.export_pages import card, feature_page, index_page, note_of
-from saev_viz.feature_page import head, heat, page
-from saev_viz.gallery import choose
-from saev_viz.library import Library, View
-from saev_viz.still import Still
-from saev_viz.table import Query
+from saev_core.runs.run import Run
+from saev_core.support.progress import Track, silent
+from saev_viz.export.pages import card, feature_page, index_page, note_of
+from saev_viz.export.static_page import Still
+from saev_viz.html.feature_page import head, heat, page
+from saev_viz.run_view.choose_features import choose
+from saev_viz.run_view.feature_table import Query
+from saev_viz.run_view.library import Library, View
+from saev_viz.static import read_asset
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _write(view: _Chosen, folder: Path, track: Track) -> int:
             (folder / "maps" / f"{feature}-{image}.png").write_bytes(heat(view, feature, image, "inferno", "percentile"))
             meter.update(1)
     for name in ("gallery.css", "gallery.js"):
-        (folder / name).write_text((files("saev_viz") / name).read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / name).write_text(read_asset(name), encoding="utf-8")
     about = {"saev_gallery": FORMAT, "saev_viz": version("saev-viz"), "sae": view.name, "checkpoint": view.index.attributes["checkpoint"]}
     (folder / "gallery.json").write_text(json.dumps({**about, "features": list(chosen)}, indent=1), encoding="utf-8")
     return len(still.pictures)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 
-from saev_viz.charts import number, percent
-from saev_viz.feature_page import shown, uri
-from saev_viz.gallery import relative
-from saev_viz.library import View
-from saev_viz.overlay import map_pixels
+from saev_viz.drawing.charts import number, percent
+from saev_viz.drawing.heat_maps import map_pixels
+from saev_viz.html.feature_page import shown, uri
+from saev_viz.run_view.choose_features import relative
+from saev_viz.run_view.library import View
 
 ON_CARD = 6
 """Top pictures that the first page shows of each feature."""

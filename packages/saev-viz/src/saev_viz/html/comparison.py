@@ -10,10 +10,10 @@ from html import escape
 import numpy as np
 from jaxtyping import Bool
 
-from saev_viz.charts import number, percent
-from saev_viz.library import View
-from saev_viz.seen import Seen
-from saev_viz.table import Query
+from saev_viz.drawing.charts import number, percent
+from saev_viz.run_view.feature_table import Query
+from saev_viz.run_view.library import View
+from saev_viz.run_view.picture_codes import Seen
 
 N_FEATURES = 12
 """Features listed on a side."""

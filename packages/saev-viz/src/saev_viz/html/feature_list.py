@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saev_viz.charts import number
-from saev_viz.feature_page import line, missing, shown
-from saev_viz.library import View
-from saev_viz.table import NUMBER, Column, FeatureTable, Query
+from saev_viz.drawing.charts import number
+from saev_viz.html.feature_page import line, missing, shown
+from saev_viz.run_view.feature_table import NUMBER, Column, FeatureTable, Query
+from saev_viz.run_view.library import View
 
 PAGE = 40
 """Features listed at once."""

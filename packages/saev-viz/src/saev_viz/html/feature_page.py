@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from saev_core.errors import RunError
-from saev_core.features import Sample, TopImage
-from saev_viz.charts import number, percent
-from saev_viz.gallery import relative
-from saev_viz.library import View
-from saev_viz.overlay import COLOUR_MAPS, map_pixels
+from saev_core.features.index import Sample, TopImage
+from saev_viz.drawing.charts import number, percent
+from saev_viz.drawing.heat_maps import COLOUR_MAPS, map_pixels
+from saev_viz.run_view.choose_features import relative
+from saev_viz.run_view.library import View
 
 TENTHS = 10
 """Rows of samples, from the strongest to the weakest."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saev_viz.charts import frame, log_ticks, number, percent
-from saev_viz.library import View, card_of
-from saev_viz.pareto import chart
+from saev_viz.drawing.charts import frame, log_ticks, number, percent
+from saev_viz.html.pareto import chart
+from saev_viz.run_view.library import View, card_of
 
 BINS = 48
 """Bars of a histogram."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from saev_core.errors import RunError
-from saev_core.run import Run
-from saev_viz.charts import frame, log_ticks, number, percent, ticks
-from saev_viz.drawing import Drawing, Mark, Words, width_of
+from saev_core.runs.run import Run
+from saev_viz.drawing.charts import frame, log_ticks, number, percent, ticks
+from saev_viz.drawing.svg import Drawing, Mark, Words, width_of
 
 MOST_ROWS = 40
 """Rows of the table above which what is not on the front is folded away."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.activations.store.store import ActivationStore
+from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import RunError, SaevError
-from saev_core.features import FeatureIndex
-from saev_core.run import Run
-from saev_core.store import ActivationStore
-from saev_viz.gallery import Album, Entry, choose, entry
+from saev_core.features.index import FeatureIndex
+from saev_core.runs.run import Run
+from saev_core.sae.checkpoint import Checkpoint
+from saev_viz.run_view.choose_features import Album, Entry, choose, entry
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Contents:
 
     @cached_property
     def recovery(self) -> dict[str, Any]:
-        """How well features tell what the data set knows of its pictures (`saev_core.recovery`); empty where it knows nothing."""
+        """How well features tell what the data set knows of its pictures (`saev_core.evaluation.known_truth`); empty where it knows nothing."""
         found = self.run.result("recovery").get(self.name, {})
         return found if isinstance(found, dict) else {}
 

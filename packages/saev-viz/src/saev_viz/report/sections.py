@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from saev_viz.charts import bars, lines, number, percent, scatter
-from saev_viz.contents import Contents, Curves
-from saev_viz.gallery import RULE, Album, Entry, Picture
-from saev_viz.overlay import COLOUR_MAPS
+from saev_viz.drawing.charts import bars, lines, number, percent, scatter
+from saev_viz.drawing.heat_maps import COLOUR_MAPS
+from saev_viz.report.contents import Contents, Curves
+from saev_viz.run_view.choose_features import RULE, Album, Entry, Picture
 
 METRICS = (
     ("explained_variance", "Explained variance", "Share of the activations' variance that the SAE gives back. 1 would be perfect."),

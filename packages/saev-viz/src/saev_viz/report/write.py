@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
 
 from saev_core.errors import RunError
-from saev_core.run import Run
-from saev_viz import pareto, sections
-from saev_viz.charts import percent
-from saev_viz.contents import Contents, read_curves
-from saev_viz.overlay import heat_map
+from saev_core.runs.run import Run
+from saev_viz.drawing.charts import percent
+from saev_viz.drawing.heat_maps import heat_map
+from saev_viz.html import pareto
+from saev_viz.report import sections
+from saev_viz.report.contents import Contents, read_curves
+from saev_viz.static import read_asset
 
 # No source but the page itself: should anything in it ever ask for the network, the browser refuses.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -60,7 +61,7 @@ def page(have: Contents) -> str:
     parts = [part for part in parts if part[2]]
     toc = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, title, text in parts)
-    css, js = (files("saev_viz").joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    css, js = read_asset("report.css"), read_asset("report.js")
     title = escape(f"{have.run.config.model.name} on {have.run.config.dataset.name}")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

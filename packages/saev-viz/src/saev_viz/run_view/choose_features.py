@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from saev_core.config import ReportConfig
-from saev_core.dataset import ImageDataset
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReportConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, SaevError
-from saev_core.features import FeatureIndex, LabelShare
-from saev_core.store import ActivationStore
+from saev_core.features.index import FeatureIndex, LabelShare
 from saev_core.types import Box
-from saev_viz.overlay import map_pixels
+from saev_viz.drawing.heat_maps import map_pixels
 
 RULE = (
     "Of the features within the ranges of log10 frequency and log10 mean value, those score high that fire on few pictures, on their "

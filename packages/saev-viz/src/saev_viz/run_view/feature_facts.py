@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saev_core.errors import RunError
-from saev_core.run import Run
+from saev_core.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ TELLING = 0.6
 def read_names(path: Path, checkpoint: str = "") -> dict[int, tuple[str, float]]:
     """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty where none were made.
 
-    Read without `saev_core.naming`, which imports torch.
+    Read without `saev_core.features.naming.from_concepts`, which imports torch.
 
     Args:
         checkpoint: fingerprint of the SAE; names of another one are passed over. Empty: whatever there is.

@@ -11,8 +11,8 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saev_core.features import FeatureIndex
-from saev_viz.gallery import common_label, purity
+from saev_core.features.index import FeatureIndex
+from saev_viz.run_view.choose_features import common_label, purity
 
 Numbers = Float[np.ndarray, " d_sae"]
 

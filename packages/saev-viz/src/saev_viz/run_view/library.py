@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from saev_core.dataset import ImageDataset, load_dataset
+from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import RunError, SaevError
-from saev_core.features import FeatureIndex
-from saev_core.run import Run
+from saev_core.features.index import FeatureIndex
+from saev_core.runs.run import Run
 from saev_core.types import Box
-from saev_viz.known import known_truth, read_names, read_stability
-from saev_viz.notes import Notes
-from saev_viz.pictures import Pictures
-from saev_viz.seen import Seen, new, recorded
-from saev_viz.table import FeatureTable
-from saev_viz.uploads import Uploads
+from saev_viz.run_view.feature_facts import known_truth, read_names, read_stability
+from saev_viz.run_view.feature_table import FeatureTable
+from saev_viz.run_view.notes import Notes
+from saev_viz.run_view.picture_codes import Seen, new, recorded
+from saev_viz.run_view.thumbnails import Pictures
+from saev_viz.run_view.uploads import Uploads
 
 if TYPE_CHECKING:
-    from saev_core.checkpoint import Checkpoint
-    from saev_core.model import VisionModel
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.models.base import VisionModel
+    from saev_core.sae.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Library:
         Raises:
             StoreError: it is gone or damaged.
         """
-        from saev_core.store import ActivationStore
+        from saev_core.activations.store.store import ActivationStore
 
         return ActivationStore.open(self.run.store_url)
 
@@ -150,7 +150,7 @@ class Library:
     @cached_property
     def model(self) -> VisionModel:
         """The run's model, for new pictures and for steering; loaded when it is first needed."""
-        from saev_core.model import load_model
+        from saev_core.models.base import load_model
 
         return load_model(self.run.config.model, self.run.config.device)
 
@@ -298,7 +298,7 @@ class View:
             CheckpointError: it is damaged.
             RunError: the index is of another checkpoint.
         """
-        from saev_core.checkpoint import Checkpoint
+        from saev_core.sae.checkpoint import Checkpoint
 
         with self._lock:
             checkpoint = Checkpoint.load(self.library.run.sae_dir(self.name))

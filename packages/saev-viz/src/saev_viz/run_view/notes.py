@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from saev_core.errors import RunError
-from saev_core.run import write_json
+from saev_core.support.files import write_json
 
 try:
     import fcntl

@@ -16,10 +16,10 @@ from saev_core.types import Box, Grid, Site
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saev_core.checkpoint import Checkpoint
-    from saev_core.config import ReadConfig
-    from saev_core.model import VisionModel
-    from saev_core.store import ActivationStore
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.config.stages import ReadConfig
+    from saev_core.models.base import VisionModel
+    from saev_core.sae.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen
         RunError: it is not there, or was recorded as missing.
         StoreError: the store is damaged.
     """
-    from saev_core.source import ordered
+    from saev_core.activations.sources.stored import ordered
 
     if not 0 <= index < store.n_images:
         raise RunError(f"image {index}: this run has images 0 to {store.n_images - 1}.")

@@ -8,7 +8,7 @@ from threading import Lock
 
 from PIL import Image, ImageDraw
 
-from saev_core.dataset import ImageDataset
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, SaevError
 
 KEEP_BYTES = 256 << 20

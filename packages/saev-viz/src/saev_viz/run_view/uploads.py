@@ -10,8 +10,8 @@ from threading import Lock
 
 from PIL import Image
 
+from saev_core.data.decode import open_rgb
 from saev_core.errors import BadImageError, RunError
-from saev_core.images import open_rgb
 
 MAX_BYTES = 50_000_000
 """A larger file is refused unread."""

@@ -11,83 +11,34 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import importlib
 import logging
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import gradio as gr
 from fastapi import FastAPI
 
-from saev_core.errors import SaevError
-from saev_core.hooks import Observers
-from saev_core.run import Run
-from saev_viz.library import Library, View
-from saev_viz.server import Guard, make_app
+from saev_core.runs.hooks import Observers
+from saev_core.runs.run import Run
+from saev_viz.run_view.library import Library
+from saev_viz.static import read_asset
+from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.guard import Guard
+from saev_viz.viewer.routes import make_app
+from saev_viz.viewer.tabs import compare, features, image, overview
 
 log = logging.getLogger(__name__)
-
-TABS = ("overview", "features", "image", "compare")
-"""Our own tabs, modules of `saev_viz.tabs` with a `TITLE` and a `build(viewer)`."""
+TABS = {"overview": overview, "features": features, "image": image, "compare": compare}
+"""Our own tabs by their name in the address."""
 SHEETS = ("viewer.css", "overview.css", "compare.css")
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass
-class Viewer:
-    """What a tab is built with: the run, and the components that tabs share.
-
-    A tab reads `sae` and `feature` in its callbacks and may set them; to follow a change it listens to `.change`. Another
-    tab is opened by returning `gr.Tabs(selected=TITLE.lower())` to `tabs`.
-    """
-
-    library: Library
-    sae: gr.Dropdown
-    """Name of the SAE that is shown."""
-    feature: gr.Number
-    """Number of the feature that is shown."""
-    picture: gr.Number
-    """Number of the picture that the image tab shows; -1: the uploaded one."""
-    upload: gr.Textbox
-    """Key in `library.uploads` of the picture that a person brought last; empty: none yet."""
-    box: gr.JSON
-    """What is selected on the map of all features, column -> [least, largest]; None: everything."""
-    tabs: gr.Tabs
-    blocks: gr.Blocks
-
-    def view(self, name: str) -> View:
-        """The SAE called `name`."""
-        return self.library[name]
-
-
-def told(callback: Callable[P, R]) -> Callable[P, R]:
-    """A callback whose errors are messages in the page; the application lives on."""
-
-    @functools.wraps(callback)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return callback(*args, **kwargs)
-        except SaevError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("the viewer's %s failed", getattr(callback, "__qualname__", callback))
-            raise gr.Error(f"{type(error).__name__}: {error}", print_exception=False) from None
-
-    return wrapped
 
 
 def build(library: Library) -> gr.Blocks:
@@ -109,10 +60,9 @@ def build(library: Library) -> gr.Blocks:
         box = gr.JSON(None, visible=False)
         with gr.Tabs(selected="features", elem_id="saev-tabs") as tabs:
             viewer = Viewer(library, sae, feature, picture, upload, box, tabs, blocks)
-            for name in TABS:
-                module = importlib.import_module(f"saev_viz.tabs.{name}")
-                with gr.Tab(module.TITLE, id=name):
-                    module.build(viewer)
+            for name, tab in TABS.items():
+                with gr.Tab(tab.TITLE, id=name):
+                    tab.build(viewer)
             for title, make in plugin_tabs(library.run):
                 add(viewer, title, make)
 
@@ -199,7 +149,6 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
 
 
 def _mounted(library: Library) -> FastAPI:
-    here = files("saev_viz")
     blocks = build(library)
     app = gr.mount_gradio_app(
         make_app(library),
@@ -213,8 +162,8 @@ def _mounted(library: Library) -> FastAPI:
         ssr_mode=False,
         max_file_size="50mb",
         theme=gr.themes.Base(font=FONT, font_mono=MONO),
-        css="".join((here / sheet).read_text(encoding="utf-8") for sheet in SHEETS),
-        head=f"<script>{(here / 'viewer.js').read_text(encoding='utf-8')}</script>",
+        css="".join(map(read_asset, SHEETS)),
+        head=f"<script>{read_asset('viewer.js')}</script>",
     )
     # A mounted application never counts as launched; until it does, gradio takes any path that a call names for an upload,
     # copies it, and serves uploaded SVG as it would its own.

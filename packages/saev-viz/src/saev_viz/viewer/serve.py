@@ -13,8 +13,8 @@ from types import ModuleType
 import uvicorn
 
 from saev_core.errors import RunError, UsageError
-from saev_core.run import Run
-from saev_viz.library import Library
+from saev_core.runs.run import Run
+from saev_viz.run_view.library import Library
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def serve(
         say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
     # Only now: it takes seconds to import, and whoever mistyped something need not wait for them.
     with _NoStubs():
-        from saev_viz.app import make_server
+        from saev_viz.viewer.app import make_server
 
     # Pages hold a connection open for as long as they live: at the end nobody waits for them.
     config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)

@@ -20,10 +20,10 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
 from saev_tasks.classification.bench import Bench
-from saev_tasks.classification.train import wilson
-from saev_tasks.experiment import Choice, Outcome, Row, along, matched, random_axes
+from saev_tasks.shared.control_experiment import Choice, Outcome, Row, along, matched, random_axes
+from saev_tasks.shared.intervals import wilson
 
 N_RESAMPLES = 1000
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import ProbeError
-from saev_core.probe import Probe, split
-from saev_core.run import Run
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
+from saev_core.runs.run import Run
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import split
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.classification.pooling import Pool, parse_tokens
+from saev_tasks.shared.pooling import Pool, parse_tokens
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from saev_core.config import Config
-from saev_tasks.classification.pooling import parse_tokens
-from saev_tasks.options import Decays, Rates, Sizes
+from saev_core.config.base import Config
+from saev_tasks.shared.option_kinds import Decays, Rates, Sizes
+from saev_tasks.shared.pooling import parse_tokens
 
 
 class TrainConfig(Config):

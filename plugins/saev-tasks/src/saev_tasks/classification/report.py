@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saev_tasks.classification.data import Part
 from saev_tasks.classification.train import Candidate
-from saev_tasks.experiment import Row
+from saev_tasks.shared.control_experiment import Row
 
 CONTROL = ("class", "features", "strength", "flipped", "95 %", "others lose", "95 %", "worst", "random", "lose", "direction", "lose")
 """Header of the control experiment's table; shares in %, of both baselines what is flipped and what others lose."""

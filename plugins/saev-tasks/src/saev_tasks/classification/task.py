@@ -11,20 +11,24 @@ import numpy as np
 import torch
 
 from saev_core.errors import ProbeError, UsageError
-from saev_core.probe import Point, Probe, Scaling, split
-from saev_core.task import Task, TaskContext, plain, verb
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import Point, Scaling, split
+from saev_core.tasks.probe import Probe
+from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box
-from saev_tasks import figures
 from saev_tasks.classification import report
-from saev_tasks.classification.bench import Bench, Readout
+from saev_tasks.classification.bench import Bench
 from saev_tasks.classification.control import control
 from saev_tasks.classification.data import Data, Part, load_probe
 from saev_tasks.classification.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig
-from saev_tasks.classification.pooling import Pool, image_vectors, parse_tokens
 from saev_tasks.classification.propose import Proposed, propose
-from saev_tasks.classification.train import Candidate, best_of, by_adamw, by_logistic, judge, wilson
-from saev_tasks.results import keep, write_csv
-from saev_tasks.semseg.data import site_of, told_of
+from saev_tasks.classification.train import Candidate, best_of, by_adamw, by_logistic, judge
+from saev_tasks.shared import figures
+from saev_tasks.shared.intervals import wilson
+from saev_tasks.shared.pooling import Pool, image_vectors, parse_tokens
+from saev_tasks.shared.readout import Readout
+from saev_tasks.shared.results import keep, write_csv
+from saev_tasks.shared.sites import site_of, told_of
 
 _PICTURE_PX = 288
 
@@ -216,7 +220,7 @@ def _by(by: str, bench: Bench) -> str:
 
 def _proposed(cx: TaskContext, bench: Bench, data: Data, by: str, n: int) -> dict[int, list[Proposed]]:
     """Proposals for each class, kept in `proposal.json` and told of where there are none."""
-    from saev_core.run import write_json
+    from saev_core.support.files import write_json
 
     found = propose(bench, len(data.classes), n, by)
     told = {

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.probe import Point, Scaling, fit_probes, shuffled
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
+from saev_core.tasks.fit_probes import Point, Scaling, fit_probes, shuffled
 
 NEVER = -1e4
 """Bias of a class that no training image shows."""
@@ -101,15 +101,3 @@ def judge(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " 
 def best_of(judged: Sequence[tuple[float, float]]) -> int:
     """The candidate of the highest accuracy; where it is equal, of the lowest loss; the first of equals."""
     return min(range(len(judged)), key=lambda i: (-judged[i][0], judged[i][1] if np.isfinite(judged[i][1]) else np.inf, i))
-
-
-def wilson(hits: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """A 95 % confidence interval of a share; (0, 1) of nothing.
-
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference. https://doi.org/10.2307/2276774
-    """
-    if n <= 0:
-        return 0.0, 1.0
-    p = hits / n
-    middle, reach = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, float((middle - reach) / (1 + z * z / n))), min(1.0, float((middle + reach) / (1 + z * z / n)))

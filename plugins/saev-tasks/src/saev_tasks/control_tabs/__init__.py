@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saev_core.hooks import hookimpl
-from saev_tasks.tabs.page import build
+from saev_core.runs.hooks import hookimpl
+from saev_tasks.control_tabs.page import build
 
 if TYPE_CHECKING:
-    from saev_core.run import Run
+    from saev_core.runs.run import Run
 
 Tab = tuple[str, Callable[[Any], None]]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from saev_tasks.tabs.desk import Desk, Scene
-from saev_tasks.tabs.pane import Answer, Pane, pack
-from saev_tasks.tabs.state import State
+from saev_tasks.control_tabs.edited_picture import Desk, Scene
+from saev_tasks.control_tabs.requests import Answer, Pane, pack
+from saev_tasks.control_tabs.state import State
 
 
 class Classification(Pane):

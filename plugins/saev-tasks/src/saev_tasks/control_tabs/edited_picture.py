@@ -20,11 +20,13 @@ import torch
 from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
-from saev_core.codes import Codes
 from saev_core.errors import ProbeError, RunError, StoreError
-from saev_core.probe import Probe, split
-from saev_core.rest import Rest
-from saev_core.steer import Edit, apply_edits, writes_where_it_reads
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.downstream import Rest
+from saev_core.interventions.edit import Edit, writes_where_it_reads
+from saev_core.sae.codes import Codes
+from saev_core.tasks.fit_probes import split
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 
 log = logging.getLogger(__name__)

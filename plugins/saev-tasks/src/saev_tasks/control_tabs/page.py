@@ -64,13 +64,13 @@ def answers(name: str, viewer: Any) -> Ask:
 
 def _pane(name: str, viewer: Any) -> Ask:
     if name == "classification":
-        from saev_tasks.tabs.classification import Classification
+        from saev_tasks.control_tabs.classification import Classification
 
         return Classification(viewer)
-    from saev_tasks.tabs.segmentation import Segmentation
+    from saev_tasks.control_tabs.segmentation import Segmentation
 
     return Segmentation(viewer)
 
 
 def _read(file: str) -> str:
-    return (files("saev_tasks.tabs") / file).read_text(encoding="utf-8")
+    return (files("saev_tasks.control_tabs") / "static" / file).read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import numpy as np
 
 from saev_core.errors import SaevError, UsageError
-from saev_tasks.tabs.desk import Desk, Scene
-from saev_tasks.tabs.state import State
+from saev_tasks.control_tabs.edited_picture import Desk, Scene
+from saev_tasks.control_tabs.state import State
 
 log = logging.getLogger(__name__)
 

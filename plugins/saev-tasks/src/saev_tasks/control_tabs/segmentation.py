@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saev_tasks.control_tabs.edited_picture import Desk, Scene
+from saev_tasks.control_tabs.requests import Answer, Pane, pack
+from saev_tasks.control_tabs.state import State
 from saev_tasks.semseg.panels import palette
 from saev_tasks.semseg.scores import predict
-from saev_tasks.tabs.desk import Desk, Scene
-from saev_tasks.tabs.pane import Answer, Pane, pack
-from saev_tasks.tabs.state import State
-from saev_tasks.vectors import Classes
+from saev_tasks.shared.patch_vectors import Classes
 
 MOST_IMAGES = 100_000
 """Above so many pictures they cannot be chosen by class: every one's patches would have to be looked at."""

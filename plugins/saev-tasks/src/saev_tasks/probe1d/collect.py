@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.sources.selection import Reading
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.data.dataset import KnownTruth
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.naming import NO_CLASS, Concepts, Labels, Masks, Truth
-from saev_core.progress import Track, silent
-from saev_core.reading import Reading
-from saev_core.recovery import KnownTruth
-from saev_core.source import ordered
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
+from saev_core.features.naming.concepts import NO_CLASS, Concepts, Labels, Masks, Truth
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.progress import Track, silent
+from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d.gather import Gathered
+from saev_tasks.shared.peaks import peaks
 
 Source = Literal["auto", "masks", "labels", "truth"]
 Units = Literal["auto", "patches", "images"]
@@ -166,14 +167,3 @@ def collect(
                 counts = counts & ~true[:, ignore].any(1)
                 side.add(true & ~ignore, row, feature, value, x.mean(1) if per_image else x.flatten(0, 1), counts)
                 meter.update(len(index))
-
-
-def peaks(
-    unit: Int[np.ndarray, " nnz"], feature: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"], d_sae: int
-) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """The largest value of each feature on each unit, of those that are there."""
-    key = unit.astype(np.int64) * d_sae + feature
-    by = np.argsort(key, kind="stable")
-    first = np.flatnonzero(np.diff(key[by], prepend=-1))
-    found = key[by][first]
-    return found // d_sae, found % d_sae, np.maximum.reduceat(value[by], first) if len(first) else value[:0]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saev_core.errors import StoreError
-from saev_tasks.probe1d.ranking import Members, order
+from saev_tasks.shared.ranking import Members, order
 
 ENTRY = np.dtype([("feature", "<u4"), ("unit", "<u4"), ("value", "<f4")])
 """One activation: 12 bytes."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from saev_core.overlap import torch_threads
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
+from saev_core.support.threads import torch_threads
 from saev_tasks.probe1d.gather import BLOCK, Gathered
 from saev_tasks.probe1d.newton import RIDGE, Atoms, atoms_of, bias_only, fit, losses
-from saev_tasks.probe1d.ranking import Members, rank
+from saev_tasks.shared.ranking import Members, rank
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from jaxtyping import Int
 from safetensors.numpy import save
 
 from saev_core.errors import RunError
-from saev_core.run import write_whole
-from saev_core.task import TaskContext
+from saev_core.support.files import write_whole
+from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d.pairs import Pairs, best
 
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: 
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
     answer = {**told, "classes": list(rows), "csv": str(folder / "classes.csv"), "pairs": str(folder / "pairs.safetensors")}
-    from saev_core.task import plain
+    from saev_core.tasks.task import plain
 
     cx.run.write_result("probe1d", {key: each for key, each in plain(answer).items() if key not in ("csv", "pairs")})
     return answer

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from saev_core.config import Config
+from saev_core.activations.sources.selection import Reading
+from saev_core.config.base import Config
 from saev_core.errors import ConfigError, RunError
-from saev_core.probe import split
-from saev_core.reading import Reading
-from saev_core.task import Task, TaskContext, verb
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import split
+from saev_core.tasks.task import Task, verb
 from saev_tasks.probe1d.collect import Side, Source, Units, collect, concepts_of, sides
 from saev_tasks.probe1d.newton import RIDGE
 from saev_tasks.probe1d.pairs import Pairs, best, probe_pairs
 from saev_tasks.probe1d.report import class_rows, summary, write
-from saev_tasks.sparse_probes import fit_dense, fit_sparse, judge
+from saev_tasks.probe1d.sparse_probes import fit_dense, fit_sparse, judge
 
 
 class FitConfig(Config):

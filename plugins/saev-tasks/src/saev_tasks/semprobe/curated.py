@@ -12,15 +12,16 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.dataset import ImageDataset, digest
+from saev_core.activations.sources.live import LiveSource
+from saev_core.activations.sources.selection import Reading
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.data.dataset import ImageDataset
+from saev_core.data.decode import SUFFIXES, open_rgb
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.images import SUFFIXES, open_rgb
-from saev_core.live import LiveSource
-from saev_core.reading import Reading
-from saev_core.source import ordered
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.digest import digest
+from saev_core.tasks.context import TaskContext
 from saev_core.types import Box, Example
 
 NEGATIVES = "negatives"

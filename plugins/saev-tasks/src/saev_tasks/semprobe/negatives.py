@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from saev_core.dataset import ImageDataset
+from saev_core.activations.recording.load_images import read
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError
-from saev_core.loader import read
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
 
 
 def sample(

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csc_array
 
-from saev_core.checkpoint import Checkpoint
-from saev_core.progress import Track, silent
-from saev_tasks.probe1d.collect import peaks
-from saev_tasks.probe1d.ranking import Members, order, rank
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.progress import Track, silent
 from saev_tasks.semprobe.curated import Curated
+from saev_tasks.shared.peaks import peaks
+from saev_tasks.shared.ranking import Members, order, rank
 
 
 def activate(

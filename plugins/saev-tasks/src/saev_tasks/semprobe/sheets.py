@@ -14,15 +14,15 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from saev_core.checkpoint import Checkpoint
 from saev_core.errors import RunError
-from saev_core.features import FeatureIndex
-from saev_core.task import TaskContext
+from saev_core.features.index import FeatureIndex
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.tasks.context import TaskContext
 from saev_core.types import Box
 from saev_tasks.semprobe.curated import Curated
 
 if TYPE_CHECKING:
-    from saev_tasks.semprobe.task import SheetsConfig
+    from saev_tasks.semprobe.options import SheetsConfig
 
 _INK, _FAINT, _PAPER, _LINE = (32, 36, 44), (110, 116, 126), (255, 255, 255), (222, 226, 232)
 _GREEN, _RED = (0, 158, 115), (213, 94, 0)

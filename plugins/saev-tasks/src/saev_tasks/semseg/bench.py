@@ -10,17 +10,17 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import SteerError
-from saev_core.model import VisionModel
-from saev_core.probe import Probe
-from saev_core.progress import Track, silent
-from saev_core.rest import Rest
-from saev_core.steer import writes_where_it_reads
-from saev_core.store import ActivationStore
+from saev_core.interventions.downstream import Rest
+from saev_core.interventions.edit import writes_where_it_reads
+from saev_core.models.base import VisionModel
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.progress import Track, silent
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.experiment import Change, Coded, codes_of, directions_of
-from saev_tasks.vectors import stored
+from saev_tasks.shared.control_experiment import Change, Coded, codes_of, directions_of
+from saev_tasks.shared.patch_vectors import stored
 
 _BATCH_IMAGES = 32
 

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from saev_core.progress import Track, silent
-from saev_tasks import experiment
-from saev_tasks.experiment import Change, Choice, along, matched, random_axes
+from saev_core.support.progress import Track, silent
 from saev_tasks.semseg.bench import Bench
-from saev_tasks.semseg.scores import Counts, by_image, interval, ious, nanmean, predict, ratio
-from saev_tasks.vectors import Classes
+from saev_tasks.semseg.scores import Counts, by_image, ious, nanmean, predict, ratio
+from saev_tasks.shared import control_experiment as experiment
+from saev_tasks.shared.control_experiment import Change, Choice, along, matched, random_axes
+from saev_tasks.shared.intervals import interval
+from saev_tasks.shared.patch_vectors import Classes
 
 _PIXELS_AT_ONCE = 2**22
 

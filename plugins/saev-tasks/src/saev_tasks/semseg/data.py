@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saev_core.errors import ProbeError, UsageError
-from saev_core.probe import Probe, split
-from saev_core.run import Run
-from saev_core.store import ActivationStore
-from saev_core.task import TaskContext
+from saev_core.errors import ProbeError
+from saev_core.runs.run import Run
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import split
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.vectors import Classes, Truth, recorded
+from saev_tasks.shared.patch_vectors import Classes, Truth, recorded
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,6 @@ class Data:
         return cls(classes, Part(train, mine), Part(train, theirs))
 
 
-def site_of(cx: TaskContext, text: str) -> Site:
-    """The recorded site that `text` names; see `TrainConfig.site`.
-
-    Raises:
-        UsageError: it names none, or one that is not recorded.
-    """
-    store = cx.store()
-    sites = store.sites
-    if not text:
-        wanted = cx.checkpoint().site if cx.run.best else ""
-        return next((site for site in sites if str(site) == wanted), sites[-1])
-    if text.lstrip("-").isdecimal():
-        layer, n_blocks = int(text), int(store.meta.model.get("n_blocks", 0))
-        text = f"{sites[-1].stream}.{layer + n_blocks if layer < 0 else layer}"
-    if text not in map(str, sites):
-        raise UsageError(f"--site {text}: recorded are {', '.join(map(str, sites))}; choose one, or record that block too.")
-    return Site.parse(text)
-
-
 def load_probe(cx: TaskContext) -> tuple[Probe, Data]:
     """The trained probe of a run, checked against what it is to read, and its images.
 
@@ -107,9 +88,3 @@ def load_probe(cx: TaskContext) -> tuple[Probe, Data]:
     for part in (data.train, data.val):
         probe.check(part.truth.store, site=str(site), classes=data.classes.names)
     return probe, data
-
-
-def told_of(store: ActivationStore) -> dict[str, Any]:
-    """What a store says of itself, for a probe to carry."""
-    meta = store.meta
-    return {"fingerprint": meta.fingerprint, "model": meta.model, "dataset": meta.dataset, "transform": meta.transform}

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from saev_core.config import Config
-from saev_tasks.options import Decays, Rates, Sizes
+from saev_core.config.base import Config
+from saev_tasks.shared.option_kinds import Decays, Rates, Sizes
 
 
 class TrainConfig(Config):

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from saev_tasks.figures import AMBER, BLUE, ORANGE, canvas, plain, save
-from saev_tasks.vectors import Classes
+from saev_tasks.shared.figures import AMBER, BLUE, ORANGE, canvas, plain, save
+from saev_tasks.shared.patch_vectors import Classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

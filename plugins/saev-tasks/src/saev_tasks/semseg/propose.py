@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 
 from saev_core.errors import ProbeError
 from saev_tasks.semseg.bench import Bench
-from saev_tasks.vectors import Classes
+from saev_tasks.shared.patch_vectors import Classes
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from saev_tasks.semseg.control import Row
-from saev_tasks.semseg.scores import Counts, interval, ratio
-from saev_tasks.vectors import Classes
+from saev_tasks.semseg.scores import Counts, ratio
+from saev_tasks.shared.intervals import interval
+from saev_tasks.shared.patch_vectors import Classes
 
 HEADER = ("class", "features", "strength", "flipped", "95 %", "others lose", "worst", "IoU", "after", "random", "direction")
 """Of the lines that `told` makes."""

@@ -6,7 +6,7 @@ among the others. So an ignored class is neither a true one nor a false positive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saev_core.types import Grid
-from saev_tasks.vectors import Classes
-
-N_RESAMPLES = 1000
+from saev_tasks.shared.intervals import interval
+from saev_tasks.shared.patch_vectors import Classes
 
 
 def upsample(logits: Float[Tensor, "b n_patches c"], grid: Grid) -> Float[Tensor, "b c height width"]:
@@ -130,26 +129,6 @@ def nanmean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is finite; 0 where nothing is."""
     there = np.isfinite(values)
     return np.asarray(np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1))
-
-
-def interval(
-    per_image: Float[np.ndarray, "n_images k"], of: Callable[[np.ndarray], np.ndarray], seed: int = 0, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """A confidence interval by bootstrap over images, percentile method.
-
-    Args:
-        per_image: what is summed over images.
-        of: the statistic, of sums `[..., k]`.
-
-    Source: Efron 1979, Bootstrap methods: another look at the jackknife. https://doi.org/10.1214/aos/1176344552
-    """
-    n = len(per_image)
-    rng = np.random.RandomState(seed)
-    drawn = np.stack([np.bincount(rng.randint(0, n, n), minlength=n) for _ in range(N_RESAMPLES)])
-    values = of(drawn.astype(np.float64) @ per_image.astype(np.float64))
-    tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(values, [tail, 100 - tail], axis=0) if np.isfinite(values).any() else (values[0], values[0])
-    return np.asarray(low), np.asarray(high)
 
 
 def majority(shares: Float[np.ndarray, "n n_patches n_classes"]) -> Bool[np.ndarray, "n n_patches n_classes"]:

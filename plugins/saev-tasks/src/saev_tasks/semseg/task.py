@@ -10,25 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import DatasetError, ProbeError, UsageError
-from saev_core.model import VisionModel
-from saev_core.probe import Point, Probe
-from saev_core.rest import Rest
-from saev_core.steer import Edit, apply_edits
-from saev_core.store import ActivationStore
-from saev_core.task import Task, TaskContext, plain, verb
+from saev_core.interventions.apply import apply_edits
+from saev_core.interventions.downstream import Rest
+from saev_core.interventions.edit import Edit
+from saev_core.models.base import VisionModel
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.fit_probes import Point
+from saev_core.tasks.probe import Probe
+from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box, Site
-from saev_tasks import figures
-from saev_tasks.results import keep, write_csv
 from saev_tasks.semseg import panels, report
 from saev_tasks.semseg.bench import Bench
 from saev_tasks.semseg.control import Sight, control
-from saev_tasks.semseg.data import Data, Part, load_probe, site_of, told_of
+from saev_tasks.semseg.data import Data, Part, load_probe
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import Proposed, propose
 from saev_tasks.semseg.scores import predict
 from saev_tasks.semseg.train import ceilings, measure, train_probes
-from saev_tasks.vectors import listed
+from saev_tasks.shared import figures
+from saev_tasks.shared.patch_vectors import listed
+from saev_tasks.shared.results import keep, write_csv
+from saev_tasks.shared.sites import site_of, told_of
 
 MOST_TUNED = 500
 """Images on which points of a sweep are compared, at most."""

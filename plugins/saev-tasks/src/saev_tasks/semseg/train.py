@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.errors import DatasetError
-from saev_core.probe import Fitted, Point, fit_probes
-from saev_core.progress import Track, silent
+from saev_core.support.progress import Track, silent
+from saev_core.tasks.fit_probes import Fitted, Point, fit_probes
 from saev_core.types import Grid, Site
 from saev_tasks.semseg.scores import Counts, majority, predict
-from saev_tasks.vectors import Targets, Truth, listed, mixed, patch_shares, stored
+from saev_tasks.shared.patch_vectors import Targets, Truth, listed, mixed, patch_shares, stored
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
-from saev_core.checkpoint import Checkpoint
+from saev_core.sae.checkpoint import Checkpoint
 
 FLIPPED, LOST = 0.8, 0.05
 """What counts as control: so much of the class flipped at least, so much of the others lost at most."""

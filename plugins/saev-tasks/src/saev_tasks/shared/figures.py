@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from saev_core.run import write_whole
+from saev_core.support.files import write_whole
 from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saev_tasks.experiment import Row
+    from saev_tasks.shared.control_experiment import Row
 
 BLUE, ORANGE, AMBER, GREY, INK = "#0072b2", "#d55e00", "#e69f00", "#9ca3af", "#111827"
 """Okabe and Ito's, which people with any colour vision tell apart."""

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.config import ReadConfig
+from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
-from saev_core.progress import Track, silent
-from saev_core.source import ordered
-from saev_core.store import ActivationStore
+from saev_core.support.progress import Track, silent
 from saev_core.types import Site
 
 IN_MEMORY = 2**30

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.run import write_whole
-from saev_core.task import TaskContext, plain
+from saev_core.support.files import write_whole
+from saev_core.tasks.context import TaskContext
+from saev_core.tasks.task import plain
 
 
 def keep(cx: TaskContext, name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from saev_core.config import DatasetConfig, PluginRef
-from saev_core.errors import RunError
-from saev_core.plugins import find, resolve
-from saev_core.run import Run
-from saev_core.store import ActivationStore
-
-
-def open_store(run: Run) -> ActivationStore:
-    """The store of a run.
-
-    Raises:
-        RunError: nothing is recorded yet.
-        StoreError: it is damaged, or holds another model or data set than the run's.
-    """
-    url = run.store_url
-    if "://" not in url and not Path(url).exists():
-        raise RunError(f"{run.path} has no activations yet; record them with saev record {run.path}.")
-    store = ActivationStore.open(url)
-    for what, want in (("model", model_ref(run.config.model)), ("dataset", dataset_ref(run.config.dataset))):
-        have = getattr(store.meta, what)
-        if changed := [key for key in want if have.get(key) != want[key]]:
-            key = changed[0]
-            raise RunError(
-                f"{url} was recorded with another {what}: its {key} is {json.dumps(have.get(key))}, not {json.dumps(want[key])}; "
-                "record into another folder (--out or --store)."
-            )
-    return store
+from saev_core.config.base import PluginRef
+from saev_core.data.dataset import DatasetConfig
+from saev_core.plugins.registry import find, resolve
+from saev_core.support.digest import content_digest
 
 
 def resolved(ref: PluginRef, kind: str) -> dict[str, Any]:
@@ -59,13 +34,3 @@ def dataset_ref(ref: PluginRef) -> dict[str, Any]:
     _, cfg = resolve("dataset", ref)
     assert isinstance(cfg, DatasetConfig)
     return {**named, "options": {key: value for key, value in named["options"].items() if key not in cfg.locations}}
-
-
-def content_digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of a folder's files, 16 hex digits."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(path)}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]

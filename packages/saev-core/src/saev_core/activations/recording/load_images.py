@@ -16,11 +16,11 @@ from jaxtyping import Float, UInt16
 from PIL import Image
 from torch import Tensor
 
-from saev_core.dataset import ImageDataset
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, ModelError, SaevError
-from saev_core.geometry import patch_labels
-from saev_core.model import VisionModel
-from saev_core.overlap import ahead, torch_threads
+from saev_core.models.base import VisionModel
+from saev_core.models.crop import patch_labels
+from saev_core.support.threads import ahead, torch_threads
 from saev_core.types import Box, Example
 
 T = TypeVar("T")

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from saev_core.arrays import local_path
-from saev_core.config import RecordConfig
-from saev_core.dataset import ImageDataset
+from saev_core.activations.recording.load_images import load
+from saev_core.activations.store.arrays import local_path
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.shard_file import ALIGN
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import RecordConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError, ModelError, StoreError
-from saev_core.loader import load
-from saev_core.model import VisionModel
-from saev_core.shards import ALIGN
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.models.base import VisionModel
 from saev_core.types import Site
 
 Todo = list[tuple[int, list[Site]]]

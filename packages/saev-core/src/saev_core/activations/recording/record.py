@@ -24,13 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.config import RecordConfig
-from saev_core.dataset import ImageDataset
-from saev_core.errors import DatasetError, ModelError
-from saev_core.loader import Loaded, load
-from saev_core.model import VisionModel
-from saev_core.overlap import behind
-from saev_core.plan import (
+from saev_core.activations.recording.load_images import Loaded, load
+from saev_core.activations.recording.plan import (
     Plan,
     Todo,
     bytes_on_disk,
@@ -44,9 +39,15 @@ from saev_core.plan import (
     shard_images,
     spans,
 )
-from saev_core.progress import Track, silent
-from saev_core.shard_set import MISSING, ShardSetWriter
-from saev_core.store import ActivationStore, StoreMeta
+from saev_core.activations.store.meta import StoreMeta
+from saev_core.activations.store.shard_writer import MISSING, ShardSetWriter
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import RecordConfig
+from saev_core.data.dataset import ImageDataset
+from saev_core.errors import DatasetError, ModelError
+from saev_core.models.base import VisionModel
+from saev_core.support.progress import Track, silent
+from saev_core.support.threads import behind
 from saev_core.types import Site
 
 __all__ = ["Missing", "Plan", "Recorded", "plan", "record"]

@@ -16,20 +16,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.config import ReadConfig, RecordConfig
-from saev_core.dataset import ImageDataset
+from saev_core.activations.recording.load_images import Loaded, load, n_threads, read
+from saev_core.activations.recording.plan import describe
+from saev_core.activations.recording.record import Missing, tokens_at
+from saev_core.activations.sources.base import ActivationSource
+from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.selection import joined, site_name
+from saev_core.activations.sources.shuffle import Schedule, WindowStream
+from saev_core.activations.store.shard_writer import not_finite
+from saev_core.config.stages import ReadConfig, RecordConfig
+from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, StoreError
-from saev_core.loader import Loaded, load, n_threads, read
-from saev_core.model import VisionModel
-from saev_core.norm import Norm
-from saev_core.overlap import torch_threads
-from saev_core.plan import describe
-from saev_core.reading import joined, site_name
-from saev_core.record import Missing, tokens_at
-from saev_core.shard_set import not_finite
-from saev_core.source import ActivationSource, split
+from saev_core.models.base import VisionModel
+from saev_core.sae.norm import Norm
+from saev_core.support.threads import torch_threads
 from saev_core.types import Box, Site
-from saev_core.windows import Schedule, WindowStream
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.config import ReadConfig
+from saev_core.activations.store.shard_writer import RECORDED
+from saev_core.activations.store.store import ActivationStore
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import ConfigError, StoreError
-from saev_core.shard_set import RECORDED
-from saev_core.store import ActivationStore
 from saev_core.types import Site
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.config import ReadConfig
+from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
 
 

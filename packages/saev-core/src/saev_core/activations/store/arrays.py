@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from saev_core.activations.store.shard_file import Layout, ShardReader, ShardWriter, chunk_file, read_chunk, write_chunk
 from saev_core.errors import StoreError
-from saev_core.shards import Layout, ShardReader, ShardWriter, chunk_file, read_chunk, write_chunk
 
 _PLAIN: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _BYTE: list[dict[str, Any]] = [{"name": "bytes"}, {"name": "crc32c"}]

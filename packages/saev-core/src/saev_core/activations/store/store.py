@@ -2,116 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from saev_core.arrays import Arrays, Reader, Table, create_arrays, local_path
-from saev_core.config import Config, differences
+from saev_core.activations.store.arrays import Arrays, Reader, Table, create_arrays, local_path
+from saev_core.activations.store.shard_file import TOKENS, Layout
+from saev_core.config.toml_and_set import differences
 from saev_core.errors import StoreError
-from saev_core.progress import Track, silent
-from saev_core.shards import TOKENS, Layout
-from saev_core.types import Box, Grid, Site
+from saev_core.support.progress import Track, silent
+from saev_core.types import Box, Site
 
 if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
-    from saev_core.norm import Norm
-    from saev_core.shard_set import ShardSetWriter
-
-FORMAT = 1
-"""Format version this code reads and writes."""
-
-
-class StoreMeta(Config):
-    """What a store holds. Equal `fingerprint`, equal activations; nothing here says where anything lies."""
-
-    format: int = FORMAT
-    """Format version of the store."""
-    model: dict[str, Any]
-    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is named by its digest."""
-    dataset: dict[str, Any]
-    """`name`, `options` (without locations) and `identity` of the data set plugin."""
-    transform: str = ""
-    """The transform that fed the model, as text."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of the distributions that recorded; not part of the fingerprint."""
-    rows: int = Field(ge=1)
-    """Rows of patches."""
-    cols: int = Field(ge=1)
-    """Columns of patches."""
-    patch_px: int = Field(ge=1)
-    """Side of a patch in pixels of the transformed image."""
-    n_prefix: int = Field(default=0, ge=0)
-    """Tokens before the patches: CLS first, then registers."""
-    d_model: int = Field(ge=1)
-    """Width of an activation vector."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Stored precision."""
-    n_images: int = Field(ge=1)
-    """Images, readable or not."""
-    chunk_images: int = Field(default=16, ge=1)
-    """Images per inner chunk."""
-    shard_images: int = Field(default=512, ge=1)
-    """Images per shard file."""
-    has_mask: bool = False
-    """Whether there is a class per patch."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.shard_images % self.chunk_images:
-            raise ValueError("shard_images must be a multiple of chunk_images")
-        return self
-
-    @property
-    def grid(self) -> Grid:
-        return Grid(self.rows, self.cols, self.patch_px, self.n_prefix)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256, hex, of everything but `versions`."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"versions"}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def n_shards(self) -> int:
-        return -(-self.n_images // self.shard_images)
-
-    def layouts(self) -> dict[str, Layout]:
-        """The sharded arrays of a site, by name."""
-        tokens = {"patches": self.grid.n_patches, "prefix": self.n_prefix}
-        return {
-            part: Layout(self.n_images, self.shard_images, self.chunk_images, (n, self.d_model), np.dtype(self.dtype))
-            for part, n in tokens.items()
-            if n
-        }
-
-    def image_tables(self) -> dict[str, Table]:
-        """The small arrays at the root, by name."""
-        n, per = self.n_images, self.shard_images
-        tables = {
-            "label": Table((n,), per, np.dtype(np.int32), -1),
-            "size": Table((n, 2), per, np.dtype(np.int32)),
-            "crop": Table((n, 4), per, np.dtype(np.float32)),
-        }
-        if self.has_mask:
-            tables["mask"] = Table((n, self.grid.n_patches), per, np.dtype(np.uint16))
-        return tables
-
-    def site_tables(self) -> dict[str, Table]:
-        """The small arrays of a site, by name; of the moments one row per shard, so that disjoint writers need no lock."""
-        shards = self.n_shards
-        return {
-            "done": Table((self.n_images,), self.shard_images, np.dtype(np.uint8)),
-            "count": Table((shards, 3), 1, np.dtype(np.int64)),
-            "sum": Table((shards, 3, self.d_model), 1, np.dtype(np.float64)),
-            "sumsq": Table((shards, 3), 1, np.dtype(np.float64)),
-        }
+    from saev_core.activations.store.shard_writer import ShardSetWriter
+    from saev_core.sae.norm import Norm
+from saev_core.activations.store.meta import FORMAT, StoreMeta
 
 
 class ActivationStore:
@@ -276,7 +187,7 @@ class ActivationStore:
         Raises:
             StoreError: no such site or shard, or the store is not writable.
         """
-        from saev_core.shard_set import ShardSetWriter
+        from saev_core.activations.store.shard_writer import ShardSetWriter
 
         if not 0 <= shard < self.n_shards:
             raise StoreError(f"{self.url} has shards 0 to {self.n_shards - 1}, not {shard}.")
@@ -333,7 +244,7 @@ class ActivationStore:
         Raises:
             StoreError: nothing is recorded, or `cls` is asked of a model without prefix tokens.
         """
-        from saev_core.norm import Norm
+        from saev_core.sae.norm import Norm
 
         return Norm.from_moments(*self.moments(site, tokens))
 

@@ -24,20 +24,22 @@ from jaxtyping import Float, Int
 from scipy.sparse import csc_array, vstack
 from torch import Tensor
 
-from saev_core.auroc import auroc
+from saev_core.activations.recording.load_images import load
 from saev_core.errors import ModelError
-from saev_core.loader import load
-from saev_core.model import TextSpace, VisionModel
-from saev_core.naming import Division, Names, chosen, division_of, fires_from, firing
-from saev_core.progress import Track, silent
+from saev_core.features.naming.auroc import auroc
+from saev_core.features.naming.firing import Division, division_of, fires_from, firing
+from saev_core.features.naming.from_concepts import chosen
+from saev_core.features.naming.names import Names
+from saev_core.models.base import TextSpace, VisionModel
+from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
-    from saev_core.checkpoint import Checkpoint
-    from saev_core.config import IndexConfig
-    from saev_core.dataset import ImageDataset
-    from saev_core.features import FeatureIndex
-    from saev_core.store import ActivationStore
-    from saev_core.vocabulary import Vocabulary
+    from saev_core.activations.store.store import ActivationStore
+    from saev_core.config.stages import IndexConfig
+    from saev_core.data.dataset import ImageDataset
+    from saev_core.features.index import FeatureIndex
+    from saev_core.features.naming.vocabulary import Vocabulary
+    from saev_core.sae.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor
 from torch.nn import Parameter
 
-from saev_core.optim.adam import Adam
-from saev_core.optim.average import Average
-from saev_core.optim.muon import Muon
-from saev_core.optim.schedule_free import ScheduleFree
+from saev_core.training.optim.adam import Adam
+from saev_core.training.optim.ema import Average
+from saev_core.training.optim.muon import Muon
+from saev_core.training.optim.schedule_free import ScheduleFree
 
 
 class Optimizer(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adam import adam
 
-from saev_core.optim.features import axis_of
+from saev_core.training.optim.feature_axis import axis_of
 
 
 class Adam:

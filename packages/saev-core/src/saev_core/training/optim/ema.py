@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from saev_core.optim.features import axis_of
+from saev_core.training.optim.feature_axis import axis_of
 
 
 class Average:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from saev_core.errors import TrainError
-from saev_core.optim.adam import Adam
-from saev_core.optim.features import axis_of
+from saev_core.training.optim.adam import Adam
+from saev_core.training.optim.feature_axis import axis_of
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of a s + b s^3 + c s^5, which brings every singular value s in (0, 1] near 1 when repeated: between 0.7 and 1.2."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 from saev_core.errors import RunError, SaevError
-from saev_viz.app import Viewer, told
-from saev_viz.comparing import for_concept, on_picture, only, same_pictures, selected, twins
-from saev_viz.feature_page import missing
-from saev_viz.library import View
-from saev_viz.seen import Seen
-from saev_viz.tabs.image import PANE, payload
+from saev_viz.html.comparison import for_concept, on_picture, only, same_pictures, selected, twins
+from saev_viz.html.feature_page import missing
+from saev_viz.run_view.library import View
+from saev_viz.run_view.picture_codes import Seen
+from saev_viz.static import read_asset
+from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.tabs.image import PANE, payload
 
 TITLE = "Compare"
 
@@ -77,7 +77,7 @@ def build(viewer: Viewer) -> None:
 
 def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
     """The picture's tab; its lists of features, each with its side."""
-    js = "".join((files("saev_viz") / name).read_text(encoding="utf-8") for name in ("patches.js", "linked.js"))
+    js = "".join(read_asset(name) for name in ("patches.js", "linked.js"))
     with gr.Row(elem_id="saev-compare-choose"):
         number = gr.Number(0, precision=0, label="Image number", elem_id="saev-compare-number", min_width=140)
         chance = gr.Button("random image", size="sm", min_width=120, elem_id="saev-compare-random")

@@ -8,19 +8,19 @@ import random
 import time
 from functools import partial
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from saev_core.errors import RunError, SaevError
-from saev_viz.app import Viewer, told
-from saev_viz.feature_list import PAGE, Asked, Ranges, about, chips, choices, results
-from saev_viz.feature_page import head, missing, page
-from saev_viz.library import View
-from saev_viz.overlay import COLOUR_MAPS
-from saev_viz.table import NUMBER
+from saev_viz.drawing.heat_maps import COLOUR_MAPS
+from saev_viz.html.feature_list import PAGE, Asked, Ranges, about, chips, choices, results
+from saev_viz.html.feature_page import head, missing, page
+from saev_viz.run_view.feature_table import NUMBER
+from saev_viz.run_view.library import View
+from saev_viz.static import read_asset
+from saev_viz.viewer.contract import Viewer, told
 
 TITLE = "Features"
 
@@ -83,7 +83,7 @@ def _search(viewer: Viewer) -> tuple[list[Any], gr.Dropdown, tuple[gr.Textbox, g
             high = gr.Textbox(label="at most", elem_id="saev-high", min_width=90)
         add = gr.Button("Filter", size="sm", elem_id="saev-add")
         dead = gr.Checkbox(False, label="also features that never fire", elem_id="saev-dead")
-    listed = gr.HTML(js_on_load=_script("panes.js"), elem_id="saev-list")
+    listed = gr.HTML(js_on_load=read_asset("panes.js"), elem_id="saev-list")
     return [text, sort, ascending, viewer.box, ranges, dead], by, (low, high, add), help_pane, listed
 
 
@@ -95,18 +95,14 @@ def _feature() -> tuple[list[gr.Button], list[gr.Dropdown], gr.HTML, gr.HTML, gr
         chance = gr.Button("random", elem_id="saev-random", size="sm", min_width=90)
         gr.HTML(KEYS, elem_id="saev-keys")
     header = gr.HTML(elem_id="saev-head")
-    note = gr.HTML(html_template=NOTE, js_on_load=_script("note.js"), elem_id="saev-note")
+    note = gr.HTML(html_template=NOTE, js_on_load=read_asset("note.js"), elem_id="saev-note")
     ends = [("99th percentile", "percentile"), ("largest value", "max")]
     with gr.Row(elem_id="saev-looks", equal_height=True):
         colours = gr.Dropdown(list(COLOUR_MAPS), value="inferno", label="Colours", elem_id="saev-colours", min_width=110)
         end = gr.Dropdown(ends, value="percentile", label="Full colour at", elem_id="saev-end", min_width=140)
         gr.HTML(OPACITY)
-    card = gr.HTML(js_on_load=_script("panes.js"), elem_id="saev-card")
+    card = gr.HTML(js_on_load=read_asset("panes.js"), elem_id="saev-card")
     return [previous, following, chance], [colours, end], header, note, card
-
-
-def _script(name: str) -> str:
-    return (files("saev_viz") / name).read_text(encoding="utf-8")
 
 
 class Answers:

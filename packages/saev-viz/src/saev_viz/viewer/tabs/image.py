@@ -7,20 +7,20 @@ import json
 import random
 from functools import partial
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from saev_core.errors import RunError, SaevError
-from saev_viz.app import Viewer, told
-from saev_viz.comparing import only, selected
-from saev_viz.feature_page import _top
-from saev_viz.gallery import relative
-from saev_viz.library import Library, View
-from saev_viz.overlay import colours
-from saev_viz.seen import Seen
+from saev_viz.drawing.heat_maps import colours
+from saev_viz.html.comparison import only, selected
+from saev_viz.html.feature_page import _top
+from saev_viz.run_view.choose_features import relative
+from saev_viz.run_view.library import Library, View
+from saev_viz.run_view.picture_codes import Seen
+from saev_viz.static import read_asset
+from saev_viz.viewer.contract import Viewer, told
 
 TITLE = "Image"
 Box = dict[str, list[float]] | None
@@ -59,8 +59,8 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
         back = gr.Button("← previous", size="sm", min_width=90, elem_id="saev-image-previous")
         on = gr.Button("next →", size="sm", min_width=90, elem_id="saev-image-next")
         chance = gr.Button("random", size="sm", min_width=90, elem_id="saev-image-random")
-    pane = gr.HTML(html_template=PANE, js_on_load=(files("saev_viz") / "patches.js").read_text(encoding="utf-8"), elem_id="saev-look")
-    others = gr.HTML(ASK, elem_id="saev-others", js_on_load=(files("saev_viz") / "panes.js").read_text(encoding="utf-8"))
+    pane = gr.HTML(html_template=PANE, js_on_load=read_asset("patches.js"), elem_id="saev-look")
+    others = gr.HTML(ASK, elem_id="saev-others", js_on_load=read_asset("panes.js"))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
     def choose(name: str, index: int, box: Box) -> str:

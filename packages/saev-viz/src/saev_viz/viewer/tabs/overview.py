@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 from saev_core.errors import RunError
-from saev_viz.app import Viewer, told
-from saev_viz.summary import points, spread, sweep, trained
+from saev_viz.html.overview import points, spread, sweep, trained
+from saev_viz.static import read_asset
+from saev_viz.viewer.contract import Viewer, told
 
 TITLE = "Overview"
 
@@ -39,7 +39,7 @@ def build(viewer: Viewer) -> None:
     """The tab."""
     facts = gr.HTML(elem_id="saev-facts")
     plane = gr.HTML(js_on_load=CHOOSE, elem_id="saev-sweep", visible=False)
-    chart = gr.HTML(html_template=MAP, js_on_load=(files("saev_viz") / "map.js").read_text(encoding="utf-8"), elem_id="saev-map")
+    chart = gr.HTML(html_template=MAP, js_on_load=read_asset("map.js"), elem_id="saev-map")
     spreads = gr.HTML(elem_id="saev-spread")
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 

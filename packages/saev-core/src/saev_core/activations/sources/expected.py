@@ -1,0 +1,47 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saev_core.activations.sources.base import ActivationSource, BatchStream
+from saev_core.config.stages import ReadConfig
+from saev_core.errors import StoreError
+from saev_core.models.base import VisionModel
+from saev_core.sae.norm import Norm
+
+
+class Expected(ActivationSource):
+    """What a recording that is not there yet will give, as far as that is known: width and number. Its vectors are random."""
+
+    def __init__(self, d_model: int, n_vectors: int, n_sites: int, site: str) -> None:
+        self.d_model, self.n_vectors, self.n_sites, self.site = d_model, n_vectors, n_sites, site
+        self.norm = Norm(torch.zeros(d_model), 1.0)
+
+    def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
+        raise StoreError("nothing is recorded yet.")
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        return torch.randn(min(n, self.n_vectors), self.d_model, generator=torch.Generator().manual_seed(seed))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def expected(read: ReadConfig, model: VisionModel, n_images: int) -> Expected:
+    """The vectors that a recording of `n_images` would give."""
+    sites = read.n_sites
+    layer = read.layer if isinstance(read.layer, str) else "+".join(str(model.site(block, read.stream).layer) for block in _blocks(read))
+    per_image = model.grid.n_patches if read.tokens == "patches" else 1
+    n_training = max(1, round(n_images * (1 - read.heldout)))
+    return Expected(sites * model.d_model, n_training * per_image, sites, f"{read.stream}.{layer}")
+
+
+def _blocks(read: ReadConfig) -> tuple[int, ...]:
+    if isinstance(read.layer, str):
+        return ()
+    return read.layer if isinstance(read.layer, tuple) else (read.layer,)

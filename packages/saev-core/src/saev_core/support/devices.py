@@ -1,0 +1,25 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import torch
+
+from saev_core.errors import DeviceError
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` as cuda, mps or cpu, whichever is there; any other name as it is.
+
+    Raises:
+        DeviceError: the device that was asked for is absent.
+    """
+    if device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DeviceError(f"--device {device}: not available here ({why}); use --device auto or cpu.") from None
+    return wanted
