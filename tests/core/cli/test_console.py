@@ -6,17 +6,16 @@ import re
 
 import pytest
 
-from saev_core.cli import screen
 from saev_core.cli.console import Screen
 
 
 @pytest.fixture(autouse=True)
 def _root_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "configure_logging", lambda debug: None)
+    monkeypatch.setattr(console, "configure_logging", lambda debug: None)
 
 
 def test_lines_show_rate_time_left_and_facts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(screen, "EVERY_S", 0.0)
+    monkeypatch.setattr(console, "EVERY_S", 0.0)
     with Screen().track("train", 1000, "vectors") as meter:
         meter.update(250, nmse=0.125, l0=32.0, dead=0.0625)
     line, end = capsys.readouterr().out.splitlines()
@@ -28,7 +27,7 @@ def test_what_an_earlier_process_did_counts_for_how_far_and_not_for_how_fast(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with Screen().track("train", 1_000_000, "vectors") as meter:
         meter.skip(900_000)
         now[0] = 10.0
@@ -40,7 +39,7 @@ def test_what_an_earlier_process_did_counts_for_how_far_and_not_for_how_fast(
 
 def test_the_bar_shows_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(screen.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
     with Screen().track("train", 1000, "vectors") as meter:
         meter.skip(500)
         meter.update(250, nmse=0.125, l0=32.0, dead=0.0625)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core.steered import PEAK, busy, checkpoint, edit, hooks, images, tiny, tokens
+from core.interventions.steered import PEAK, busy, checkpoint, edit, hooks, images, tiny, tokens
 
 from saev_core import Edit, steering
 from saev_core.errors import ModelError, ShapeError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images, reference, tiny, tokens
+from core.interventions.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images, reference, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

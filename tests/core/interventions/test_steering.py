@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images, reference, tiny, tokens
+from core.interventions.steered import PEAK, apply, busy, checkpoint, edit, fit, hooks, images, reference, tiny, tokens
 from torch import Tensor, nn
 
 from saev_core import Edit, steering

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     pass
 
 
+class DatasetConfig(PluginConfig):
+    """Options every data set has; a data set plugin adds its own."""
+
+    locations: ClassVar[tuple[str, ...]] = ("root",)
+    """Options that say where the data lie, not what they are: kept out of the store's identity."""
+
+
 class ImageDataset:
     """Base of every data set plugin: define `__init__(cfg)`, `__len__` and `__getitem__(index) -> Example`.
 
@@ -86,13 +93,6 @@ def load_dataset(ref: PluginRef | str) -> ImageDataset:
     if len(dataset) == 0:
         raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set holds no image.")
     return dataset
-
-
-class DatasetConfig(PluginConfig):
-    """Options every data set has; a data set plugin adds its own."""
-
-    locations: ClassVar[tuple[str, ...]] = ("root",)
-    """Options that say where the data lie, not what they are: kept out of the store's identity."""
 
 
 @runtime_checkable

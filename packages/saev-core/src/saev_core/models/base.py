@@ -20,6 +20,19 @@ from saev_core.support.devices import pick_device
 from saev_core.types import Box, Grid, Site
 
 
+class ModelConfig(PluginConfig):
+    """Options every model has; a model plugin adds its own."""
+
+    main = "checkpoint"
+
+    checkpoint: str = ""
+    """Which weights: a hub name, or a local file or folder."""
+    pretrained: bool = True
+    """Load weights; false gives random ones, for tests."""
+    blocks: str = ""
+    """Dotted glob of the modules to hook instead of the model's own blocks, such as `layers.*`."""
+
+
 @runtime_checkable
 class TextSpace(Protocol):
     """What a model offers beside `forward` if its images and some text lie in one space, as those of CLIP do."""
@@ -257,16 +270,3 @@ def load_model(ref: PluginRef | str, device: str = "auto") -> VisionModel:
     if cfg.blocks:
         model.hook_blocks(cfg.blocks)
     return model
-
-
-class ModelConfig(PluginConfig):
-    """Options every model has; a model plugin adds its own."""
-
-    main = "checkpoint"
-
-    checkpoint: str = ""
-    """Which weights: a hub name, or a local file or folder."""
-    pretrained: bool = True
-    """Load weights; false gives random ones, for tests."""
-    blocks: str = ""
-    """Dotted glob of the modules to hook instead of the model's own blocks, such as `layers.*`."""

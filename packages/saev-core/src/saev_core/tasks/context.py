@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from saev_core.features.index import FeatureIndex
     from saev_core.models.base import VisionModel
     from saev_core.sae.checkpoint import Checkpoint
-from saev_core.tasks.task import log
+
+log = logging.getLogger(__name__)
 
 
 class TaskContext:

@@ -20,6 +20,7 @@ from saev_core.activations.sources.stored import StoreSource
 from saev_core.config.base import PluginConfig
 from saev_core.config.run import RunConfig
 from saev_core.config.stages import ReadConfig, TrainConfig
+from saev_core.evaluation.heldout import Heldout
 from saev_core.runs.hooks import Hooks, Observers, hookimpl
 from saev_core.runs.run import Run
 from saev_core.sae.topk import TopK, TopKConfig
@@ -120,7 +121,7 @@ class TrackerContract:
 
         error: BaseException | None = None
         try:
-            train(_source(run.path.parent / "store"), _trainees(), CFG, out=run.sae_dir, emit=emit)
+            train(_source(run.path.parent / "store"), _trainees(), CFG, out=run.sae_dir, emit=emit, heldout_of=Heldout.of)
         except Stop as stop:
             error = stop
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ import torch
 
 from saev_core.sae.base import SAE
 from saev_core.sae.kernels import Workspace
-from saev_core.training.sae_trainer import log
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "tf32", "bf16"]
 

@@ -91,7 +91,7 @@ class Contents:
 
     @cached_property
     def recovery(self) -> dict[str, Any]:
-        """How well features tell what the data set knows of its pictures (`saev_core.evaluation.known_truth`); empty where it knows nothing."""
+        """How well features tell what the data set knows of its pictures (`evaluation.known_truth`); empty where it knows nothing."""
         found = self.run.result("recovery").get(self.name, {})
         return found if isinstance(found, dict) else {}
 
