@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from saev_core.cli import console
 from saev_core.cli.console import Screen
 
 

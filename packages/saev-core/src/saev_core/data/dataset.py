@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from saev_core.config.base import PluginRef
+from saev_core.config.base import PluginConfig, PluginRef
 from saev_core.errors import BadImageError, DatasetError
 from saev_core.plugins.registry import resolve
-from saev_core.types import Example
-
-if TYPE_CHECKING:
-    from saev_core.data.download import Archive
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import Int8
-
-from saev_core.config.base import PluginConfig
 from saev_core.support.digest import digest
-from saev_core.types import Box, Grid
+from saev_core.types import Box, Example, Grid
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
+    from jaxtyping import Int8
+
+    from saev_core.data.download import Archive
 
 
 class DatasetConfig(PluginConfig):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
+from saev_core.data.dataset import KnownTruth
 from saev_core.errors import CheckpointError, DatasetError
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.progress import Track, silent
@@ -21,7 +22,6 @@ from saev_core.support.progress import Track, silent
 if TYPE_CHECKING:
     from saev_core.activations.sources.live import LiveSource
     from saev_core.activations.store.store import ActivationStore
-from saev_core.data.dataset import KnownTruth
 
 PER_OCTAVE, LOW, HIGH = 4, -10, 8
 """Thresholds tried: four per octave from 2^-10 to 2^8, in units of the SAE's activations."""

@@ -37,6 +37,7 @@ from saev_core.evaluation.seeds import Measured, compare_seeds, frequency_path, 
 from saev_core.features.build import index_features
 from saev_core.features.index import FeatureIndex
 from saev_core.models.base import VisionModel, load_model
+from saev_core.pipeline.evaluate_stage import card_text
 from saev_core.pipeline.names_stage import NamesStage
 from saev_core.plugins.registry import find, installed, resolve
 from saev_core.runs.hooks import Observers
@@ -53,7 +54,6 @@ from saev_core.workspace import open_store
 
 if TYPE_CHECKING:
     from saev_core.data.dataset import KnownTruth
-from saev_core.pipeline.evaluate_stage import card_text
 
 log = logging.getLogger(__name__)
 

@@ -12,17 +12,12 @@ import math
 import threading
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.sae.codes import Codes
-
-if TYPE_CHECKING:
-    pass
-
 
 ROWS = 1024
 """Rows encoded at a time: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""

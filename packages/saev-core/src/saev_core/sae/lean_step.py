@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.sae.codes import Codes
+from saev_core.sae.kernels import DENSE_ROWS
 
 if TYPE_CHECKING:
     from saev_core.sae.base import SAE
-from saev_core.sae.kernels import DENSE_ROWS
 
 
 def grad(parameter: Tensor) -> Tensor:

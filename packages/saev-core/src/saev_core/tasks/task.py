@@ -11,13 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from saev_core.config.base import Config
 from saev_core.errors import PluginError
-
-if TYPE_CHECKING:
-    pass
 from saev_core.tasks.context import TaskContext
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import ValidationError
 
 from saev_core.activations.store.arrays import Arrays, Reader, Table, create_arrays, local_path
+from saev_core.activations.store.meta import FORMAT, StoreMeta
 from saev_core.activations.store.shard_file import TOKENS, Layout
 from saev_core.config.toml_and_set import differences
 from saev_core.errors import StoreError
@@ -22,7 +23,6 @@ from saev_core.types import Box, Site
 if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
     from saev_core.activations.store.shard_writer import ShardSetWriter
     from saev_core.sae.norm import Norm
-from saev_core.activations.store.meta import FORMAT, StoreMeta
 
 
 class ActivationStore:

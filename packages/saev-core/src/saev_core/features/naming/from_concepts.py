@@ -15,6 +15,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from saev_core.features.naming.auroc import Agreement
+from saev_core.features.naming.concepts import Concepts, Labels, Masks, Truth, known_concepts
+from saev_core.features.naming.firing import Division, divide, division_of, fires_from, firing
+from saev_core.features.naming.judge import judge
+from saev_core.features.naming.names import FORMAT, SOURCES, Name, Names, Source
 from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -22,10 +26,6 @@ if TYPE_CHECKING:
     from saev_core.config.stages import IndexConfig
     from saev_core.features.index import FeatureIndex
     from saev_core.sae.checkpoint import Checkpoint
-from saev_core.features.naming.concepts import Concepts, Labels, Masks, Truth, known_concepts
-from saev_core.features.naming.firing import Division, divide, division_of, fires_from, firing
-from saev_core.features.naming.judge import judge
-from saev_core.features.naming.names import FORMAT, SOURCES, Name, Names, Source
 
 log = logging.getLogger(__name__)
 

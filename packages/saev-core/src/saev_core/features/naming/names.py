@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from saev_core.errors import RunError
 from saev_core.support.files import write_json
-
-if TYPE_CHECKING:
-    pass
-
 
 FORMAT = 1
 """Version of the file of names; another one is refused."""
