@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Charts, SVG and heat maps from plain numbers and pictures. It knows nothing of runs, HTML pages or gradio."""

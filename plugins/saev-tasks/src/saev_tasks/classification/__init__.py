@@ -1,1 +1,1 @@
-"""Linear probes on whole pictures, and what changes their mind."""
+"""Classification: probes on pooled activations, and control of their predictions by features."""

@@ -1,1 +1,1 @@
-"""Linear probes on patches, and what changes their mind."""
+"""Semantic segmentation: probes on patches, and control of their masks by features."""

@@ -1,1 +1,4 @@
-"""TODO room."""
+"""What the tasks share: read-outs under an edit, the control experiment, pooling, peaks, intervals, results, figures.
+
+It knows none of the tasks.
+"""

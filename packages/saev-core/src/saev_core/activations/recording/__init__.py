@@ -1,1 +1,4 @@
-"""TODO room."""
+"""Recording: images through a model into a store, planned, resumable, in parts.
+
+Import `record`, `plan`. It knows nothing of who reads the store.
+"""

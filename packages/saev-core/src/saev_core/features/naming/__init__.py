@@ -1,1 +1,4 @@
-"""TODO room."""
+"""Names of features, proposed from known concepts or from text, and scored on held-out images.
+
+Import `Names`, `names_from`, `names_from_text`. A feature whose name scores too low stays unnamed.
+"""

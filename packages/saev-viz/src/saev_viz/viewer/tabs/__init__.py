@@ -1,1 +1,1 @@
-"""One tab a file: `TITLE`, and `build(viewer)`, called inside its `gr.Tab`."""
+"""The viewer's own tabs, one file each, with a `TITLE` and a `build(viewer)`."""
