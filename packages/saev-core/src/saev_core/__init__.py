@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
     from saev_core.types import Grid as Grid
-    from saev_core.types import ImageBatch as ImageBatch
     from saev_core.types import Site as Site
 
 __version__ = "0.1.0"
@@ -59,7 +58,6 @@ _HOME = {
     "Example": "saev_core.types",
     "FeatureIndex": "saev_core.features.index",
     "Grid": "saev_core.types",
-    "ImageBatch": "saev_core.types",
     "ImageDataset": "saev_core.data.dataset",
     "LiveSource": "saev_core.activations.sources.live",
     "ModelConfig": "saev_core.models.base",

@@ -25,7 +25,6 @@ GROUPS = {
     "sae": "saev.saes",
     "task": "saev.tasks",
     "tracker": "saev.trackers",
-    "executor": "saev.executors",
     "viewer": "saev.viewers",
 }
 """Kind of plugin -> entry-point group."""
