@@ -51,10 +51,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "wandb": "saev-wandb",
     },
     "viewer": {
-        "app": "saev-viz",
-        "gallery": "saev-viz",
-        "report": "saev-viz",
-        "pareto": "saev-viz",
+        "viz": "saev-viz",
     },
 }
 """Kind -> name -> the distribution to install for it."""

@@ -184,7 +184,9 @@ def check(kind: str) -> list[tuple[Plugin, str]]:
 def _use(plugin: Plugin) -> None:
     """Import a plugin and look whether it is what its group asks for."""
     if plugin.kind == "viewer":
-        plugin.load()  # a plain function
+        if not getattr(plugin.load(), "offered", list)():
+            what = "is not a class derived from saev_core's RunViewer, or defines none of its methods"
+            raise PluginError(f"viewer plugin {plugin.name!r} ({plugin.target}) {what}.")
     elif plugin.kind == "task":
         if not hasattr(task := plugin.load(), "verbs"):
             raise PluginError(f"task plugin {plugin.name!r} ({plugin.target}) is not a class derived from saev_core's Task.")
