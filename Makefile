@@ -48,6 +48,7 @@ types: setup
 fix: setup ## put right what a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m scripts.write_known_packages
 	$(BIN)/python -m scripts.write_reference docs
 
 docs: setup ## build the documentation into site/

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 
 def interleave(
@@ -58,3 +62,14 @@ def summary(told: Sequence[Mapping[str, Any]]) -> None:
         memory = ", ".join(f"{who} {value:,.0f}" for who, value in line.get("peak_mb", {}).items())
         cells = [line["what"], line["aim"], ", ".join(reached) or "not installed here", memory, "MISSED" if line["missed"] else ""]
         print("| " + " | ".join(cells) + " |")
+
+
+def batch_entropy(image: Int[np.ndarray, " batch"], n_images: int) -> float:
+    """How evenly a batch spreads over images, 0 to 1: the entropy of its image numbers over the largest possible.
+
+    1 means as many different images as a batch of that size can hold; 0, all from one.
+    """
+    _, counts = np.unique(image, return_counts=True)
+    share = counts / counts.sum()
+    most = math.log(min(len(image), n_images))
+    return float(-(share * np.log(share)).sum() / most) if most > 0 else 1.0

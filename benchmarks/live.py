@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import asked, interleave, summary, table
+from common import asked, batch_entropy, interleave, summary, table
 from jaxtyping import Int
 
 from saev_core.activations.recording.identity import dataset_ref, model_ref
 from saev_core.activations.recording.record import record
-from saev_core.activations.sources.base import batch_entropy
 from saev_core.activations.sources.live import LiveSource
 from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.store import ActivationStore

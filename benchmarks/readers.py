@@ -21,11 +21,10 @@ import numpy as np
 import peers
 import torch
 import zarr
-from common import asked, summary, table
+from common import asked, batch_entropy, summary, table
 from peers.loaders import original
 from store import CHUNK, D, T, forget, write_memmap, write_store, write_zarr
 
-from saev_core.activations.sources.base import batch_entropy
 from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, UV
+from scripts import write_known_packages
 
 from saev_core.plugins.registry import GROUPS
 
@@ -100,6 +101,10 @@ def test_all_brings_the_family() -> None:
     apart = {"saev-tensorboard": "tensorboard", "saev-wandb": "wandb"}
     assert all(name in " ".join(extras[extra]) and name not in asked for name, extra in apart.items())
     assert all(name in asked for name in NAMES if name not in ("saev-core", "saev-example", *apart))
+
+
+def test_the_core_knows_what_to_install_for_every_plugin() -> None:
+    assert write_known_packages.TARGET.read_text(encoding="utf-8") == write_known_packages.text(), "run make fix"
 
 
 def test_pins_name_versions_and_nothing_else() -> None:

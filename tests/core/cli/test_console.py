@@ -55,3 +55,14 @@ def test_json_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
         meter.skip(2)
         meter.update(8)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (34e6, "34 MB"), (1.204e9, "1.2 GB"), (999_700, "1 MB"), (999.9e9, "1 TB"), (99.9e12, "100 TB"),
+        (2.5e15, "2,500 TB"),
+    ],
+)  # fmt: skip
+def test_bytes_are_told_in_three_digits(n_bytes: float, text: str) -> None:
+    assert console.size(n_bytes) == text

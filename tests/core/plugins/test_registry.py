@@ -122,9 +122,19 @@ def test_a_wrong_option_of_a_plugin_is_named_with_its_place(saev: Saev, world: P
 
 
 def test_an_unknown_name_of_ours_says_what_to_install() -> None:
-    from saev_core.plugins.registry import _unknown
+    from saev_core.plugins.registry import _pick
 
-    assert _unknown("model", "clip", []) == "no model plugin is called 'clip'; pip install saev-models."
+    for kind, name, dist in [
+        ("model", "clip", "saev-models"),
+        ("model", "dinov2-focus", "saev-dinov2-focus"),
+        ("sae", "transcoder", "saev-saes"),
+        ("sae", "crosscoder", "saev-saes"),
+        ("tracker", "wandb", "saev-wandb"),
+        ("tracker", "tensorboard", "saev-tensorboard"),
+    ]:
+        with pytest.raises(UnknownPluginError) as caught:
+            _pick(kind, name, [])
+        assert str(caught.value) == f"no {kind} plugin is called {name!r}; pip install {dist}."
     with pytest.raises(UnknownPluginError, match=r"did you mean tiny\?"):
         find("model", "tinny")
 

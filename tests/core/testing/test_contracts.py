@@ -11,10 +11,9 @@ import saev_core.testing
 from saev_core.data.dataset import DatasetConfig, ImageDataset
 from saev_core.data.shapes import ShapesConfig
 from saev_core.models.base import ModelConfig, VisionModel
-from saev_core.plugins.executors import Local
 from saev_core.runs.hooks import hookimpl
 from saev_core.runs.metrics_log import JsonLines
-from saev_core.testing import DatasetContract, ExecutorContract, ModelContract, Shapes, Tiny, TrackerContract
+from saev_core.testing import DatasetContract, ModelContract, Shapes, Tiny, TrackerContract
 from saev_core.testing.model_contract import picture
 from saev_core.types import Example, Grid
 
@@ -30,10 +29,6 @@ class TestShapes(DatasetContract):
 
 class TestJsonLines(TrackerContract):
     tracker = JsonLines
-
-
-class TestLocal(ExecutorContract):
-    executor = Local
 
 
 def test_every_exported_name_resolves() -> None:

@@ -16,7 +16,6 @@ from PIL import Image
 
 from saev_core.cli import main
 from saev_core.errors import RunError
-from saev_core.plugins.registry import installed
 from saev_core.runs.run import Run
 from saev_core.testing.synthetic_run import synthetic_run
 from saev_viz.export.gallery import export, selection
@@ -45,11 +44,6 @@ def gallery(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def test_it_is_registered_as_a_viewer() -> None:
-    (plugin,) = [p for p in installed("viewer") if p.name == "gallery"]
-    assert plugin.load() is export
 
 
 def test_every_link_and_picture_of_every_page_is_a_file_of_the_folder(gallery: Path) -> None:

@@ -26,7 +26,6 @@ from saev_core.features.build import index_features
 from saev_core.features.index import FeatureIndex
 from saev_core.models.base import VisionModel
 from saev_core.models.transform import ResizeCrop
-from saev_core.plugins.registry import installed
 from saev_core.runs.run import Run
 from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint, ref_of
@@ -114,11 +113,6 @@ def browser(chromium: Any) -> Any:
 
 def text_of(run: Run) -> str:
     return run.report_path.read_text(encoding="utf-8")
-
-
-def test_it_is_registered_as_a_viewer() -> None:
-    (plugin,) = [p for p in installed("viewer") if p.name == "report"]
-    assert plugin.load() is write_report
 
 
 def test_the_file_refers_to_nothing_outside_itself(made: Any) -> None:

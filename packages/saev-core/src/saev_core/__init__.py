@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
     from saev_core.types import Grid as Grid
-    from saev_core.types import ImageBatch as ImageBatch
     from saev_core.types import Site as Site
 
 __version__ = "0.1.0"
@@ -83,7 +82,6 @@ _HOME = {
     "FeatureIndex": "saev_core.features.index",
     "Grid": "saev_core.types",
     "Heldout": "saev_core.evaluation.heldout",
-    "ImageBatch": "saev_core.types",
     "ImageDataset": "saev_core.data.dataset",
     "IndexConfig": "saev_core.config.stages",
     "LiveSource": "saev_core.activations.sources.live",

@@ -27,6 +27,10 @@ class UnknownPluginError(PluginError, UsageError):
     exit_code = 2
 
 
+class NoViewerError(PluginError):
+    """No viewer is installed that can do what is asked."""
+
+
 class ModelError(SaevError):
     """A model cannot be loaded, or lacks the block that was asked for."""
 

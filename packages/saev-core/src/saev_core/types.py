@@ -11,7 +11,6 @@ from saev_core.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-    from torch import Tensor
 
 
 class Box(NamedTuple):
@@ -120,12 +119,3 @@ class Example:
     image: Image.Image
     label: int | None = None
     mask: np.ndarray[Any, Any] | None = None
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """What a loader yields: `index [b]`, `pixels [b, 3, h, w]`, `label [b]` (-1 where unknown)."""
-
-    index: Tensor
-    pixels: Tensor
-    label: Tensor

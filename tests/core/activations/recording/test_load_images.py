@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from saev_core.activations.recording.load_images import NO_CLASS, load, n_threads
+from saev_core.activations.recording.load_images import load, n_threads
+from saev_core.activations.store.meta import NO_CLASS
 from saev_core.errors import BadImageError, DatasetError, ModelError
 from saev_core.types import Example
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.common import batch_entropy
 
-from saev_core.activations.sources.base import batch_entropy
 from saev_core.activations.sources.stored import StoreSource, ordered
 from saev_core.activations.store.store import ActivationStore
 from saev_core.cli.options import Flags

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.common import batch_entropy
 
-from saev_core.activations.sources.base import batch_entropy
 from saev_core.activations.sources.live import LiveSource
 from saev_core.activations.sources.shuffle import WindowStream
 from saev_core.activations.sources.stored import StoreSource

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.common import batch_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.activations.sources.base import batch_entropy
 from saev_core.activations.sources.heldout import split
 from saev_core.activations.sources.shuffle import WindowStream
 from saev_core.activations.sources.stored import StoreSource, ordered

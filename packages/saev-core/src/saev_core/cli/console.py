@@ -89,6 +89,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
 
 
+def size(n_bytes: float) -> str:
+    """`34 MB` or `1.5 GB`: three digits, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:  # what `.3g` rounds to 1000 is written as one of the next unit
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.0f} TB" if n_bytes >= 99.5 else f"{n_bytes:.3g} TB"
+
+
 def facts_text(facts: dict[str, float]) -> str:
     """`nmse 0.0123  l0 32`"""
     return "  ".join(f"{name} {value:.4g}" for name, value in facts.items())

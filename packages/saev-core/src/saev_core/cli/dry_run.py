@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saev_core.cli.console import Screen, duration
+from saev_core.cli.console import Screen, duration, size
 
 if TYPE_CHECKING:
     from saev_core.config.run import RunConfig
@@ -54,8 +54,3 @@ def _pass_text(one: dict[str, Any]) -> str:
 def _too_large(plan: dict[str, Any]) -> str:
     over = [one for one in plan["passes"] if one["memory"] > plan["memory_limit"]]
     return "; MORE THAN THAT: lower sae.d_sae or train.batch_size" if over else ""
-
-
-def size(n: float) -> str:
-    """`1.2 GB` or `34 MB`."""
-    return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"

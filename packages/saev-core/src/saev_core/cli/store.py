@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saev_core.cli.console import Screen, duration
+from saev_core.cli.console import Screen, duration, size
 from saev_core.cli.options import Flags
 from saev_core.errors import StoreError
 from saev_core.runs.checks import check_config
@@ -86,12 +86,3 @@ def plan(flags: Flags) -> None:
             ("time", f"{duration(found.seconds)} at {found.rate:,.1f} images/s"),
         ]
     )
-
-
-def size(n_bytes: float) -> str:
-    """`1.5 GB`: decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.3g} TB"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from saev_core.cli.console import Screen
-from saev_core.errors import PluginError, UsageError
-from saev_core.plugins.registry import find, installed
+from saev_core.errors import UsageError
 from saev_core.runs.run import Run
+from saev_core.runs.viewer import find_viewer
 
 MOST = 100_000
 """Features that one range of --features may name."""
@@ -18,14 +18,12 @@ def serve(path: str, *, others: Sequence[str] = (), dataset: str, host: str, por
     """Serve the viewer until it is interrupted.
 
     Raises:
-        PluginError: no viewer is installed.
+        NoViewerError: no viewer is installed, or none that can do this.
         RunError: it is not a run, nothing is indexed yet, or the port is taken.
     """
     screen = Screen(as_json=False, debug=debug)
     run, beside = Run.open(path), [Run.open(other) for other in others]
-    if "app" not in {plugin.name for plugin in installed("viewer")}:
-        raise PluginError("no viewer is installed; pip install saev-viz.")
-    find("viewer", "app").load()(run, others=beside, host=host, port=port, auth=auth, dataset=dataset, say=screen.say)
+    find_viewer("serve").serve(run, others=beside, host=host, port=port, auth=auth, dataset=dataset, say=screen.say)
 
 
 def export_gallery(path: str, folder: str, *, features: str, query: str, n: int | None, sae: str, dataset: str, debug: bool) -> None:
@@ -35,16 +33,14 @@ def export_gallery(path: str, folder: str, *, features: str, query: str, n: int 
         features: such as `1,2,30-34`.
 
     Raises:
-        PluginError: no viewer is installed.
+        NoViewerError: no viewer is installed, or none that can do this.
         UsageError: `features` is something else.
         RunError: it is not a run, nothing is indexed yet, nothing is chosen, or the folder holds something else.
     """
     screen = Screen(as_json=False, debug=debug)
     run = Run.open(path)
-    if "gallery" not in {plugin.name for plugin in installed("viewer")}:
-        raise PluginError("no viewer is installed; pip install saev-viz.")
-    write = find("viewer", "gallery").load()
-    write(run, folder, features=numbers(features), query=query, n=n, sae=sae, dataset=dataset, say=screen.say, track=screen.track)
+    viewer, asked = find_viewer("gallery"), numbers(features)
+    viewer.gallery(run, folder, features=asked, query=query, n=n, sae=sae, dataset=dataset, say=screen.say, track=screen.track)
 
 
 def numbers(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from saev_core.config.base import PluginConfig, PluginRef
 from saev_core.errors import BadImageError, DatasetError
-from saev_core.plugins.registry import resolve
+from saev_core.plugins.registry import find, resolve
 from saev_core.support.digest import digest
 from saev_core.types import Box, Example, Grid
 
@@ -64,6 +64,13 @@ class ImageDataset:
         """How a person finds image `index`: its path, where it has one."""
         return f"image {index}"
 
+    def label(self, index: int) -> int | None:
+        """The number of an image's class; None where it has none.
+
+        The default opens the image. Override it where labels are known without.
+        """
+        return self[index].label
+
     def identity(self) -> str:
         """A digest that differs where the images do; equal for a copy in another place.
 
@@ -86,6 +93,11 @@ def load_dataset(ref: PluginRef | str) -> ImageDataset:
     if len(dataset) == 0:
         raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set holds no image.")
     return dataset
+
+
+def knows_truth(ref: PluginRef) -> bool:
+    """Whether data sets of a plugin are `KnownTruth`, told by the class: opens no data set."""
+    return callable(getattr(find("dataset", ref.name).load(), "patch_factors", None))
 
 
 @runtime_checkable

@@ -49,8 +49,7 @@ def write_split(dataset: ImageDataset, folder: str | Path, share: float, seed: i
     files = [Path(dataset.name(index)) for index in range(len(dataset))]
     if missing := next((file for file in files if not file.is_file()), None):
         raise DatasetError(f"{missing} is no image file; only data sets of image files can be split.")
-    label_of = getattr(dataset, "label", lambda index: dataset[index].label)
-    labels = np.array([-1 if (label := label_of(index)) is None else label for index in range(len(dataset))])
+    labels = np.array([-1 if (label := dataset.label(index)) is None else label for index in range(len(dataset))])
     if (labels < 0).any():
         raise DatasetError(f"{files[int(np.flatnonzero(labels < 0)[0])]} has no class.")
     names = [folder_name(name) for name in dataset.classes]

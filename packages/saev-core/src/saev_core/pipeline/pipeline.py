@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,8 +28,8 @@ from saev_core.activations.sources.live import LiveSource
 from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
-from saev_core.data.dataset import ImageDataset, load_dataset
-from saev_core.errors import RunError, TrainError
+from saev_core.data.dataset import ImageDataset, knows_truth, load_dataset
+from saev_core.errors import NoViewerError, RunError, TrainError
 from saev_core.evaluation.heldout import Heldout
 from saev_core.evaluation.measure import measure
 from saev_core.evaluation.pareto import Point as Scored
@@ -39,10 +40,11 @@ from saev_core.features.index import FeatureIndex
 from saev_core.models.base import VisionModel, load_model
 from saev_core.pipeline.evaluate_stage import card_text
 from saev_core.pipeline.names_stage import NamesStage
-from saev_core.plugins.registry import find, installed, resolve
+from saev_core.plugins.registry import resolve
 from saev_core.runs.hooks import Observers
 from saev_core.runs.run import STAGES, Run
 from saev_core.runs.sweep import Point, expand
+from saev_core.runs.viewer import find_viewer
 from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.initialise import CALIBRATE_ON
@@ -390,8 +392,9 @@ class Pipeline(NamesStage):
         picture = self.run.results_path("pareto").with_suffix(".png")
         changed = ranked != self.run.result("pareto")
         self.run.write_result("pareto", ranked)
-        if (changed or not picture.exists()) and "pareto" in {plugin.name for plugin in installed("viewer")}:
-            find("viewer", "pareto").load()(self.run)
+        if changed or not picture.exists():
+            with suppress(NoViewerError):  # the table is enough
+                find_viewer("pareto").pareto(self.run)
         self.summary["pareto"] = ranked
         best, bound = ranked["best"], ranked["best_l0"]
         what = f"{best} has the lowest NMSE" if best else "no SAE is"
@@ -400,11 +403,7 @@ class Pipeline(NamesStage):
     def _recover(self, name: str, checkpoint: Checkpoint) -> None:
         """Where the data set knows the truth, and the SAE reads patches and left images out: how well it is recovered."""
         read = checkpoint.read
-        if (
-            not hasattr(find("dataset", self.run.config.dataset.name).load(), "patch_factors")
-            or read.tokens != "patches"
-            or not read.heldout
-        ):
+        if read.tokens != "patches" or not read.heldout or not knows_truth(self.run.config.dataset):
             return
         from saev_core.evaluation.known_truth import recover
 
@@ -433,8 +432,10 @@ class Pipeline(NamesStage):
 
     def report(self) -> None:
         """Everything to one illustrated file, if a viewer plugin is installed that makes it."""
-        if "report" not in {plugin.name for plugin in installed("viewer")}:
-            self.say("report: pip install saev-viz to have one.")
+        try:
+            viewer = find_viewer("report")
+        except NoViewerError as error:
+            self.say(f"report: skipped, {error}")
             return
         path = self.run.report_path
         before = [self._stamps.get(f"{stage}:{name}", {}).get("key") for stage in ("evaluate", "index") for name in self.run.sae_names]
@@ -444,7 +445,7 @@ class Pipeline(NamesStage):
             self.say("report: already there, skipped.")
         else:
             began = time.monotonic()
-            path = find("viewer", "report").load()(self.run)
+            path = viewer.report(self.run)
             self._stamp("report", key, began)
         self._note("report")
         self.summary["report"] = str(path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from saev_core.config.base import PluginConfig, PluginRef, validate
 from saev_core.errors import PluginError, UnknownPluginError
-from saev_core.plugins.known_packages import _OURS, OUR_DISTS
+from saev_core.plugins.known_packages import KNOWN
 
 GROUPS = {
     "model": "saev.models",
@@ -25,7 +25,6 @@ GROUPS = {
     "sae": "saev.saes",
     "task": "saev.tasks",
     "tracker": "saev.trackers",
-    "executor": "saev.executors",
     "viewer": "saev.viewers",
 }
 """Kind of plugin -> entry-point group."""
@@ -105,7 +104,7 @@ def _pick(kind: str, name: str, plugins: Iterable[Plugin]) -> Plugin:
 def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
     names = sorted({p.name for p in plugins})
     text = f"no {kind} plugin is called {name!r}"
-    if dist := next((d for d, kinds in _OURS.items() if name in kinds.get(kind, [])), None):
+    if dist := KNOWN[kind].get(name):
         return f"{text}; pip install {dist}."
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
         text += f"; did you mean {' or '.join(near)}?"
@@ -117,7 +116,7 @@ def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
 def missing(kind: str) -> list[tuple[str, str]]:
     """(name, distribution) of every plugin of ours that is not installed."""
     names = {p.name for p in installed(kind)}
-    return [(name, dist) for dist, kinds in _OURS.items() for name in kinds.get(kind, []) if name not in names]
+    return [(name, dist) for name, dist in KNOWN[kind].items() if name not in names]
 
 
 def parse_ref(kind: str, text: str) -> PluginRef:
@@ -185,7 +184,9 @@ def check(kind: str) -> list[tuple[Plugin, str]]:
 def _use(plugin: Plugin) -> None:
     """Import a plugin and look whether it is what its group asks for."""
     if plugin.kind == "viewer":
-        plugin.load()  # a plain function
+        if not getattr(plugin.load(), "offered", list)():
+            what = "is not a class derived from saev_core's RunViewer, or defines none of its methods"
+            raise PluginError(f"viewer plugin {plugin.name!r} ({plugin.target}) {what}.")
     elif plugin.kind == "task":
         if not hasattr(task := plugin.load(), "verbs"):
             raise PluginError(f"task plugin {plugin.name!r} ({plugin.target}) is not a class derived from saev_core's Task.")
@@ -199,4 +200,4 @@ def _canonical(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-__all__ = ["GROUPS", "OUR_DISTS", "Plugin", "check", "config_class", "find", "installed", "missing", "parse_ref", "resolve"]
+__all__ = ["GROUPS", "Plugin", "check", "config_class", "find", "installed", "missing", "parse_ref", "resolve"]

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from saev_core.data.shapes import Shapes as Shapes
     from saev_core.models.tiny import Tiny as Tiny
     from saev_core.testing.dataset_contract import DatasetContract as DatasetContract
-    from saev_core.testing.executor_contract import ExecutorContract as ExecutorContract
     from saev_core.testing.model_contract import ModelContract as ModelContract
     from saev_core.testing.sae_contract import ArraySource as ArraySource
     from saev_core.testing.sae_contract import SAEContract as SAEContract
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 _HOME = {
     "ArraySource": "saev_core.testing.sae_contract",
     "DatasetContract": "saev_core.testing.dataset_contract",
-    "ExecutorContract": "saev_core.testing.executor_contract",
     "ModelContract": "saev_core.testing.model_contract",
     "SAEContract": "saev_core.testing.sae_contract",
     "Shapes": "saev_core.data.shapes",

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`DatasetContract`: what every data set plugin must keep to."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ class DatasetContract(_Plugin):
             if example.label is not None:
                 assert self.built.classes is not None, "there are labels but no classes"
                 assert 0 <= example.label < len(self.built.classes), f"image {example.index} has label {example.label}"
+
+    def test_the_label_of_an_image_is_that_of_its_example(self) -> None:
+        if self.built.sequential:
+            return
+        for example in self._examples:
+            assert self.built.label(example.index) == example.label, f"image {example.index}"
 
     def test_masks_cover_their_image_with_known_classes(self) -> None:
         for example in self._examples:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from saev_core.activations.sources.selection import Reading
 from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.meta import NO_CLASS
 from saev_core.activations.store.store import ActivationStore
 from saev_core.data.dataset import KnownTruth
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.features.naming.concepts import NO_CLASS, Concepts, Labels, Masks, Truth
+from saev_core.features.naming.concepts import Concepts, Labels, Masks, Truth
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.progress import Track, silent
 from saev_core.tasks.context import TaskContext

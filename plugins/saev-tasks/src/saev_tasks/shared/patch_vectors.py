@@ -18,11 +18,11 @@ from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
 from saev_core.activations.sources.stored import ordered
+from saev_core.activations.store.meta import NO_CLASS
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, StoreError, UsageError
-from saev_core.features.naming.concepts import NO_CLASS
 from saev_core.support.progress import Track, silent
 from saev_core.tasks.fit_probes import Batches
 from saev_core.types import Box, Grid, Site

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt16
 from PIL import Image
 from torch import Tensor
 
+from saev_core.activations.store.meta import NO_CLASS
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, ModelError, SaevError
 from saev_core.models.base import VisionModel
@@ -24,9 +25,6 @@ from saev_core.support.threads import ahead, torch_threads
 from saev_core.types import Box, Example
 
 T = TypeVar("T")
-
-NO_CLASS = 65535
-"""Mask value of a patch whose image has no mask, in a data set that has masks."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from typing import Any, Protocol, Self
@@ -95,14 +94,3 @@ class ActivationSource(ABC):
             StoreError: they do not come from images.
         """
         raise StoreError(f"the vectors of a {type(self).__name__} do not come from images, so there are none to go through in order.")
-
-
-def batch_entropy(image: Int[np.ndarray, " batch"], n_images: int) -> float:
-    """How evenly a batch spreads over images, 0 to 1: the entropy of its image numbers over the largest possible.
-
-    1 means as many different images as a batch of that size can hold; 0, all from one.
-    """
-    _, counts = np.unique(image, return_counts=True)
-    share = counts / counts.sum()
-    most = math.log(min(len(image), n_images))
-    return float(-(share * np.log(share)).sum() / most) if most > 0 else 1.0

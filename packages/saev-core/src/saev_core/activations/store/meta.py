@@ -1,10 +1,10 @@
-"""TODO."""
+"""`StoreMeta`: what a store of activations holds. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -14,12 +14,10 @@ from saev_core.activations.store.shard_file import Layout
 from saev_core.config.base import Config
 from saev_core.types import Grid
 
-if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
-    pass
-
-
 FORMAT = 1
 """Format version this code reads and writes."""
+NO_CLASS = 65535
+"""Mask value of a patch whose image has no mask, in a data set that has masks."""
 
 
 class StoreMeta(Config):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, UInt16
 
+from saev_core.activations.store.meta import NO_CLASS
 from saev_core.data.dataset import KnownTruth
 from saev_core.errors import RunError
 
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from saev_core.activations.store.store import ActivationStore
     from saev_core.data.dataset import ImageDataset
     from saev_core.sae.checkpoint import Checkpoint
-
-
-NO_CLASS = 65535
-"""Mask value of a patch whose image has no mask."""
 
 
 class Concepts(Protocol):
