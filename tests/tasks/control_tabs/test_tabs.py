@@ -22,7 +22,7 @@ from saev_core.interventions.edit import Edit
 from saev_core.interventions.steering import steering
 from saev_core.models.base import load_model
 from saev_core.runs.run import Run
-from saev_core.tasks.fit_probes import Point, fit_probes, split
+from saev_core.tasks.fit_probes import ProbeSetting, fit_probes, train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 from saev_tasks.control_tabs import ControlTabs
@@ -49,7 +49,7 @@ def told_of(store: ActivationStore) -> dict[str, Any]:
 
 
 def fit(run: Run, task: str, x: torch.Tensor, y: torch.Tensor, site: Site, tokens: str, classes: list[str]) -> None:
-    (fitted,) = fit_probes(lambda _: [(x, y)], x.shape[-1], len(classes), [Point(1e-2, 1e-3)], epochs=60)
+    (fitted,) = fit_probes(lambda _: [(x, y)], x.shape[-1], len(classes), [ProbeSetting(1e-2, 1e-3)], epochs=60)
     card = {"val_share": 0.25, "seed": 0, "ignore": []}
     Probe(fitted.weight, fitted.bias, classes, str(site), tokens, told_of(ActivationStore.open(run.store_url)), card).save(
         run.path / "tasks" / task / "probe"
@@ -59,7 +59,7 @@ def fit(run: Run, task: str, x: torch.Tensor, y: torch.Tensor, site: Site, token
 def train_classifier(run: Run, tokens: str, layer: int) -> None:
     """A probe on what leaves a block, of images alone that are not held out."""
     store, dataset = ActivationStore.open(run.store_url), load_dataset(run.config.dataset)
-    chosen, _ = split(store.labels, 0.25, 0)
+    chosen, _ = train_test_indices(store.labels, 0.25, 0)
     model = load_model(run.config.model, "cpu")
     site = model.site(layer)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def train_classifier(run: Run, tokens: str, layer: int) -> None:
 def train_segmenter(run: Run) -> None:
     store, dataset = ActivationStore.open(run.store_url), load_dataset(run.config.dataset)
     assert store.mask is not None
-    chosen, _ = split(store.n_images, 0.25, 0, stratify=False)
+    chosen, _ = train_test_indices(store.n_images, 0.25, 0, stratify=False)
     x = torch.from_numpy(store.read(store.sites[-1], chosen).astype(np.float32)).flatten(0, 1)
     y = torch.as_tensor(store.mask[chosen].astype(np.int64)).flatten()
     names = list(dataset.mask_classes or ())
@@ -188,7 +188,7 @@ def test_an_edit_of_marked_patches_changes_pixels_near_them_alone(run: Run) -> N
 def test_pictures_are_held_out_and_chosen_by_class(run: Run) -> None:
     pane = Classification(Held(run))
     store = ActivationStore.open(run.store_url)
-    _, held = split(store.labels, 0.25, 0)
+    _, held = train_test_indices(store.labels, 0.25, 0)
     start = pane({"what": "start"})
     assert start["first"] == held[0]
     assert start["n_heldout"] == len(held)
@@ -201,7 +201,7 @@ def test_pictures_are_held_out_and_chosen_by_class(run: Run) -> None:
         seen.add(image)
     assert seen == set(held[store.labels[held] == label].tolist())
     assert pane({"what": "picture", "image": int(held[0])})["held"]
-    assert not pane({"what": "picture", "image": int(split(store.labels, 0.25, 0)[0][0])})["held"]
+    assert not pane({"what": "picture", "image": int(train_test_indices(store.labels, 0.25, 0)[0][0])})["held"]
 
 
 def test_features_that_are_offered_push_their_class(run: Run) -> None:

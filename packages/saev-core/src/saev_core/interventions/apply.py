@@ -14,7 +14,7 @@ from saev_core.interventions.edit import Edit, Edits, by_row
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
 
-KEEP = 16
+N_CODES_KEPT = 16
 """Choices of patches of which a `known` dictionary keeps the codes."""
 
 
@@ -42,7 +42,7 @@ def _activations(
         if (codes := known.get(key)) is None:
             vectors = x[:, n_prefix:].float().mean(1) if pooled else x[:, chosen].reshape(-1, d).float()
             clamp = checkpoint.read.clamp
-            if len(known) >= KEEP:
+            if len(known) >= N_CODES_KEPT:
                 known.clear()
             codes = known[key] = checkpoint.codes(vectors if clamp is None else vectors.clamp(-clamp, clamp))
     else:

@@ -14,7 +14,7 @@ from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import ProbeError
 from saev_core.runs.run import Run
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 from saev_tasks.shared.pooling import Pool, parse_tokens
@@ -77,7 +77,7 @@ class Data:
             val = np.flatnonzero(val_labels >= 0)
             here = np.flatnonzero(labels >= 0)
             return cls(classes, Part(store, here, labels[here]), Part(other.store(), val, val_labels[val]), other)
-        train, val = split(labels, told["val_share"], told["seed"])
+        train, val = train_test_indices(labels, told["val_share"], told["seed"])
         return cls(classes, Part(store, train, labels[train]), Part(store, val, labels[val]), cx)
 
 

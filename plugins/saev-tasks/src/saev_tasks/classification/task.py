@@ -12,7 +12,7 @@ import torch
 
 from saev_core.errors import ProbeError, UsageError
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import Point, Scaling, split
+from saev_core.tasks.fit_probes import ProbeSetting, Scaling, train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box
@@ -52,7 +52,7 @@ class Classification(Task):
             scaling = Scaling.of(torch.split(x, 4096))
             found: list[Candidate] = []
             if cfg.solver != "logistic":
-                points = [Point(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
+                points = [ProbeSetting(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
                 size = cfg.batch_size or min(512, -(-len(x) // 16))
                 found += by_adamw(
                     x, fit.targets, n_classes, points, epochs=cfg.epochs, batch_size=size, seed=cfg.seed, scaling=scaling,
@@ -199,7 +199,9 @@ def _tuned(train: Part, share: float, seed: int) -> tuple[Part, Part]:
     """The training images to train on, and those to choose the best point on; all for both, if no class has two."""
     if np.bincount(train.labels).max() < 2:
         return train, train
-    fit, tune = (Part(train.store, train.images[places], train.labels[places]) for places in split(train.labels, share, seed + 1))
+    fit, tune = (
+        Part(train.store, train.images[places], train.labels[places]) for places in train_test_indices(train.labels, share, seed + 1)
+    )
     return fit, tune
 
 

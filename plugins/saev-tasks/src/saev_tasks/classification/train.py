@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.support.progress import Track, silent
-from saev_core.tasks.fit_probes import Point, Scaling, fit_probes, shuffled
+from saev_core.tasks.fit_probes import ProbeSetting, Scaling, fit_probes, shuffled
 
 NEVER = -1e4
 """Bias of a class that no training image shows."""
@@ -37,7 +37,7 @@ def by_adamw(
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     n_classes: int,
-    points: Sequence[Point],
+    points: Sequence[ProbeSetting],
     *,
     epochs: int,
     batch_size: int,

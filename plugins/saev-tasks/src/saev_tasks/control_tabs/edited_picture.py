@@ -22,16 +22,16 @@ from torch import Tensor
 
 from saev_core.errors import ProbeError, RunError, StoreError
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import Edit, writes_where_it_reads
 from saev_core.sae.codes import Codes
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 
 log = logging.getLogger(__name__)
 
-KEEP = 16
+N_PICTURES_KEPT = 16
 """Pictures that are kept ready, with their vectors and codes."""
 
 
@@ -103,7 +103,7 @@ class Desk:
         there = self.store.done(self.target if self.target in self.store.sites else self.site)
         labels = np.where(there == 1, self.library.labels if self.task == "classification" else 0, -1)
         try:
-            return split(labels, float(said["val_share"]), int(said["seed"]), stratify=self.task == "classification")[1]
+            return train_test_indices(labels, float(said["val_share"]), int(said["seed"]), stratify=self.task == "classification")[1]
         except (KeyError, TypeError, ValueError, ProbeError) as error:
             log.info("the probe does not say on which pictures it was trained (%s)", error)
             return np.arange(n_images)
@@ -130,7 +130,7 @@ class Desk:
         with self._lock:
             if image not in self._scenes:
                 self._scenes[image] = self._made(image)
-                while len(self._scenes) > KEEP:
+                while len(self._scenes) > N_PICTURES_KEPT:
                     self._scenes.popitem(last=False)
             self._scenes.move_to_end(image)
             return self._scenes[image]
@@ -152,9 +152,9 @@ class Desk:
         return scene
 
     @cached_property
-    def _rest(self) -> Rest:
+    def _rest(self) -> Downstream:
         """The model from the SAE's site on. It begins with recorded vectors, so that any picture will do."""
-        return Rest.blank(self.library.model, self.site)
+        return Downstream.blank(self.library.model, self.site)
 
     def _said(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "*rows n_classes"]:
         """What the probe says if these vectors leave the SAE's site."""
@@ -286,4 +286,4 @@ def _best(score: Float[np.ndarray, " d_sae"], n: int) -> list[int]:
     return [int(feature) for feature in order if score[feature] > 0]
 
 
-__all__ = ["KEEP", "Desk", "Scene"]
+__all__ = ["N_PICTURES_KEPT", "Desk", "Scene"]

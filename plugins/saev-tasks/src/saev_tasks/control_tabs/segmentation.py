@@ -16,7 +16,7 @@ from saev_tasks.semseg.panels import palette
 from saev_tasks.semseg.scores import predict
 from saev_tasks.shared.patch_vectors import Classes
 
-MOST_IMAGES = 100_000
+MAX_IMAGES_BY_CLASS = 100_000
 """Above so many pictures they cannot be chosen by class: every one's patches would have to be looked at."""
 
 
@@ -37,7 +37,7 @@ class Segmentation(Pane):
 
     def among(self, desk: Desk) -> list[list[Any]]:
         """Classes by how many held-out pictures have a patch of them."""
-        if desk.masks is None or desk.library.n_images > MOST_IMAGES:
+        if desk.masks is None or desk.library.n_images > MAX_IMAGES_BY_CLASS:
             return []
         names = desk.probe.classes
         counts = [int((desk.masks[desk.heldout] == label).any(1).sum()) for label in range(len(names))]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import SteerError
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import writes_where_it_reads
 from saev_core.models.base import VisionModel
 from saev_core.sae.checkpoint import Checkpoint
@@ -73,10 +73,10 @@ class Bench(Coded):
         self.before: Float[Tensor, "n n_patches n_classes"] = torch.cat(logits)
         """Logits of the unedited images."""
 
-    def _blank(self, model: VisionModel | None) -> Rest:
+    def _blank(self, model: VisionModel | None) -> Downstream:
         if model is None:
             raise SteerError(f"the probe reads {self.probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
-        return Rest.blank(model, self.site)
+        return Downstream.blank(model, self.site)
 
     def _read_later(self, numbers: Int[np.ndarray, " b"], deltas: dict[int, tuple[np.ndarray, Tensor]]) -> Float[Tensor, "b n_patches c"]:
         """The probe's logits of images whose tokens at the SAE's site are changed; `deltas`: place in `numbers` -> patches, change."""

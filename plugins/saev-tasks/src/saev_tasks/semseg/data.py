@@ -12,7 +12,7 @@ from jaxtyping import Int
 from saev_core.errors import ProbeError
 from saev_core.runs.run import Run
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 from saev_tasks.shared.patch_vectors import Classes, Truth, recorded
@@ -64,7 +64,7 @@ class Data:
             return cls(classes, Part(train, there), Part(val, recorded(other.store(), site)))
         known = np.full(store.n_images, -1)
         known[there] = 0
-        mine, theirs = split(known, told["val_share"], told["seed"], stratify=False)
+        mine, theirs = train_test_indices(known, told["val_share"], told["seed"], stratify=False)
         return cls(classes, Part(train, mine), Part(train, theirs))
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import DatasetError, ProbeError, UsageError
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import Edit
 from saev_core.models.base import VisionModel
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import Point
+from saev_core.tasks.fit_probes import ProbeSetting
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box, Site
@@ -34,7 +34,7 @@ from saev_tasks.shared.patch_vectors import listed
 from saev_tasks.shared.results import keep, write_csv
 from saev_tasks.shared.sites import site_of, told_of
 
-MOST_TUNED = 500
+MAX_TUNE_IMAGES = 500
 """Images on which points of a sweep are compared, at most."""
 
 
@@ -47,12 +47,12 @@ class SemSeg(Task):
         site = site_of(cx, cfg.site)
         card: dict[str, Any] = cfg.model_dump(mode="json", exclude={"lr", "weight_decay", "site"})
         data = Data.of(cx, site, card)
-        points = [Point(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
+        points = [ProbeSetting(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
         order = np.random.RandomState((cfg.seed + 1) % 2**32).permutation(data.train.images)
         n_tuned = min(max(1, round(len(order) * cfg.tune_share)), len(order) - 1)
         if n_tuned < 1:
             raise ProbeError(f"{len(order)} training image: too few to train on and to choose a rate by; record more images.")
-        tune, fit = np.sort(order[: min(n_tuned, MOST_TUNED)]), np.sort(order[n_tuned:])
+        tune, fit = np.sort(order[: min(n_tuned, MAX_TUNE_IMAGES)]), np.sort(order[n_tuned:])
         truth = data.train.truth
         fitted = train_probes(
             truth, site, fit, points, loss=cfg.loss, n_drawn=cfg.pixels or -(-truth.grid.n_patches // 4), epochs=cfg.epochs,
@@ -250,7 +250,7 @@ def _logits(store: ActivationStore, image: int, probe: Probe, checkpoint: Any, e
     if n_prefix:
         x = torch.cat([torch.from_numpy(store.read(site, [image], "prefix")).float(), x], 1)
     later = Site.parse(probe.site)
-    seen = Rest.blank(model, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
+    seen = Downstream.blank(model, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
     return probe(seen[:, n_prefix:].float())[0].cpu()
 
 

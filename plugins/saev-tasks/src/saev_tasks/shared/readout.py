@@ -13,7 +13,7 @@ from torch import Tensor
 from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import SteerError, StoreError
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import Edit, writes_where_it_reads
 from saev_core.models.base import VisionModel
 from saev_core.sae.checkpoint import Checkpoint
@@ -65,11 +65,11 @@ class Readout:
                 f"the SAE reads the {reads} of an image and the probe its {pool}, at the same site: no edit reaches it; "
                 f"train a probe with --tokens {reads}, or at a later site."
             )
-        self._rest: Rest | None = None
+        self._rest: Downstream | None = None
         if not self.linear:
             if model is None:
                 raise SteerError(f"the probe reads {probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
-            self._rest = Rest.blank(model, self.site)
+            self._rest = Downstream.blank(model, self.site)
 
     @property
     def edited(self) -> list[int]:
