@@ -1,1 +1,1 @@
-"""TODO room."""
+"""What features fire on: the index, its samples and histograms, and names."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`apply_edits`: the activations at a site with edits applied; what no edit changes keeps its bits."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _delta(
         change = torch.full(shape, edit.strength * edit.unit, dtype=like.dtype, device=like.device)
         if edit.feature in now:
             before = now[edit.feature].to(like)
-            after = {"add": before + change, "set": change, "scale": before * edit.strength, "ablate": torch.zeros_like(before)}[edit.mode]
+            after = edit.activation(before)
             now[edit.feature] = torch.where(mask, after, before)
             change = change if edit.mode == "add" else after - before
         change = change * mask  # [batch, n]

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Tasks on a run: their context, probes and viewer tabs."""

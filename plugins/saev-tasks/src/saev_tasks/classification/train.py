@@ -85,7 +85,7 @@ def by_logistic(
     return found
 
 
-def judge(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> list[tuple[float, float]]:
+def accuracy_and_loss(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> list[tuple[float, float]]:
     """Accuracy and mean cross-entropy of every candidate, on raw vectors."""
     weight, bias = torch.stack([one.weight for one in found]), torch.stack([one.bias for one in found])
     right, loss = torch.zeros(len(found), dtype=torch.float64), torch.zeros(len(found), dtype=torch.float64)
