@@ -171,7 +171,7 @@ def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200,
 
     from saev_core import Checkpoint, Edit, FeatureIndex, Run
     from saev_core.data.shapes import SHAPES, Shapes, ShapesConfig
-    from saev_core.interventions.downstream import Rest
+    from saev_core.interventions.downstream import Downstream
     from saev_core.models.base import load_model
     from saev_core.types import Box
     from saev_tasks.shared.control_experiment import matched
@@ -185,10 +185,10 @@ def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200,
     shown = np.stack([scenes.patch_factors(3000 + i, model.grid, whole)[: len(SHAPES)] for i in range(n)])  # [n, 10, n_patches]
     truth = torch.from_numpy(np.where((shown == 1).any(1), shown.argmax(1), -1))
     with torch.no_grad():
-        rest = Rest.of(model, torch.stack([model.transform(one.image) for one in fresh]), checkpoint.site)
+        downstream = Downstream.of(model, torch.stack([model.transform(one.image) for one in fresh]), checkpoint.site)
 
         def said(edits: Sequence[Edit]) -> torch.Tensor:
-            told: torch.Tensor = model.heads(rest(list(edits), checkpoint))["shape"]
+            told: torch.Tensor = model.heads(downstream(list(edits), checkpoint))["shape"]
             return told.argmax(-1)
 
         right = said([]) == truth

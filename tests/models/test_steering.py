@@ -1,4 +1,4 @@
-"""Edits and `Rest` in small random models of every family: what is written back is what is then read, and the model goes on with it."""
+"""Edits and `Downstream` in small random models of every family: what is written back is read again by what follows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saev_core import Edit, Norm, steering
 from saev_core.config.base import PluginRef
 from saev_core.config.stages import ReadConfig
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest, resume_from
+from saev_core.interventions.downstream import Downstream, resume_from
 from saev_core.models.base import VisionModel, load_model
 from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint, ref_of
@@ -124,10 +124,10 @@ def test_every_family_is_steered_and_goes_on_from_a_site(family: Callable[[Path]
     assert not torch.equal(seen[last], recorded[last])
     assert not torch.equal(out, base)
 
-    rest = Rest.of(model, pixels, site)
-    assert torch.equal(first(rest()), base)
-    assert torch.equal(first(rest(edits, made)), out)
-    assert torch.equal(rest.record([last], edits, made)[last], seen[last])
+    downstream = Downstream.of(model, pixels, site)
+    assert torch.equal(first(downstream()), base)
+    assert torch.equal(first(downstream(edits, made)), out)
+    assert torch.equal(downstream.record([last], edits, made)[last], seen[last])
     torch.testing.assert_close(first(resume_from(model, site, x)), base, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(first(model(pixels)), base)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.cli import main
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, ModelError, SteerError, StoreError
@@ -72,7 +72,7 @@ def by_hand(cx: TaskContext, ask: Any, images: np.ndarray) -> dict[str, Tensor]:
 
 def heldout(run: Run, cx: TaskContext) -> np.ndarray:
     read = cx.checkpoint().read
-    return split(cx.store().n_images, read.heldout, read.split_seed).nonzero()[0]
+    return heldout_mask(cx.store().n_images, read.heldout, read.split_seed).nonzero()[0]
 
 
 @pytest.mark.parametrize("from_images", [True, False])

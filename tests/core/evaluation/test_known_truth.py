@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saev_core.activations.recording.record import record
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.stored import ordered
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig, RecordConfig
@@ -56,7 +56,7 @@ def checkpoint(store: ActivationStore, k: int = 8, **read: object) -> Checkpoint
 
 def reference(made: Checkpoint, store: ActivationStore, shapes: Shapes, name: str, at: tuple[int, float], *, held: bool) -> float:
     """F1 of one feature and threshold, counted patch by patch."""
-    chosen = (split(store.n_images, made.read.heldout, made.read.split_seed) == held).nonzero()[0]
+    chosen = (heldout_mask(store.n_images, made.read.heldout, made.read.split_seed) == held).nonzero()[0]
     hits = said = true = 0
     row, (feature, threshold) = shapes.factors.index(name), at
     for index, x in ordered(store, made.read, chosen, 4):

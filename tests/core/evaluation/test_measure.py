@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.activations.store.store import ActivationStore
@@ -61,7 +61,7 @@ def test_every_number_is_its_definition(tmp_path: Path, images: torch.Tensor) ->
     cfg = EvaluateConfig(batch_size=24, dense=0.05, almost_dead=0.02)
     done = measure(checkpoint, store, cfg)
 
-    held = [i for i in np.flatnonzero(split(50, 0.3, 0)) if i not in (7, 8)]
+    held = [i for i in np.flatnonzero(heldout_mask(50, 0.3, 0)) if i not in (7, 8)]
     x = checkpoint.norm(images[held].reshape(-1, 12))
     z = checkpoint.sae.encode(x).detach().double()
     x_hat = checkpoint.sae.decode(checkpoint.sae.encode(x)).detach().double()

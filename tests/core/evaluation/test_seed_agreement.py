@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from saev_core.config.stages import TrainConfig
 from saev_core.errors import CheckpointError
 from saev_core.evaluation.consensus import consensus
-from saev_core.evaluation.pareto import Point, pareto
+from saev_core.evaluation.pareto import EvaluatedSAE, pareto
 from saev_core.evaluation.seed_agreement import Stability, identity, points, stability
 from saev_core.sae.base import SAE, make_sae
 from saev_core.sae.checkpoint import Checkpoint
@@ -236,8 +236,8 @@ def test_points_are_grouped_by_everything_but_the_seed() -> None:
     assert groups == {"topk-lr0.001": ["topk-lr0.001-s0", "topk-lr0.001-s2", "topk-lr0.001-s11"]}
 
 
-def point(name: str, l0: float, nmse: float) -> Point:
-    return Point(name, "topk", l0, nmse, 0.0, 64, 0, 1e-3)
+def point(name: str, l0: float, nmse: float) -> EvaluatedSAE:
+    return EvaluatedSAE(name, "topk", l0, nmse, 0.0, 64, 0, 1e-3)
 
 
 @given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 4.0, 8.0]), st.sampled_from([0.1, 0.2, 0.3])), max_size=8))

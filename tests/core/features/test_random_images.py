@@ -8,7 +8,7 @@ import torch
 
 from saev_core.features.accumulate import FeatureAccumulator, concentrated
 from saev_core.features.monosemanticity import Monosemanticity
-from saev_core.features.random_images import WITH, drawn
+from saev_core.features.random_images import N_COACTIVE, hash_pair
 from saev_core.sae.codes import Codes
 
 N, T, D = 300, 6, 30
@@ -39,7 +39,7 @@ def test_the_smallest_draws_of_all_that_fire_stay_whatever_the_batches(batch: in
     samples = accumulate(z, batch, 12).samples
     for feature in range(D):
         fires = np.flatnonzero(z[:, :, feature].max(1) > 0)
-        key = drawn(fires, np.full(len(fires), feature))
+        key = hash_pair(fires, np.full(len(fires), feature))
         want = fires[np.argsort(key, kind="stable")][:12]
         got = samples.image[feature]
         assert got[: len(want)].tolist() == want.tolist()
@@ -48,8 +48,8 @@ def test_the_smallest_draws_of_all_that_fire_stay_whatever_the_batches(batch: in
             patch = int(z[image, :, feature].argmax())
             assert samples.token[feature, place] == patch
             assert samples.value[feature, place] == z[image, patch, feature]
-            others = sorted((-z[image, patch, f], f) for f in np.flatnonzero(z[image, patch]) if f != feature)[:WITH]
-            assert samples.beside[feature, place].tolist() == [f for _, f in others] + [-1] * (WITH - len(others))
+            others = sorted((-z[image, patch, f], f) for f in np.flatnonzero(z[image, patch]) if f != feature)[:N_COACTIVE]
+            assert samples.coactive[feature, place].tolist() == [f for _, f in others] + [-1] * (N_COACTIVE - len(others))
 
 
 def test_draws_are_even() -> None:

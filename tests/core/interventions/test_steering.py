@@ -17,7 +17,7 @@ from saev_core import Edit, steering
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import ModelError, SteerError
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import MODES
 from saev_core.models.base import VisionModel
 from saev_core.models.tiny import Tiny
@@ -64,9 +64,9 @@ def test_no_hook_stays_also_after_an_exception():
     with pytest.raises(SteerError), steering(model, [edit(), edit(99, where=[999])]):
         pass
     assert hooks(model) == 0
-    rest = Rest.of(model, images(), "resid.2")
+    downstream = Downstream.of(model, images(), "resid.2")
     with pytest.raises(SteerError):
-        rest([edit(3, 0, "ablate")])  # no checkpoint
+        downstream([edit(3, 0, "ablate")])  # no checkpoint
     assert hooks(model) == 0
 
 
@@ -207,7 +207,7 @@ def test_it_works_on_what_was_compiled_and_has_run(compiled: Callable[[Tiny], An
             with steering(call, edits, checkpoint()):
                 assert torch.equal(call(images()), want)
             assert torch.equal(call(images()), base)
-        assert torch.equal(Rest.of(model, images(), "resid.2")(edits, checkpoint()), want)
+        assert torch.equal(Downstream.of(model, images(), "resid.2")(edits, checkpoint()), want)
         assert hooks(model) == before
     torch._dynamo.reset()
 
@@ -264,7 +264,7 @@ def test_maps_and_tuples_are_written_back_in_their_own_form(form: str):
         want = want[0]
     torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
     assert out.stride() == base.stride()
-    assert torch.equal(Rest.of(model, pixels, site)(edits, made), out)
+    assert torch.equal(Downstream.of(model, pixels, site)(edits, made), out)
     with steering(model, [replace(edits[0], strength=0.0, mode="add")], made):
         assert torch.equal(model(pixels), base)
 
@@ -299,4 +299,4 @@ def test_a_site_that_does_not_run_is_told():
     with pytest.raises(ModelError, match=r"resid\.1 did not run"), steering(model, [Edit("resid.1", torch.ones(6), 1.0)]):
         model(torch.randn(1, 3, 8, 8))
     with pytest.raises(ModelError, match="not every block up to it ran"):
-        Rest.of(model, torch.randn(1, 3, 8, 8), "resid.1")
+        Downstream.of(model, torch.randn(1, 3, 8, 8), "resid.1")

@@ -13,10 +13,10 @@ import torch
 
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.errors import ProbeError
-from saev_core.tasks.fit_probes import Point, Scaling, fit_probes, predictions, shuffled, split
+from saev_core.tasks.fit_probes import ProbeSetting, Scaling, fit_probes, predictions, shuffled, train_test_indices
 from saev_core.tasks.probe import Probe
 
-POINTS = [Point(1e-2, 0.0), Point(3e-2, 0.1), Point(1e-1, 1.0)]
+POINTS = [ProbeSetting(1e-2, 0.0), ProbeSetting(3e-2, 0.1), ProbeSetting(1e-1, 1.0)]
 STORE = {"model": {"name": "tiny", "n_blocks": 4}, "dataset": {"name": "shapes"}, "transform": "resize"}
 
 
@@ -40,7 +40,7 @@ def probe(**changed: Any) -> Probe:
 
 
 def by_torch(
-    batches: Any, scaling: Scaling, point: Point, epochs: int, anneal: bool, classes: int = 3
+    batches: Any, scaling: Scaling, point: ProbeSetting, epochs: int, anneal: bool, classes: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     weight = torch.zeros(classes, 6, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
@@ -99,7 +99,7 @@ def test_shares_train_towards_the_mixture() -> None:
     """A vector that is always half one class and half another ends at one half each."""
     x, shares = torch.randn(64, 6), torch.tensor([0.5, 0.5, 0.0]).repeat(64, 1)
     shares[::2] *= 0.5  # says half as much, of the same
-    (fitted,) = fit_probes(shuffled(x, shares, 16, 0), 6, 3, [Point(0.3, 0.0)], epochs=30)
+    (fitted,) = fit_probes(shuffled(x, shares, 16, 0), 6, 3, [ProbeSetting(0.3, 0.0)], epochs=30)
     p = (x @ fitted.weight.T + fitted.bias).softmax(-1).mean(0)
     torch.testing.assert_close(p, torch.tensor([0.5, 0.5, 0.0]), atol=0.02, rtol=0)
 
@@ -143,13 +143,13 @@ def test_streamed_moments_are_those_of_all_at_once() -> None:
 
 def test_split_is_by_class_and_always_the_same() -> None:
     labels = np.array([0] * 50 + [1] * 10 + [2] + [-1] * 9)
-    train, val = split(labels, 0.2, 0)
+    train, val = train_test_indices(labels, 0.2, 0)
     assert np.bincount(labels[val]).tolist() == [10, 2]
     assert 60 in train  # the class with a single image is trained on
     assert sorted([*train, *val]) == list(range(61))
-    assert np.array_equal(val, split(labels, 0.2, 0)[1])
-    assert not np.array_equal(val, split(labels, 0.2, 1)[1])
-    train, val = split(20, 0.25, 0)
+    assert np.array_equal(val, train_test_indices(labels, 0.2, 0)[1])
+    assert not np.array_equal(val, train_test_indices(labels, 0.2, 1)[1])
+    train, val = train_test_indices(20, 0.25, 0)
     assert len(val) == 5
     assert not set(train) & set(val)
 
@@ -234,8 +234,8 @@ def test_bad_input_is_one_clear_line(change: Any, n_classes: int, says: str) -> 
 
 def test_split_without_labels_or_with_a_share_of_all_is_refused() -> None:
     with pytest.raises(ProbeError, match="no image has a label"):
-        split(np.full(9, -1), 0.2, 0)
+        train_test_indices(np.full(9, -1), 0.2, 0)
     with pytest.raises(ProbeError, match="--val-share"):
-        split(np.zeros(9, int), 0.0, 0)
+        train_test_indices(np.zeros(9, int), 0.0, 0)
     with pytest.raises(ProbeError, match="--val-share"):
-        split(np.arange(9), 0.2, 0)
+        train_test_indices(np.arange(9), 0.2, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.run import RunConfig
@@ -78,7 +78,7 @@ def test_evaluation_leaves_no_mark_on_any_variant(store: ActivationStore, name: 
 
 def test_the_sample_is_of_held_out_images_alone(store: ActivationStore) -> None:
     source = StoreSource(store, READ)
-    held = np.flatnonzero(split(60, 0.25, 0))
+    held = np.flatnonzero(heldout_mask(60, 0.25, 0))
     theirs = {tuple(row.tolist()) for _, x in source.ordered(held, 8) for row in x.reshape(-1, 12)}
     sample = source.heldout_sample(50, seed=3)
     assert sample.shape == (50, 12)

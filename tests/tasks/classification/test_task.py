@@ -29,13 +29,13 @@ from saev_core.tasks.fit_probes import Scaling
 from saev_core.tasks.probe import Probe
 from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Site
-from saev_tasks.classification.bench import Bench
-from saev_tasks.classification.control import choose, control
-from saev_tasks.classification.data import Data, labels_of
+from saev_tasks.classification.bench import ImageBench
+from saev_tasks.classification.control import choose_by_images, control_images
+from saev_tasks.classification.data import LabelData, labels_of
 from saev_tasks.classification.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig
 from saev_tasks.classification.propose import propose, scores
 from saev_tasks.classification.task import Classification
-from saev_tasks.classification.train import by_logistic, judge
+from saev_tasks.classification.train import accuracy_and_loss, by_logistic
 from saev_tasks.shared import figures
 from saev_tasks.shared.control_experiment import along, matched
 from saev_tasks.shared.intervals import wilson
@@ -79,9 +79,9 @@ def axes(tokens: str = "mean") -> Probe:
     return Probe(torch.eye(N_CLASSES, D), torch.zeros(N_CLASSES), NAMES, str(SITE), tokens)
 
 
-def bench_of(store: ActivationStore, tokens: str = "mean", images: np.ndarray | None = None, reads: str = "patches") -> Bench:
+def bench_of(store: ActivationStore, tokens: str = "mean", images: np.ndarray | None = None, reads: str = "patches") -> ImageBench:
     images = np.arange(N_IMAGES) if images is None else images
-    return Bench(Readout(axes(tokens), parse_tokens(tokens), identity(reads), store), images, LABELS[images])
+    return ImageBench(Readout(axes(tokens), identity(reads), store), images, LABELS[images])
 
 
 # Training
@@ -100,7 +100,7 @@ def test_logistic_regression_is_that_of_scikit_learn_on_raw_vectors() -> None:
         p = (x @ one.weight.T + one.bias).softmax(-1)
         np.testing.assert_allclose(p[:, :n_classes].numpy(), model.predict_proba(scaled), atol=2e-5)
         assert float(p[:, n_classes].max()) == 0  # no image shows it
-        ((accuracy, loss),) = judge([one], x, y)
+        ((accuracy, loss),) = accuracy_and_loss([one], x, y)
         assert accuracy == pytest.approx(model.score(scaled, y.numpy()))
         assert loss == pytest.approx(float(-p.gather(1, y[:, None]).log().mean()), rel=1e-4)
 
@@ -183,7 +183,7 @@ def test_the_control_experiment_flips_a_class_and_spares_the_others(store: Activ
     train, val = bench_of(store, images=np.arange(24)), bench_of(store, images=np.arange(24, 40))
     # An image of which nothing is left is told as class 0, so that one cannot be flipped by ablation alone.
     proposed = {c: [one.feature for one in some] for c, some in propose(train, N_CLASSES, 3).items()}
-    rows = control(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
+    rows = control_images(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
     assert [row.choice.features for row in rows] == [[0], [1], [2], [3]]
     assert [row.choice.strength for row in rows] == [-1.0, 0.0, 0.0, 0.0]
     for row in rows:
@@ -193,15 +193,15 @@ def test_the_control_experiment_flips_a_class_and_spares_the_others(store: Activ
         assert row.suppressed.flipped_interval == wilson(4, 4)
         assert row.random_features.flipped < 1
         assert row.passes
-    again = control(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
+    again = control_images(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
     assert again == rows  # by its seed
 
 
 def test_a_choice_that_reaches_no_goal_is_the_best_there_is(store: ActivationStore) -> None:
     bench = bench_of(store)
-    one = choose(bench, 1, [1, 2, 3], sizes=[1, 3], strengths=[0.0], target=0.9, harm=0.05)
+    one = choose_by_images(bench, 1, [1, 2, 3], sizes=[1, 3], strengths=[0.0], target=0.9, harm=0.05)
     assert (one.features, one.flipped, one.others_lost) == ([1], 1.0, 0.0)
-    worse = choose(bench, 1, [2, 1], sizes=[1, 2], strengths=[0.0], target=0.9, harm=0.05)
+    worse = choose_by_images(bench, 1, [2, 1], sizes=[1, 2], strengths=[0.0], target=0.9, harm=0.05)
     assert worse.features == [2, 1]
     assert worse.flipped == 1.0
     assert worse.others_lost == pytest.approx(10 / 30)
@@ -263,7 +263,7 @@ def test_the_probe_tells_the_scenes_apart_and_keeps_what_it_was_told(run: Run) -
     assert found["tokens"] == "mean"  # what edits of an SAE of patches reach
     assert found["site"] == "resid.2"
     probe = Probe.load(folder / "probe")
-    data = Data.of(TaskContext(run, "classification"), Site.parse(probe.site), probe.card)
+    data = LabelData.of(TaskContext(run, "classification"), Site.parse(probe.site), probe.card)
     assert not set(data.train.images) & set(data.val.images)
     x = image_vectors(data.val.store, Site.parse(probe.site), parse_tokens(probe.tokens), data.val.images)
     assert float((probe(x).argmax(1) == data.val.targets).double().mean()) == pytest.approx(found["card"]["accuracy"])
@@ -388,7 +388,7 @@ def test_an_edit_that_cannot_reach_the_probe_is_refused(store: ActivationStore) 
             bench_of(store, tokens, reads=reads)
     later = replace(identity(), site="resid.1")
     with pytest.raises(StoreError, match=r"lacks resid\.1"):
-        Readout(axes(), parse_tokens("mean"), later, store)
+        Readout(replace(axes(), site="resid.2"), later, store)
     with pytest.raises(StoreError, match="no image"):
         bench_of(store, images=np.arange(0))
 

@@ -22,13 +22,14 @@ from saev_core.interventions.edit import Edit
 from saev_core.interventions.steering import steering
 from saev_core.models.base import load_model
 from saev_core.runs.run import Run
-from saev_core.tasks.fit_probes import Point, fit_probes, split
+from saev_core.tasks.fit_probes import ProbeSetting, fit_probes, train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 from saev_tasks.control_tabs import ControlTabs
 from saev_tasks.control_tabs.classification import Classification
-from saev_tasks.control_tabs.edited_picture import Desk
+from saev_tasks.control_tabs.edited_picture import EditedPicture
 from saev_tasks.control_tabs.segmentation import Segmentation, labels
+from saev_tasks.control_tabs.static import read_asset
 from saev_viz.run_view.library import Library
 from saev_viz.viewer.app import make_server
 
@@ -49,7 +50,7 @@ def told_of(store: ActivationStore) -> dict[str, Any]:
 
 
 def fit(run: Run, task: str, x: torch.Tensor, y: torch.Tensor, site: Site, tokens: str, classes: list[str]) -> None:
-    (fitted,) = fit_probes(lambda _: [(x, y)], x.shape[-1], len(classes), [Point(1e-2, 1e-3)], epochs=60)
+    (fitted,) = fit_probes(lambda _: [(x, y)], x.shape[-1], len(classes), [ProbeSetting(1e-2, 1e-3)], epochs=60)
     card = {"val_share": 0.25, "seed": 0, "ignore": []}
     Probe(fitted.weight, fitted.bias, classes, str(site), tokens, told_of(ActivationStore.open(run.store_url)), card).save(
         run.path / "tasks" / task / "probe"
@@ -59,7 +60,7 @@ def fit(run: Run, task: str, x: torch.Tensor, y: torch.Tensor, site: Site, token
 def train_classifier(run: Run, tokens: str, layer: int) -> None:
     """A probe on what leaves a block, of images alone that are not held out."""
     store, dataset = ActivationStore.open(run.store_url), load_dataset(run.config.dataset)
-    chosen, _ = split(store.labels, 0.25, 0)
+    chosen, _ = train_test_indices(store.labels, 0.25, 0)
     model = load_model(run.config.model, "cpu")
     site = model.site(layer)
     with torch.no_grad():
@@ -72,7 +73,7 @@ def train_classifier(run: Run, tokens: str, layer: int) -> None:
 def train_segmenter(run: Run) -> None:
     store, dataset = ActivationStore.open(run.store_url), load_dataset(run.config.dataset)
     assert store.mask is not None
-    chosen, _ = split(store.n_images, 0.25, 0, stratify=False)
+    chosen, _ = train_test_indices(store.n_images, 0.25, 0, stratify=False)
     x = torch.from_numpy(store.read(store.sites[-1], chosen).astype(np.float32)).flatten(0, 1)
     y = torch.as_tensor(store.mask[chosen].astype(np.int64)).flatten()
     names = list(dataset.mask_classes or ())
@@ -104,75 +105,93 @@ def floats(text: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(base64.b64decode(text), "<f4")
 
 
-def lively(desk: Desk, image: int, n: int = 2) -> list[int]:
+def lively(edited: EditedPicture, image: int, n: int = 2) -> list[int]:
     """The features that are strongest on a picture."""
-    scene = desk.scene(image)
-    total = torch.zeros(scene.codes.d_sae).index_add(0, scene.codes.feature, scene.codes.value)
+    picture = edited.picture(image)
+    total = torch.zeros(picture.codes.d_sae).index_add(0, picture.codes.feature, picture.codes.value)
     return [int(feature) for feature in total.topk(n).indices]
 
 
 def test_without_edits_a_picture_keeps_its_logits_to_the_bit_and_they_are_the_probes(run: Run, later: Run) -> None:
     for given in (run, later):
-        desk = Desk(Library(given)["topk"], "classification")
-        scene = desk.scene(3)
-        assert desk.after(scene, []) is scene.before
-        assert desk.after(scene, desk.edits([(1, 0.0)])) is scene.before
+        edited = EditedPicture(Library(given)["topk"], "classification")
+        picture = edited.picture(3)
+        assert edited.after(picture, []) is picture.before
+        assert edited.after(picture, edited.edits([(1, 0.0)])) is picture.before
     store = ActivationStore.open(run.store_url)
     x = torch.from_numpy(store.read(store.sites[-1], [3]).astype(np.float32))[0].mean(0)
     probe = Probe.load(run.path / "tasks" / "classification" / "probe")
-    assert torch.allclose(Desk(Library(run)["topk"], "classification").scene(3).before, probe(x), atol=1e-5)
+    assert torch.allclose(EditedPicture(Library(run)["topk"], "classification").picture(3).before, probe(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [-1.0, -0.4, 0.3, 2.0])
 def test_a_sliders_line_is_the_edit_that_the_core_makes(run: Run, strength: float) -> None:
-    desk = Desk(Library(run)["topk"], "classification")
-    scene = desk.scene(5)
-    pairs = [(feature, strength) for feature in lively(desk, 5)]
-    guess = scene.before.clone()
+    edited = EditedPicture(Library(run)["topk"], "classification")
+    picture = edited.picture(5)
+    pairs = [(feature, strength) for feature in lively(edited, 5)]
+    guess = picture.before.clone()
     for feature, s in pairs:
-        up, down, effect = desk.line(scene, feature)
+        up, down, effect = edited.line(picture, feature)
         guess += (s * up if s > 0 else s * down) * effect
-    exact = desk.after(scene, desk.edits(pairs))
+    exact = edited.after(picture, edited.edits(pairs))
     # The same by the core alone, in float64, from what is recorded.
-    peaks = Library(run)["topk"].index
+    peaks = Library(run)["topk"].index.max
     mode = "add" if strength > 0 else "scale"
-    edits = [Edit.of(desk.checkpoint, peaks, f, s if s > 0 else 1 + s, mode) for f, s in pairs]
-    x = apply_edits(scene.x, edits, desk.checkpoint, n_prefix=desk.n_prefix)[desk.n_prefix :].double().mean(0)
-    want = x @ desk.probe.weight.double().T + desk.probe.bias.double()
+    edits = [Edit.of(edited.checkpoint, peaks, f, s if s > 0 else 1 + s, mode) for f, s in pairs]
+    x = apply_edits(picture.x, edits, edited.checkpoint, n_prefix=edited.readout.n_prefix)[edited.readout.n_prefix :].double().mean(0)
+    want = x @ edited.probe.weight.double().T + edited.probe.bias.double()
     assert torch.allclose(exact.double(), want, atol=1e-4)
     assert torch.allclose(guess, exact, atol=1e-3)
-    assert (exact - scene.before).abs().max() > 1e-3
+    assert (exact - picture.before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strengths", [(-1.0, 2.0), (-0.4, -0.7), (0.3, 0.0)])
+def test_the_page_moves_a_slider_as_python_does(run: Run, chromium: Any, strengths: tuple[float, float]) -> None:
+    edited = EditedPicture(Library(run)["topk"], "classification")
+    picture = edited.picture(5)
+    pairs = list(zip(lively(edited, 5), strengths, strict=True))
+    answer = Classification(Held(run))({"what": "picture", "image": 5, "extra": [feature for feature, _ in pairs]})
+    rows = {row["feature"]: row | {"effect": floats(row["effect"]).tolist()} for row in sum(answer["lists"], answer["extra"])}
+    page = chromium.new_page()
+    moved = page.evaluate(f"(given) => {{ {read_asset('slider.js')} return Array.from(moved(...given)); }}", [
+        floats(answer["before"]).tolist(), pairs, rows,
+    ])  # fmt: skip
+    assert page.evaluate(f"() => {{ {read_asset('slider.js')} return moved([0], [[3, 1]], {{}}); }}") is None
+    page.close()
+    want = edited.after(picture, edited.edits(pairs))
+    assert torch.allclose(torch.tensor(moved, dtype=torch.float32), want, atol=1e-4)
+    assert not torch.allclose(want, picture.before, atol=1e-3)
 
 
 def test_where_the_probe_reads_a_later_block_the_model_goes_on_from_the_edit(later: Run) -> None:
     library = Library(later)
-    desk = Desk(library["topk"], "classification")
-    assert not desk.linear
-    scene = desk.scene(7)
-    pairs = [(feature, s) for feature, s in zip(lively(desk, 7), (-1.0, 0.5), strict=True)]
+    edited = EditedPicture(library["topk"], "classification")
+    assert not edited.readout.linear
+    picture = edited.picture(7)
+    pairs = [(feature, s) for feature, s in zip(lively(edited, 7), (-1.0, 0.5), strict=True)]
     model = library.model
     pixels = torch.as_tensor(model.transform(library.pictures.original(7)))[None]
-    edits = desk.edits(pairs)
-    with steering(model, edits, desk.checkpoint):
-        want = desk.probe(model.record(pixels, [desk.target])[desk.target][0, 0])
+    edits = edited.edits(pairs)
+    with steering(model, edits, edited.checkpoint):
+        want = edited.probe(model.record(pixels, [edited.readout.target])[edited.readout.target][0, 0])
     # The tab begins with what was recorded, in half precision.
-    assert torch.allclose(desk.after(scene, edits), want, atol=0.02 * float((want - scene.before).abs().max()))
+    assert torch.allclose(edited.after(picture, edits), want, atol=0.02 * float((want - picture.before).abs().max()))
 
 
 def test_an_edit_of_marked_patches_changes_pixels_near_them_alone(run: Run) -> None:
     pane = Segmentation(Held(run))
     start = pane({"what": "start"})
     image = start["first"]
-    picture = pane({"what": "picture", "image": image})
-    desk = Desk(Library(run)["topk"], "semseg")
-    scene, rows, cols = desk.scene(image), start["rows"], start["cols"]
-    height, width = picture["height"], picture["width"]
-    before = np.frombuffer(base64.b64decode(picture["before"]), "<u2").reshape(height, width)
-    assert np.array_equal(before, labels(desk, scene.before))
-    maps = scene.before.T.reshape(1, -1, rows, cols)
+    shown = pane({"what": "picture", "image": image})
+    edited = EditedPicture(Library(run)["topk"], "semseg")
+    picture, rows, cols = edited.picture(image), start["rows"], start["cols"]
+    height, width = shown["height"], shown["width"]
+    before = np.frombuffer(base64.b64decode(shown["before"]), "<u2").reshape(height, width)
+    assert np.array_equal(before, labels(edited, picture.before))
+    maps = picture.before.T.reshape(1, -1, rows, cols)
     want = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
     assert np.array_equal(before, want.numpy())  # leaving hopeless classes out changed nothing
-    edits = [[feature, 2.0] for feature in desk.features_for(1, 3)]
+    edits = [[feature, 2.0] for feature in edited.features_for(1, 3)]
     marked = [0, 1, cols]
     told = pane({"what": "after", "image": image, "edits": edits, "where": marked})
     after = np.frombuffer(base64.b64decode(told["after"]), "<u2").reshape(height, width)
@@ -188,7 +207,7 @@ def test_an_edit_of_marked_patches_changes_pixels_near_them_alone(run: Run) -> N
 def test_pictures_are_held_out_and_chosen_by_class(run: Run) -> None:
     pane = Classification(Held(run))
     store = ActivationStore.open(run.store_url)
-    _, held = split(store.labels, 0.25, 0)
+    _, held = train_test_indices(store.labels, 0.25, 0)
     start = pane({"what": "start"})
     assert start["first"] == held[0]
     assert start["n_heldout"] == len(held)
@@ -201,15 +220,15 @@ def test_pictures_are_held_out_and_chosen_by_class(run: Run) -> None:
         seen.add(image)
     assert seen == set(held[store.labels[held] == label].tolist())
     assert pane({"what": "picture", "image": int(held[0])})["held"]
-    assert not pane({"what": "picture", "image": int(split(store.labels, 0.25, 0)[0][0])})["held"]
+    assert not pane({"what": "picture", "image": int(train_test_indices(store.labels, 0.25, 0)[0][0])})["held"]
 
 
 def test_features_that_are_offered_push_their_class(run: Run) -> None:
-    desk = Desk(Library(run)["topk"], "classification")
-    for label in range(0, desk.probe.n_classes, 3):
-        found = desk.features_for(label, 6)
+    edited = EditedPicture(Library(run)["topk"], "classification")
+    for label in range(0, edited.probe.n_classes, 3):
+        found = edited.features_for(label, 6)
         assert len(found) == len(set(found)) > 0
-        assert (desk.push(label)[found] > 0).all()
+        assert (edited.push(label)[found] > 0).all()
 
 
 BAD = [

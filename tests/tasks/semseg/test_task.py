@@ -30,8 +30,8 @@ from saev_core.tasks.context import TaskContext
 from saev_core.tasks.probe import Probe
 from saev_core.testing.stores_in_memory import store_of
 from saev_core.types import Grid, Site
-from saev_tasks.semseg.bench import Bench
-from saev_tasks.semseg.control import Sight, choose, control
+from saev_tasks.semseg.bench import PatchBench
+from saev_tasks.semseg.control import Sight, choose_by_patches, control_pixels
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import propose, scores
 from saev_tasks.semseg.scores import Counts, majority, predict, upsample
@@ -40,6 +40,7 @@ from saev_tasks.semseg.train import Bilinear
 from saev_tasks.shared.control_experiment import along, matched
 from saev_tasks.shared.intervals import interval
 from saev_tasks.shared.patch_vectors import Classes, stored
+from saev_tasks.shared.readout import Readout
 
 SITE = Site(0)
 N_CLASSES = 4
@@ -160,7 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, Ch
 
 def test_every_class_gets_its_own_feature_and_not_that_of_the_smallest_label(world: Any) -> None:
     store, made, probe, labels = world
-    bench, classes = Bench(probe, made, store, np.arange(16)), Classes(probe.classes)
+    bench, classes = PatchBench(Readout(probe, made, store), np.arange(16)), Classes(probe.classes)
     for by in ("attribution", "difference"):
         found = propose(bench, labels[:16].reshape(-1), classes, 3, by)
         assert [found[c][0].feature for c in range(N_CLASSES)] == list(range(N_CLASSES))
@@ -169,7 +170,7 @@ def test_every_class_gets_its_own_feature_and_not_that_of_the_smallest_label(wor
 
 def test_attribution_is_the_margin_that_ablation_takes(world: Any) -> None:
     store, made, probe, labels = world
-    bench, truth = Bench(probe, made, store, np.arange(16)), labels[:16].reshape(-1)
+    bench, truth = PatchBench(Readout(probe, made, store), np.arange(16)), labels[:16].reshape(-1)
     table = scores(bench, truth, Classes(probe.classes))
     logits = bench.before.view(-1, N_CLASSES).double().numpy()
     for c in range(N_CLASSES):
@@ -180,7 +181,7 @@ def test_attribution_is_the_margin_that_ablation_takes(world: Any) -> None:
 
 def test_an_ignored_class_and_one_without_patches_have_no_proposals(world: Any) -> None:
     store, made, probe, labels = world
-    bench = Bench(probe, made, store, np.arange(16))
+    bench = PatchBench(Readout(probe, made, store), np.arange(16))
     truth = np.where(labels[:16] == 2, -1, labels[:16]).reshape(-1)
     assert sorted(propose(bench, truth, Classes(probe.classes), 2)) == [0, 1, 3]
     assert sorted(propose(bench, truth, Classes(probe.classes, frozenset({1, 2})), 2)) == [0, 3]
@@ -188,7 +189,7 @@ def test_an_ignored_class_and_one_without_patches_have_no_proposals(world: Any) 
 
 def test_a_change_is_that_of_the_core(world: Any) -> None:
     store, made, probe, _ = world
-    bench = Bench(probe, made, store, np.arange(24))
+    bench = PatchBench(Readout(probe, made, store), np.arange(24))
     x = torch.cat([x for _, x in stored(store, SITE, np.arange(24))])
     for features, strength in (([1], 0.0), ([0, 3], -2.0), ([4], 1.0)):
         edits = [Edit.of(made, 1.0, f, strength, "scale") for f in features]
@@ -203,7 +204,7 @@ def test_a_change_is_that_of_the_core(world: Any) -> None:
 
 def test_a_random_direction_has_the_same_length_on_the_same_patches(world: Any) -> None:
     store, made, probe, _ = world
-    change = Bench(probe, made, store, np.arange(24)).scaled([0, 4], -1.0)
+    change = PatchBench(Readout(probe, made, store), np.arange(24)).scaled([0, 4], -1.0)
     other = along(change, torch.tensor([0.0, 3, 4, 0, 0]))
     assert (other.row == change.row).all()
     torch.testing.assert_close(other.delta.norm(dim=1), change.delta.norm(dim=1))
@@ -220,11 +221,11 @@ def test_random_features_match_in_frequency() -> None:
 def test_suppressing_a_class_flips_it_all_and_nothing_else(world: Any) -> None:
     store, made, probe, labels = world
     classes = Classes(probe.classes)
-    tried, bench = Bench(probe, made, store, np.arange(16)), Bench(probe, made, store, np.arange(16, 24))
+    tried, bench = PatchBench(Readout(probe, made, store), np.arange(16)), PatchBench(Readout(probe, made, store), np.arange(16, 24))
     found = {c: [c, 4] for c in range(N_CLASSES)}
     sight = Sight(bench, labels[16:], classes, "patches")
     assert sight.counts.miou == 1
-    rows = control(tried, labels[:16].reshape(-1), sight, found, sizes=(1, 2), strengths=(0.0, -1.0), draws=2)
+    rows = control_pixels(tried, labels[:16].reshape(-1), sight, found, sizes=(1, 2), strengths=(0.0, -1.0), draws=2)
     for row in rows:
         out = row.suppressed
         # With strength 0 all logits are equal and the first class wins; the first itself must go below.
@@ -237,11 +238,11 @@ def test_suppressing_a_class_flips_it_all_and_nothing_else(world: Any) -> None:
 
 def test_where_no_set_is_good_enough_the_best_trade_is_taken(world: Any) -> None:
     store, made, probe, labels = world
-    bench, classes = Bench(probe, made, store, np.arange(16)), Classes(probe.classes)
+    bench, classes = PatchBench(Readout(probe, made, store), np.arange(16)), Classes(probe.classes)
     truth = labels[:16].reshape(-1)
-    chosen = choose(bench, truth, 1, [4, 1], classes=classes, sizes=(1, 2), strengths=(0.5, 0.0), target=0.9, harm=0.0)
+    chosen = choose_by_patches(bench, truth, 1, [4, 1], classes=classes, sizes=(1, 2), strengths=(0.5, 0.0), target=0.9, harm=0.0)
     assert (chosen.features, chosen.strength, chosen.flipped) == ([4, 1], 0.0, 1.0)
-    hopeless = choose(bench, truth, 1, [4], classes=classes, sizes=(1, 2), strengths=(0.0,), target=0.9, harm=0.0)
+    hopeless = choose_by_patches(bench, truth, 1, [4], classes=classes, sizes=(1, 2), strengths=(0.0,), target=0.9, harm=0.0)
     assert hopeless.flipped == 0
 
 
@@ -249,13 +250,25 @@ def test_an_sae_after_the_probe_or_of_other_tokens_is_refused(world: Any) -> Non
     store, made, probe, _ = world
     later = Checkpoint(made.sae, made.norm, made.ref, "resid.3", made.read)
     with pytest.raises(SteerError, match=r"the probe reads resid\.0, before the SAE's resid\.3"):
-        Bench(probe, later, store, np.arange(2))
+        PatchBench(Readout(probe, later, store), np.arange(2))
     pooled = Checkpoint(made.sae, made.norm, made.ref, made.site, ReadConfig(layer=0, tokens="mean"))
     with pytest.raises(SteerError, match="an SAE of patches"):
-        Bench(probe, pooled, store, np.arange(2))
+        PatchBench(Readout(probe, pooled, store), np.arange(2))
     elsewhere = Probe(probe.weight, probe.bias, probe.classes, "resid.1")
     with pytest.raises(SteerError, match="the rest of the model must run"):
-        Bench(elsewhere, made, store, np.arange(2))
+        PatchBench(Readout(elsewhere, made, store), np.arange(2))
+
+
+def test_an_sae_of_all_sites_edits_the_one_that_the_probe_reads(world: Any) -> None:
+    store, made, probe, _ = world
+    joint = Checkpoint(made.sae, made.norm, made.ref, "resid.all", ReadConfig(layer="all"))
+    benches = [PatchBench(Readout(probe, each, store), np.arange(24)) for each in (made, joint)]
+    assert benches[1].readout.site == SITE
+    (place, want), (same, have) = (bench.after(bench.scaled([1], 0.0)) for bench in benches)
+    assert np.array_equal(place, same)
+    assert torch.equal(have, want)
+    edit = benches[1].readout.edit(1.0, 1, 0.0, "scale")
+    assert torch.allclose(benches[1].readout.under(int(place[0]), [edit])[1], want[0], atol=1e-5)
 
 
 # The verbs, on a real run
@@ -372,7 +385,7 @@ def test_a_probe_after_the_sae_is_controlled_through_the_rest_of_the_model(run: 
     # What the whole model says with the edit in place is what the bench said.
     cx = TaskContext(other, "semseg", device="cpu")
     probe, made, store = Probe.load(cx.folder("probe")), cx.checkpoint(), cx.store()
-    bench = Bench(probe, made, store, np.arange(4), cx.model())
+    bench = PatchBench(Readout(probe, made, store, cx.model), np.arange(4))
     feature = told["rows"][0]["choice"]["features"][0]
     place, logits = bench.after(bench.scaled([feature], 0.0))
     image = int(place[0]) if len(place) else 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from saev_core.config.run import RunConfig
 from saev_core.errors import RunError
-from saev_core.evaluation.pareto import Point, pareto
+from saev_core.evaluation.pareto import EvaluatedSAE, pareto
 from saev_core.runs.run import Run
 from saev_viz.drawing.svg import COLOURS, SHAPES, Drawing, Mark, outline
 from saev_viz.html.pareto import chart, section, write_pareto
@@ -25,11 +25,11 @@ VARIANTS = ("topk", "batchtopk", "jumprelu", "relu", "gated", "matryoshka", "mp"
 def many(n_k: int = 5, seed: int = 0) -> dict[str, Any]:
     draw = random.Random(seed)
     points = [
-        Point(f"{v}-k{2**k}-s1", v, 2**k * draw.uniform(0.97, 1.03), 0.5 / 2 ** (k / 2) * draw.uniform(1, 1.3), 0.01, 512, 1, 1e-3)
+        EvaluatedSAE(f"{v}-k{2**k}-s1", v, 2**k * draw.uniform(0.97, 1.03), 0.5 / 2 ** (k / 2) * draw.uniform(1, 1.3), 0.01, 512, 1, 1e-3)
         for v in VARIANTS
         for k in range(3, 3 + n_k)
     ]
-    return pareto([*points, Point("topk-consensus", "topk", 30, 0.2, 0.0, 99, None, 1e-3, consensus=True)]).to_json()
+    return pareto([*points, EvaluatedSAE("topk-consensus", "topk", 30, 0.2, 0.0, 99, None, 1e-3, consensus=True)]).to_json()
 
 
 def test_names_never_cover_one_another_or_leave_the_picture() -> None:
@@ -76,11 +76,11 @@ def test_the_section_names_all_and_folds_what_is_long() -> None:
     assert "<details><summary>All 65 SAEs" in much
     assert len(re.findall("<svg", few)) == 2
     assert section({}, {}) == ""
-    assert section(pareto([Point("a", "topk", 8, 0.1, 0, 9, 0, 1e-3)]).to_json(), {}) == ""
+    assert section(pareto([EvaluatedSAE("a", "topk", 8, 0.1, 0, 9, 0, 1e-3)]).to_json(), {}) == ""
 
 
 def test_names_are_escaped_and_seeds_are_told() -> None:
-    ranked = pareto([Point(f"<b>{i}", "topk", 8 + i, 0.1, 0, 9, i, 1e-3) for i in range(2)]).to_json()
+    ranked = pareto([EvaluatedSAE(f"<b>{i}", "topk", 8 + i, 0.1, 0, 9, i, 1e-3) for i in range(2)]).to_json()
     entry = {"saes": ["a", "b"], "n_live": [1000, 1200], "mean_cosine": 0.81, "above_0.9": 0.4, "above_0.7": 0.7}
     text = section(ranked, {"topk": {**entry, "consensus": {"d_sae": 700, "nmse": 0.2, "parents_nmse": 0.1}}})
     assert "<b>0" not in text
@@ -91,7 +91,7 @@ def test_names_are_escaped_and_seeds_are_told() -> None:
 
 @pytest.mark.parametrize(("l0", "nmse"), [([8, 8], [0.1, 0.1]), ([0.0, 3.0], [0.0, 1.0]), ([1, 1000], [1e-4, 2.0])])
 def test_any_numbers_can_be_drawn(l0: list[float], nmse: list[float]) -> None:
-    ranked = pareto([Point(f"{i}", "topk", a, b, 0, 9, 0, 1e-3) for i, (a, b) in enumerate(zip(l0, nmse, strict=True))]).to_json()
+    ranked = pareto([EvaluatedSAE(f"{i}", "topk", a, b, 0, 9, 0, 1e-3) for i, (a, b) in enumerate(zip(l0, nmse, strict=True))]).to_json()
     for mark in chart(ranked, 380, 400).marks:
         assert np.isfinite([mark.x, mark.y]).all()
 

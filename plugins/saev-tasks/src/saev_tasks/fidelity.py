@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.store.shard_writer import RECORDED
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.base import Config
 from saev_core.errors import CheckpointError, ModelError, SaevError, StoreError
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import writes_where_it_reads
 from saev_core.models.base import TextSpace, VisionModel
 from saev_core.sae.checkpoint import Checkpoint
@@ -241,7 +241,7 @@ def chosen(store: ActivationStore, checkpoint: Checkpoint, site: Site, cfg: Fide
         CheckpointError: the SAE was trained on all images.
     """
     read = checkpoint.read
-    held = split(store.n_images, read.heldout, read.split_seed)
+    held = heldout_mask(store.n_images, read.heldout, read.split_seed)
     usable = store.done(site) == RECORDED
     rng = np.random.RandomState(cfg.seed)
     test, train = ((usable & side).nonzero()[0] for side in (held, ~held))
@@ -251,20 +251,20 @@ def chosen(store: ActivationStore, checkpoint: Checkpoint, site: Site, cfg: Fide
 
 
 class _Batches:
-    """`Rest`s of batches of images: from the recorded activations, or from the pictures where a data set is given."""
+    """`Downstream`s of batches of images: from the recorded activations, or from the pictures where a data set is given."""
 
     def __init__(self, model: VisionModel, store: ActivationStore, site: Site, dataset: ImageDataset | None, size: int) -> None:
         self.model, self.store, self.site, self.dataset, self.size = model, store, site, dataset, size
-        self._blank = None if dataset else Rest.blank(model, site)
+        self._blank = None if dataset else Downstream.blank(model, site)
 
-    def __call__(self, images: np.ndarray) -> Iterator[Rest]:
+    def __call__(self, images: np.ndarray) -> Iterator[Downstream]:
         for start in range(0, len(images), self.size):
             yield self.one(images[start : start + self.size])
 
-    def one(self, images: np.ndarray) -> Rest:
+    def one(self, images: np.ndarray) -> Downstream:
         if self._blank is None:
             assert self.dataset is not None
-            return Rest.of(self.model, self.pixels(self.dataset, images), self.site)
+            return Downstream.of(self.model, self.pixels(self.dataset, images), self.site)
         parts: list[Literal["prefix", "patches"]] = ["prefix", "patches"] if self.store.grid.n_prefix else ["patches"]
         read = [torch.from_numpy(np.asarray(self.store.read(self.site, images, part))).float() for part in parts]
         return self._blank.on(torch.cat(read, 1).to(self.model.device))
@@ -310,9 +310,9 @@ def _outputs(cx: TaskContext, batches: _Batches, images: np.ndarray, pools: Sequ
     """Outputs of images as they are."""
     found: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     with cx.track("learn", len(images), "images") as meter:
-        for rest in batches(images):
-            _pool(rest, found)
-            meter.update(len(rest.tokens))
+        for downstream in batches(images):
+            _pool(downstream, found)
+            meter.update(len(downstream.tokens))
     return {pool: torch.cat(parts) for pool, parts in found.items()}
 
 
@@ -325,24 +325,24 @@ def _spliced_outputs(
     found: dict[str, dict[Pool, list[Tensor]]] = {variant: {pool: [] for pool in pools} for variant in VARIANTS}
     embedded: dict[str, list[Tensor]] = {variant: [] for variant in VARIANTS}
     with cx.track("splice", len(images), "images") as meter:
-        for rest in batches(images):
+        for downstream in batches(images):
             for variant in VARIANTS:
-                there = rest.on(spliced(rest.tokens, checkpoint, model.grid.n_prefix, variant, average))
+                there = downstream.on(spliced(downstream.tokens, checkpoint, model.grid.n_prefix, variant, average))
                 _pool(there, found[variant])
                 if embed:
                     assert isinstance(model, TextSpace)
                     embedded[variant].append(there(ask=model.encode_images).float().cpu())
-            meter.update(len(rest.tokens))
+            meter.update(len(downstream.tokens))
     outputs = {pool: {variant: torch.cat(found[variant][pool]) for variant in VARIANTS} for pool in pools}
     return outputs, {variant: torch.cat(parts) for variant, parts in embedded.items() if parts}
 
 
-def _pool(rest: Rest, into: Mapping[Pool, list[Tensor]]) -> None:
+def _pool(downstream: Downstream, into: Mapping[Pool, list[Tensor]]) -> None:
     """The outputs of a batch: the last block's first token, the mean over its patches."""
-    last = rest.model.site(-1)
-    tokens = rest.record([last])[last].float().cpu()
+    last = downstream.model.site(-1)
+    tokens = downstream.record([last])[last].float().cpu()
     for pool, parts in into.items():
-        parts.append(tokens[:, 0] if pool == "cls" else tokens[:, rest.model.grid.n_prefix :].mean(1))
+        parts.append(tokens[:, 0] if pool == "cls" else tokens[:, downstream.model.grid.n_prefix :].mean(1))
 
 
 def _texts(cx: TaskContext, model: VisionModel, labels: np.ndarray, cfg: FidelityConfig) -> tuple[Tensor | None, str]:

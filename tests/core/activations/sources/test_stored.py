@@ -16,7 +16,7 @@ from benchmarks.common import batch_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.shuffle import WindowStream
 from saev_core.activations.sources.stored import StoreSource, ordered
 from saev_core.activations.store.store import ActivationStore
@@ -321,8 +321,8 @@ def test_describe_is_json_and_holds_what_a_checkpoint_needs(store: ActivationSto
 
 @given(n=st.integers(1, 300), share=st.floats(0, 0.99), seed=st.integers(-5, 2**40))
 def test_split_holds_out_the_share_and_leaves_both_sides_something(n: int, share: float, seed: int):
-    held = split(n, share, seed)
-    assert (held == split(n, share, seed)).all()
+    held = heldout_mask(n, share, seed)
+    assert (held == heldout_mask(n, share, seed)).all()
     if share == 0 or n == 1:
         assert not held.any()
     else:
@@ -331,9 +331,9 @@ def test_split_holds_out_the_share_and_leaves_both_sides_something(n: int, share
 
 
 def test_split_is_pinned_and_nested():
-    assert np.flatnonzero(split(20, 0.2, 0)).tolist() == PINNED
-    assert (split(500, 0.1, 7) <= split(500, 0.3, 7)).all()
-    assert (split(500, 0.1, 7) != split(500, 0.1, 8)).any()
+    assert np.flatnonzero(heldout_mask(20, 0.2, 0)).tolist() == PINNED
+    assert (heldout_mask(500, 0.1, 7) <= heldout_mask(500, 0.3, 7)).all()
+    assert (heldout_mask(500, 0.1, 7) != heldout_mask(500, 0.1, 8)).any()
 
 
 PINNED = [1, 8, 18, 19]

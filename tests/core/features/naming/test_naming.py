@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
 from saev_core.cli.list_flags import expand
@@ -28,8 +28,8 @@ from saev_core.features.naming.concepts import known_concepts
 from saev_core.features.naming.firing import divide
 from saev_core.features.naming.from_concepts import names_from
 from saev_core.features.naming.from_text import names_from_text, nearest, two_best, with_top_images
-from saev_core.features.naming.judge import judge
 from saev_core.features.naming.names import Name, Names
+from saev_core.features.naming.score_names import score_names
 from saev_core.features.naming.vocabulary import SHIPPED, read_vocabulary
 from saev_core.models.base import ModelConfig, TextSpace, VisionModel
 from saev_core.models.transform import ResizeCrop
@@ -103,7 +103,7 @@ def test_of_nearly_equal_concepts_the_most_specific_is_the_name():
 def test_the_division_scores_on_images_that_training_never_saw():
     usable = np.ones(100, bool)
     usable[:10] = False
-    held = split(100, 0.3, 0)
+    held = heldout_mask(100, 0.3, 0)
     parts = divide(usable, held, 60)
     assert held[parts.heldout].all()
     assert not held[parts.train].any()
@@ -243,7 +243,7 @@ def test_planted_features_get_their_names_from_text_and_random_ones_none(bench: 
     assert [f for f in names.names if f >= n] == []
     assert names.source == "text"
     assert names.vocabulary == words.sha256
-    held = divide(np.ones(N_IMAGES, bool), split(N_IMAGES, 0.4, 0), 400).heldout
+    held = divide(np.ones(N_IMAGES, bool), heldout_mask(N_IMAGES, 0.4, 0), 400).heldout
     for f in range(n):
         assert names.names[f].n_positive == bench.fires[held, f].sum()
         assert names.names[f].score > 0.9
@@ -253,9 +253,9 @@ def test_the_score_is_the_auroc_on_held_out_images_alone(bench: Bench, vocabular
     model, words = Shared(noise=1.0), read_vocabulary(vocabulary)
     cfg = IndexConfig(names_images=400, names_threshold=0.5)
     names = names_from_text(bench.checkpoint, bench.store, bench.index, model, bench.dataset, words, cfg)
-    parts = divide(np.ones(N_IMAGES, bool), split(N_IMAGES, 0.4, 0), 400)
+    parts = divide(np.ones(N_IMAGES, bool), heldout_mask(N_IMAGES, 0.4, 0), 400)
     train, drawn = with_top_images(parts, bench.index)
-    assert not split(N_IMAGES, 0.4, 0)[train].any()
+    assert not heldout_mask(N_IMAGES, 0.4, 0)[train].any()
 
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -352,12 +352,12 @@ def test_names_are_read_as_they_were_written(tmp_path: Path):
 def test_the_verdict_counts_right_wrong_and_silent():
     names = names_of({0: ("red", 0.9), 1: ("colour: red", 0.9), 2: ("blue", 0.9)})
     tells = [(0, "colour: red", 0.9), (1, "colour: red", 0.7), (2, "shape: star", 0.8), (3, "shape: star", 0.95), (4, "size: small", 0.2)]
-    found = judge(names, tells)
+    found = score_names(names, tells)
     assert (found["n_named"], found["n_right"], found["n_unnamed"]) == (3, 2, 3)
     assert found["precision"] == pytest.approx(2 / 3)
     assert (found["n_telling"], found["found"], found["silent"]) == (4, 0.5, 0.25)
     assert found["wrong"] == [{"feature": 2, "name": "blue", "score": 0.9, "truth": "shape: star", "f1": 0.8}]
-    assert judge(replace(names, names={}), tells)["precision"] is None
+    assert score_names(replace(names, names={}), tells)["precision"] is None
 
 
 def test_the_shipped_vocabulary_is_large_plain_and_small_on_disk():

@@ -58,7 +58,7 @@ class Recovery:
     """Held-out patches that were counted."""
     n_left_out: int
     """Held-out patches that were not: the data set does not say what they show."""
-    tells: tuple[tuple[int, str, float], ...] = ()
+    best_value: tuple[tuple[int, str, float], ...] = ()
     """Of every feature that fires on one, the value it tells best, chosen on training images, such as `colour: red`, and its
     F1 there with the best threshold."""
 
@@ -73,14 +73,14 @@ class Recovery:
         return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `mean`, `factors`, `rows`, the counts and `tells`."""
+        """Plain numbers: `mean`, `factors`, `rows`, the counts, and `best_value` as `tells`."""
         counts = {"n_images": self.n_images, "n_patches": self.n_patches, "n_left_out": self.n_left_out}
         return {
             "mean": self.mean,
             "factors": self.factor_means(),
             "rows": [asdict(row) for row in self.rows],
             **counts,
-            "tells": self.tells,
+            "tells": self.best_value,
         }
 
     def table(self) -> str:
@@ -102,7 +102,7 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
         CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
         DatasetError: the data set does not know the truth of its patches.
     """
-    from saev_core.activations.sources.heldout import split
+    from saev_core.activations.sources.heldout import heldout_mask
     from saev_core.activations.sources.stored import ordered
 
     read = checkpoint.read
@@ -111,7 +111,7 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
     if read.tokens != "patches":
         raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
     checkpoint.check(store)
-    heldout = split(store.n_images, read.heldout, read.split_seed)
+    heldout = heldout_mask(store.n_images, read.heldout, read.split_seed)
     if not heldout.any():
         raise CheckpointError("recovered truth is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
     device = checkpoint.sae.W_dec.device
@@ -128,7 +128,7 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
             meter.update(len(index))
     train, test = counts
     rows = tuple(_best(name, i, train, test) for i, name in enumerate(dataset.factors))
-    return Recovery(rows, int(heldout.sum()), test.n_counted, test.n_left_out, _tells(dataset.factors, train))
+    return Recovery(rows, int(heldout.sum()), test.n_counted, test.n_left_out, _best_values(dataset.factors, train))
 
 
 class _Counts:
@@ -178,8 +178,8 @@ def _f1(i: int, counts: _Counts) -> Float[np.ndarray, "d_sae n_bins"]:
     return np.asarray(2 * _from(counts.true[i]) / np.maximum(_from(counts.active) + counts.n_true[i], 1))
 
 
-def _tells(factors: Sequence[str], train: _Counts) -> tuple[tuple[int, str, float], ...]:
-    """`Recovery.tells`."""
+def _best_values(factors: Sequence[str], train: _Counts) -> tuple[tuple[int, str, float], ...]:
+    """`Recovery.best_value`."""
     f1 = np.stack([_f1(i, train).max(1) for i in range(len(factors))])  # [n_factors, d_sae]
     best = f1.argmax(0)
     return tuple(

@@ -145,14 +145,14 @@ def measure(
     Raises:
         CheckpointError: the store is not the one the SAE was trained on, or there is no vector to measure.
     """
-    from saev_core.activations.sources.heldout import split
+    from saev_core.activations.sources.heldout import heldout_mask
     from saev_core.activations.sources.stored import ordered
 
     checkpoint.check(store)
     read = checkpoint.read
     what: str = "chosen"
     if isinstance(images, str):
-        held = split(store.n_images, read.heldout, read.split_seed)
+        held = heldout_mask(store.n_images, read.heldout, read.split_seed)
         chosen = {"heldout": held, "train": ~held, "all": np.ones_like(held)}[images].nonzero()[0]
         what = images
     else:

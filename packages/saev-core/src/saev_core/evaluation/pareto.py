@@ -14,7 +14,7 @@ SLACK = 1.1
 
 
 @dataclass(frozen=True)
-class Point:
+class EvaluatedSAE:
     """One evaluated SAE."""
 
     name: str
@@ -51,7 +51,7 @@ class Point:
 class Pareto:
     """Evaluated SAEs, by ascending L0."""
 
-    points: list[Point]
+    points: list[EvaluatedSAE]
     best_l0: float
     """Largest L0 that the best SAE may have."""
 
@@ -65,7 +65,7 @@ class Pareto:
         return {"best": self.best, "best_l0": self.best_l0, "points": [asdict(point) for point in self.points]}
 
 
-def pareto(points: Iterable[Point], best_l0: float = 0.0) -> Pareto:
+def pareto(points: Iterable[EvaluatedSAE], best_l0: float = 0.0) -> Pareto:
     """The L0 / NMSE front of evaluated SAEs and the best of them.
 
     On the front is an SAE if no other has both an L0 and an NMSE as low, and one of them lower.

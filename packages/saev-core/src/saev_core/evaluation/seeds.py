@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saev_core.errors import CheckpointError
 from saev_core.evaluation.consensus import consensus
-from saev_core.evaluation.pareto import Point
+from saev_core.evaluation.pareto import EvaluatedSAE
 from saev_core.evaluation.seed_agreement import identity, points, stability
 from saev_core.runs.run import Run
 from saev_core.sae.checkpoint import META, Checkpoint
@@ -33,13 +33,13 @@ from saev_core.support.files import write_json
 class Measured:
     """What comparing needs to know of an evaluated SAE; its weights are not kept."""
 
-    point: Point
+    point: EvaluatedSAE
     identity: str
     fingerprint: str
 
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint) -> Self:
-        return cls(Point.of(name, checkpoint), identity(checkpoint), checkpoint.fingerprint)
+        return cls(EvaluatedSAE.of(name, checkpoint), identity(checkpoint), checkpoint.fingerprint)
 
 
 def is_consensus(run: Run, name: str) -> bool:
@@ -106,7 +106,7 @@ def compare_seeds(
     return {**entry, "consensus": {"name": made.name, "above": above, "d_sae": one.sae.d_sae}}
 
 
-def write_stability(run: Run, entries: Mapping[str, Mapping[str, Any]], evaluated: Iterable[Point]) -> dict[str, Any]:
+def write_stability(run: Run, entries: Mapping[str, Mapping[str, Any]], evaluated: Iterable[EvaluatedSAE]) -> dict[str, Any]:
     """Write `results/stability.json`: the entries, each consensus with its error beside its parents'."""
     by_name = {point.name: point for point in evaluated}
     whole = {}

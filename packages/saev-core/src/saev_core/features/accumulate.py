@@ -137,7 +137,7 @@ class FeatureAccumulator:
             "sample_index": self.samples.image,
             "sample_token": self.samples.token,
             "sample_value": self.samples.value,
-            "sample_beside": self.samples.beside,
+            "sample_beside": self.samples.coactive,
         }
 
     def write(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float] = PERCENTILES) -> None:

@@ -44,7 +44,7 @@ class Sample:
     index: int
     token: int
     value: float
-    beside: tuple[int, ...]
+    coactive: tuple[int, ...]
     """The strongest other features on that patch, strongest first."""
 
 
@@ -246,8 +246,8 @@ class FeatureIndex:
         """
         rows = (self._row(f"sample_{name}", feature) for name in ("index", "token", "value", "beside"))
         found = [
-            Sample(int(i), int(t), float(v), tuple(int(b) for b in beside if b >= 0))
-            for i, t, v, beside in zip(*rows, strict=True)
+            Sample(int(i), int(t), float(v), tuple(int(b) for b in coactive if b >= 0))
+            for i, t, v, coactive in zip(*rows, strict=True)
             if i >= 0
         ]
         return sorted(found, key=lambda sample: (sample.value, sample.index))
@@ -260,7 +260,7 @@ class FeatureIndex:
             RunError: no such feature.
         """
         samples = self.samples(feature)
-        others, counts = np.unique([b for sample in samples for b in sample.beside], return_counts=True)
+        others, counts = np.unique([b for sample in samples for b in sample.coactive], return_counts=True)
         share = counts / max(len(samples), 1)
         # One image more, drawn by chance, so that what was seen once does not come first.
         lift = (counts + self.frequency[others.astype(int)]) / ((len(samples) + 1) * np.maximum(self.frequency[others.astype(int)], 1e-9))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`apply_edits`: the activations at a site with edits applied; what no edit changes keeps its bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saev_core.interventions.edit import Edit, Edits, by_row
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
 
-KEEP = 16
+N_CODES_KEPT = 16
 """Choices of patches of which a `known` dictionary keeps the codes."""
 
 
@@ -42,7 +42,7 @@ def _activations(
         if (codes := known.get(key)) is None:
             vectors = x[:, n_prefix:].float().mean(1) if pooled else x[:, chosen].reshape(-1, d).float()
             clamp = checkpoint.read.clamp
-            if len(known) >= KEEP:
+            if len(known) >= N_CODES_KEPT:
                 known.clear()
             codes = known[key] = checkpoint.codes(vectors if clamp is None else vectors.clamp(-clamp, clamp))
     else:
@@ -74,7 +74,7 @@ def _delta(
         change = torch.full(shape, edit.strength * edit.unit, dtype=like.dtype, device=like.device)
         if edit.feature in now:
             before = now[edit.feature].to(like)
-            after = {"add": before + change, "set": change, "scale": before * edit.strength, "ablate": torch.zeros_like(before)}[edit.mode]
+            after = edit.activation(before)
             now[edit.feature] = torch.where(mask, after, before)
             change = change if edit.mode == "add" else after - before
         change = change * mask  # [batch, n]

@@ -1,4 +1,4 @@
-"""`Rest`: what of a model comes after a site, to be run again and again on the same images; for sliders and control experiments."""
+"""`Downstream`: what of a model comes after a site, to be run again and again on the same images; for sliders and control experiments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from saev_core.errors import ModelError, ShapeError
 from saev_core.interventions.apply import apply_edits
 from saev_core.interventions.edit import Edits, by_row
-from saev_core.interventions.steering import eagerly, planned, steering
+from saev_core.interventions.steering import eagerly, edits_by_site, steering
 from saev_core.models.base import VisionModel
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
@@ -27,11 +27,11 @@ _GUARD = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
-class Rest:
-    """The blocks after a site, on images whose way up to there is remembered: `rest(edits)` is what the whole model answers, to
+class Downstream:
+    """The blocks after a site, on images whose way up to there is remembered: `downstream(edits)` is what the whole model answers, to
     the bit, for the price of those blocks.
 
-    Make one with `Rest.of`. Blocks up to the site answer what they answered then; what comes before the first block (patch
+    Make one with `Downstream.of`. Blocks up to the site answer what they answered then; what comes before the first block (patch
     embedding) runs again, which is little. The site's tokens are encoded once for all edits of the same patches, and once for
     all variants of one image. Memory: the output of every block up to the site.
     """
@@ -46,7 +46,7 @@ class Rest:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: VisionModel, images: Float[Tensor, "batch 3 h w"], site: Site | str) -> Rest:
+    def of(cls, model: VisionModel, images: Float[Tensor, "batch 3 h w"], site: Site | str) -> Downstream:
         """Runs the model once.
 
         Raises:
@@ -72,7 +72,7 @@ class Rest:
         return cls(model, site, images, tuple((module, said[module]) for module in modules))
 
     @classmethod
-    def blank(cls, model: VisionModel, site: Site | str) -> Rest:
+    def blank(cls, model: VisionModel, site: Site | str) -> Downstream:
         """Of a black image, for tokens that are given by `on`: right for a model whose later blocks see the site's tokens alone, as
         those of plain vision transformers do.
 
@@ -86,7 +86,7 @@ class Rest:
         """What leaves the site, unedited."""
         return self.model.tokens(self.said[-1][1])
 
-    def on(self, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Rest:
+    def on(self, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Downstream:
         """The same with other tokens at the site, of as many images as there are; recorded ones, for example.
 
         Raises:
@@ -100,12 +100,12 @@ class Rest:
         put = self.model.put_tokens(output, tokens.to(have))
         return replace(like, said=(*like.said[:-1], (module, put)), known={})
 
-    def first(self, row: int) -> Rest:
+    def first(self, row: int) -> Downstream:
         """Of one image of the batch alone."""
         n = len(self.images)
         return self._rows(lambda x: x[row : row + 1] if x.ndim and len(x) == n else x)
 
-    def times(self, n: int) -> Rest:
+    def times(self, n: int) -> Downstream:
         """Of one image `n` times over, so that each copy can have its own edits.
 
         Raises:
@@ -115,7 +115,7 @@ class Rest:
             raise ShapeError(f"{len(self.images)} images: choose one with first(row) before it is repeated.")
         return self._rows(lambda x: x.expand(n, *x.shape[1:]) if x.ndim and len(x) == 1 else x)
 
-    def _rows(self, pick: Any) -> Rest:
+    def _rows(self, pick: Any) -> Downstream:
         said = tuple((module, _each(output, pick)) for module, output in self.said)
         return replace(self, images=pick(self.images), said=said, known={})
 
@@ -135,7 +135,7 @@ class Rest:
         Raises:
             SteerError, ModelError: as `steering`, or an edit is before the site.
         """
-        return self._with(edits, checkpoints, lambda rest: (ask or rest.model)(rest.images))
+        return self._with(edits, checkpoints, lambda downstream: (ask or downstream.model)(downstream.images))
 
     def record(
         self, sites: Iterable[Site], edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None
@@ -148,7 +148,7 @@ class Rest:
         wanted = list(sites)
         for site in wanted:
             self._not_before(site)
-        found: dict[Site, Tensor] = self._with(edits, checkpoints, lambda rest: rest.model.record(rest.images, wanted))
+        found: dict[Site, Tensor] = self._with(edits, checkpoints, lambda downstream: downstream.model.record(downstream.images, wanted))
         return found
 
     def _not_before(self, site: Site) -> None:
@@ -160,7 +160,7 @@ class Rest:
         rows = by_row(edits)
         for edit in (edit for row in rows for edit in row):
             self._not_before(Site.parse(edit.site))
-        plan = planned(self.model, rows, checkpoints)
+        plan = edits_by_site(self.model, rows, checkpoints)
         mine, made = plan.pop(self.site, ([[]] * len(rows), None))
         # Here and not by a hook: the site's tokens are always the same, so they are encoded once.
         x = self.tokens
@@ -179,7 +179,7 @@ def resume_from(
 ) -> Any:
     """What `model(images)` answers if these tokens leave the site: only what comes after it is run on them.
 
-    To ask often, keep a `Rest` and use `rest.on(tokens)()`, which runs the first blocks never again.
+    To ask often, keep a `Downstream` and use `downstream.on(tokens)()`, which runs the first blocks never again.
 
     Args:
         images: where they came from; without them a black one, which is right for a model whose later blocks see the site's
@@ -187,10 +187,10 @@ def resume_from(
 
     Raises:
         ShapeError: the tokens do not fit the site.
-        ModelError: as `Rest.of`.
+        ModelError: as `Downstream.of`.
     """
-    rest = Rest.blank(model, site) if images is None else Rest.of(model, images, site)
-    return rest.on(tokens)()
+    downstream = Downstream.blank(model, site) if images is None else Downstream.of(model, images, site)
+    return downstream.on(tokens)()
 
 
 def _each(output: Any, change: Any) -> Any:
@@ -206,10 +206,10 @@ def _each(output: Any, change: Any) -> Any:
 
 
 @contextmanager
-def _answering(rest: Rest) -> Iterator[None]:
+def _answering(downstream: Downstream) -> Iterator[None]:
     """The remembered modules answer without running. One thread at a time; another that runs the model as a whole is not disturbed."""
     with _GUARD:
-        lock = _LOCKS.setdefault(rest.model, threading.RLock())
+        lock = _LOCKS.setdefault(downstream.model, threading.RLock())
     owner = threading.get_ident()
 
     def short(module: nn.Module, output: Any) -> Any:
@@ -224,9 +224,9 @@ def _answering(rest: Rest) -> Iterator[None]:
         return forward
 
     with lock, eagerly():
-        before = [(module, module.__dict__.get("forward")) for module, _ in rest.said]
+        before = [(module, module.__dict__.get("forward")) for module, _ in downstream.said]
         try:
-            for module, output in rest.said:
+            for module, output in downstream.said:
                 module.__dict__["forward"] = short(module, output)
             yield
         finally:
@@ -237,4 +237,4 @@ def _answering(rest: Rest) -> Iterator[None]:
                     module.__dict__["forward"] = own
 
 
-__all__ = ["Rest", "resume_from"]
+__all__ = ["Downstream", "resume_from"]

@@ -105,6 +105,18 @@ class Edit:
         _fits(checkpoint, edit.site)
         return edit
 
+    def activation(self, f: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """f': what the feature's activation f becomes, on the tokens where the edit acts."""
+        match self.mode:
+            case "add":
+                return f + self.strength * self.unit
+            case "set":
+                return torch.full_like(f, self.strength * self.unit)
+            case "scale":
+                return f * self.strength
+            case "ablate":
+                return torch.zeros_like(f)
+
     def along(self, direction: Float[Tensor, " d_model"]) -> Edit:
         """The same change of the same feature's activation, but moving along another direction: a control."""
         return replace(self, direction=direction)

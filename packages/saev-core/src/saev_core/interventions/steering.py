@@ -35,7 +35,7 @@ def steering(model: VisionModel, edits: Edits, checkpoints: Mapping[str, Checkpo
         ModelError: there is no such site, it did not run, or its output cannot be written.
     """
     root: VisionModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    plan = planned(root, by_row(edits), checkpoints)
+    plan = edits_by_site(root, by_row(edits), checkpoints)
     owner, ran, finished = threading.get_ident(), dict.fromkeys(plan, 0), 0
 
     def write(site: Site) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-def planned(
+def edits_by_site(
     model: VisionModel, rows: list[list[Edit]], checkpoints: Mapping[str, Checkpoint] | Checkpoint | None
 ) -> dict[Site, tuple[list[list[Edit]], Checkpoint | None]]:
     """For each site at which something changes its edits, row by row, and its SAE.
@@ -108,4 +108,4 @@ def planned(
     return plan
 
 
-__all__ = ["MODES", "Edit", "Edits", "Mode", "apply_edits", "by_row", "eagerly", "planned", "steering", "writes_where_it_reads"]
+__all__ = ["MODES", "Edit", "Edits", "Mode", "apply_edits", "by_row", "eagerly", "edits_by_site", "steering", "writes_where_it_reads"]

@@ -12,8 +12,8 @@ from saev_core.features.index import FeatureIndex
 from saev_core.features.naming.concepts import known_concepts
 from saev_core.features.naming.from_concepts import names_from
 from saev_core.features.naming.from_text import names_from_text
-from saev_core.features.naming.judge import judge
 from saev_core.features.naming.names import Names
+from saev_core.features.naming.score_names import score_names
 from saev_core.features.naming.vocabulary import SHIPPED, Vocabulary, read_vocabulary
 from saev_core.models.base import TextSpace
 from saev_core.runs.stamps import NAMING, Stamps
@@ -58,7 +58,7 @@ class NamesStage(Stamps):
         settings = {key: value for key, value in cfg.model_dump(mode="json").items() if key in NAMING} | {
             "names": cfg.names if not words else words.sha256
         }
-        tells = self.run.result("recovery").get(name, {}).get("tells", [])
+        best_values = self.run.result("recovery").get(name, {}).get("tells", [])
         key = self._key(settings, cfg.top_k, checkpoint.fingerprint, store.meta.fingerprint)
         if not self._valid(stage, key, lambda: Names.load(path)):
             try:
@@ -72,13 +72,13 @@ class NamesStage(Stamps):
             found.save(path)
             self._stamp(stage, key, began)
         found = Names.load(path)
-        self.say(f"index: {name}: {found.told()}")
+        self.say(f"index: {name}: {found.summary()}")
         self._note(stage)
         told = {"source": found.source, "n_named": len(found.names), "n_alive": found.n_alive, "threshold": found.threshold}
-        if tells:
-            told = judge(found, [(int(feature), str(value), float(f1)) for feature, value, f1 in tells])
-            if (judged := {**self.run.result("names"), name: told}) != self.run.result("names"):
-                self.run.write_result("names", judged)
+        if best_values:
+            told = score_names(found, [(int(feature), str(value), float(f1)) for feature, value, f1 in best_values])
+            if (scored := {**self.run.result("names"), name: told}) != self.run.result("names"):
+                self.run.write_result("names", scored)
             if told["n_named"]:
                 share = f"{told['n_right']} of {told['n_named']} names are right by the known truth (precision {told['precision']:.3f})"
                 self.say(f"index: {share}; {told['n_unnamed']} features that fire stay unnamed")

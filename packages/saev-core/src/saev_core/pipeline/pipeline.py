@@ -32,8 +32,7 @@ from saev_core.data.dataset import ImageDataset, knows_truth, load_dataset
 from saev_core.errors import NoViewerError, RunError, TrainError
 from saev_core.evaluation.heldout import Heldout
 from saev_core.evaluation.measure import measure
-from saev_core.evaluation.pareto import Point as Scored
-from saev_core.evaluation.pareto import pareto
+from saev_core.evaluation.pareto import EvaluatedSAE, pareto
 from saev_core.evaluation.seeds import Measured, compare_seeds, frequency_path, is_consensus, keep_frequency, seeds_of, write_stability
 from saev_core.features.build import index_features
 from saev_core.features.index import FeatureIndex
@@ -386,7 +385,7 @@ class Pipeline(NamesStage):
             )
         return cast("np.ndarray", np.load(path, allow_pickle=False))
 
-    def _rank(self, points: Sequence[Scored]) -> None:
+    def _rank(self, points: Sequence[EvaluatedSAE]) -> None:
         """Front and best of several SAEs, as a table and a picture."""
         ranked = pareto(points, self.run.config.evaluate.best_l0).to_json()
         picture = self.run.results_path("pareto").with_suffix(".png")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Linear probes by AdamW: a sweep of learning rates and weight decays in one pass, and which images to train and to test on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 """Epoch number -> batches of raw vectors `[n, d]` with targets: class numbers `[n]`, or shares of every class `[n, n_classes]`."""
 
 
-class Point(NamedTuple):
+class ProbeSetting(NamedTuple):
     """One setting of a sweep."""
 
     lr: float
@@ -29,7 +29,7 @@ class Point(NamedTuple):
 class Fitted(NamedTuple):
     """One trained point of a sweep: weight and bias for raw activations, and the mean loss of every epoch."""
 
-    point: Point
+    point: ProbeSetting
     weight: Float[Tensor, "n_classes d"]
     bias: Float[Tensor, " n_classes"]
     curve: tuple[float, ...]
@@ -76,7 +76,7 @@ def fit_probes(
     batches: Batches,
     d: int,
     n_classes: int,
-    points: Sequence[Point],
+    points: Sequence[ProbeSetting],
     *,
     epochs: int,
     scaling: Scaling | None = None,
@@ -171,7 +171,7 @@ def shuffled(x: Float[Tensor, "n d"], y: Tensor, batch_size: int, seed: int) -> 
     return epoch_of
 
 
-def split(
+def train_test_indices(
     labels: Int[np.ndarray, " n_images"] | int, share: float, seed: int, *, stratify: bool = True
 ) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_val"]]:
     """Image numbers to train on and to validate on, ascending. Depends on the arguments alone.

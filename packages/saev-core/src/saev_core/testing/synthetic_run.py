@@ -17,7 +17,7 @@ from saev_core.data.shapes import Shapes, ShapesConfig
 from saev_core.features.accumulate import PERCENTILES, FeatureAccumulator
 from saev_core.features.histogram import N_BINS, edges
 from saev_core.features.index import FORMAT
-from saev_core.features.random_images import WITH
+from saev_core.features.random_images import N_COACTIVE
 from saev_core.runs.run import Run
 from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint, ref_of
@@ -159,9 +159,9 @@ def _filled(
     samples.image[:] = np.where(kept, rng.integers(0, n_images, (d_sae, n_samples)), -1)
     samples.token[:] = np.where(kept, rng.integers(0, n_patches, (d_sae, n_samples)), -1)
     samples.value[:] = np.where(kept, scale[:, None] * rng.lognormal(0, 0.6, (d_sae, n_samples)), 0)
-    samples.beside[:] = rng.integers(0, d_sae, (d_sae, n_samples, WITH))
-    samples.beside[..., :2] = (np.arange(d_sae)[:, None, None] + [1, 17]) % d_sae  # two that often fire with it
-    samples.beside[~kept] = -1
+    samples.coactive[:] = rng.integers(0, d_sae, (d_sae, n_samples, N_COACTIVE))
+    samples.coactive[..., :2] = (np.arange(d_sae)[:, None, None] + [1, 17]) % d_sae  # two that often fire with it
+    samples.coactive[~kept] = -1
     if n_labels:
         found.label_images[:] = np.bincount(labels, minlength=n_labels)
         share = found.label_images / n_images

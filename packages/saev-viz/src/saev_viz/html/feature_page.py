@@ -182,7 +182,7 @@ def _sample(view: View, feature: int, sample: Sample, colours: str, end: str, pa
             f'<img class="heat" data-src="{source}" style="{_box(view, sample.index)}" alt="" hidden>'
             f'<i class="patch" style="{_box(view, sample.index, sample.token)}"></i>'
         )
-    beside = "".join(f"<button data-feature={other} title='{_says(view, other)}'>{other}</button>" for other in sample.beside[:3])
+    beside = "".join(f"<button data-feature={other} title='{_says(view, other)}'>{other}</button>" for other in sample.coactive[:3])
     more = f'<p class="beside" title="The strongest other features on this patch">with {beside}</p>' if beside else ""
     return _shot(view, sample.index, over, number(sample.value), px=160, more=more)
 

@@ -96,7 +96,7 @@ class Contents:
         return found if isinstance(found, dict) else {}
 
     @cached_property
-    def tells(self) -> dict[int, list[tuple[str, float]]]:
+    def best_values(self) -> dict[int, list[tuple[str, float]]]:
         """Feature -> what it tells, such as `colour: red`, with its F1; best first."""
         found: dict[int, list[tuple[str, float]]] = {}
         for row in sorted(self.recovery.get("rows", []), key=lambda row: -float(row["f1"])):
@@ -106,7 +106,7 @@ class Contents:
 
     def _telling(self) -> list[int]:
         """Features that tell a known truth, best first: at most half of the gallery."""
-        return list(self.tells)[: self.run.config.report.n_features // 2]
+        return list(self.best_values)[: self.run.config.report.n_features // 2]
 
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]

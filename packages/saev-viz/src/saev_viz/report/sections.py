@@ -65,7 +65,7 @@ def gallery(have: Contents, entries: Sequence[Entry], album: Album) -> str:
     pictures = "1 picture" if len(lost) == 1 else f"{len(lost)} pictures"
     warn = f'<p class="warn">{pictures} could not be read: {escape(lost[0])}</p>' if lost else ""
     hint = "Point at a picture, or press it, to see it without its heat map. " if have.dataset is not None else ""
-    first = " Features that tell a known truth of these pictures come first." if have.tells else ""
+    first = " Features that tell a known truth of these pictures come first." if have.best_values else ""
     return (
         f'<p class="note">{len(entries)} of {have.index.d_sae:,} features, each with the distinct images that fire it most. {hint}'
         f"Areas that the model did not see are dimmed.</p>{warn}{_bar(have.level)}"
@@ -98,7 +98,7 @@ def _card(have: Contents, e: Entry, rank: int) -> str:
         f"<span>mean <b>{number(e.mean)}</b></span><span>{_ordinal(have.level)} percentile <b>{number(e.upper)}</b></span>"
         f"<span>max <b>{number(e.max)}</b></span>"
     )
-    chips = [f"<li>{escape(text)} <span>F1 {f1:.2f}</span></li>" for text, f1 in have.tells.get(e.feature, [])]
+    chips = [f"<li>{escape(text)} <span>F1 {f1:.2f}</span></li>" for text, f1 in have.best_values.get(e.feature, [])]
     for share in e.labels:
         name = have.classes[share.label] if share.label < len(have.classes) else str(share.label)
         title = f"{percent(share.share)} of the images that fire it, {share.lift:.1f} times what chance gives"

@@ -21,14 +21,14 @@ import numpy as np
 from jaxtyping import Float
 
 from saev_core.support.progress import Track, silent
-from saev_tasks.classification.bench import Bench
-from saev_tasks.shared.control_experiment import Choice, Outcome, Row, along, matched, random_axes
+from saev_tasks.classification.bench import ImageBench
+from saev_tasks.shared.control_experiment import Choice, Outcome, Row, with_baselines
 from saev_tasks.shared.intervals import wilson
 
 N_RESAMPLES = 1000
 
 
-def outcome(bench: Bench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
+def image_outcome(bench: ImageBench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
     """The numbers of one class.
 
     Args:
@@ -52,8 +52,8 @@ def outcome(bench: Bench, c: int, lost: Float[np.ndarray, " n"], names: Sequence
     )
 
 
-def choose(
-    bench: Bench, c: int, features: Sequence[int], *, sizes: Sequence[int], strengths: Sequence[float], target: float, harm: float
+def choose_by_images(
+    bench: ImageBench, c: int, features: Sequence[int], *, sizes: Sequence[int], strengths: Sequence[float], target: float, harm: float
 ) -> Choice:
     """How many of the proposed features, and how strongly, by what it does to training images."""
     right, mine = bench.right, bench.labels == c
@@ -84,9 +84,9 @@ def choose(
     return best
 
 
-def control(
-    tried: Bench,
-    bench: Bench,
+def control_images(
+    tried: ImageBench,
+    bench: ImageBench,
     proposed: Mapping[int, Sequence[int]],
     names: Sequence[str],
     *,
@@ -112,14 +112,12 @@ def control(
             meter.update(1)
             if not features or not (right & (bench.labels == c)).any():
                 continue
-            choice = choose(tried, c, features, sizes=sizes, strengths=strengths, target=target, harm=harm)
-            rng = np.random.RandomState((seed * 1_000_003 + c) % 2**32)
-            change = bench.scaled(choice.features, choice.strength)
-            lost = bench.wrong(change).astype(float)
-            sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
-            by_features = np.mean([bench.wrong(bench.scaled(some, choice.strength)) for some in sets], 0)
-            axes = random_axes(draws, bench.directions.shape[1], rng)
-            by_direction = np.mean([bench.wrong(along(change, axis)) for axis in axes], 0)
+            choice = choose_by_images(tried, c, features, sizes=sizes, strengths=strengths, target=target, harm=harm)
+            lost, features_lost, direction_lost = with_baselines(
+                bench, frequency, choice, features, lambda change: bench.wrong(change).astype(float),
+                draws=draws, seed=(seed * 1_000_003 + c) % 2**32,
+            )  # fmt: skip
+            by_features, by_direction = np.mean(features_lost, 0), np.mean(direction_lost, 0)
             mine = right & (bench.labels == c)
             rows.append(
                 Row(
@@ -127,17 +125,17 @@ def control(
                     number=c,
                     n_right=int(mine.sum()),
                     choice=choice,
-                    suppressed=outcome(bench, c, lost, names),
-                    random_features=outcome(bench, c, by_features, names),
-                    random_direction=outcome(bench, c, by_direction, names),
-                    over_features=_apart((lost - by_features)[mine], seed),
-                    over_direction=_apart((lost - by_direction)[mine], seed),
+                    suppressed=image_outcome(bench, c, lost, names),
+                    random_features=image_outcome(bench, c, by_features, names),
+                    random_direction=image_outcome(bench, c, by_direction, names),
+                    over_features=_mean_interval((lost - by_features)[mine], seed),
+                    over_direction=_mean_interval((lost - by_direction)[mine], seed),
                 )
             )
     return rows
 
 
-def _apart(difference: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
+def _mean_interval(difference: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
     """Of the mean, by bootstrap over images, percentile method."""
     rng = np.random.RandomState(seed % 2**32)
     means = difference[rng.randint(0, len(difference), (N_RESAMPLES, len(difference)))].mean(1)

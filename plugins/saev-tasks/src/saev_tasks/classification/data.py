@@ -14,26 +14,26 @@ from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import ProbeError
 from saev_core.runs.run import Run
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.shared.pooling import Pool, parse_tokens
+from saev_tasks.shared.pooling import parse_tokens
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelPart:
     """Labelled images of a store: the training part, or the validation part."""
 
     store: ActivationStore
     images: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
 
-    def some(self, n: int, seed: int) -> Part:
+    def some(self, n: int, seed: int) -> LabelPart:
         """At most `n` of them at random, 0: all; ascending."""
         if not n or n >= len(self.images):
             return self
         keep = np.sort(np.random.RandomState(seed % 2**32).permutation(len(self.images))[:n])
-        return Part(self.store, self.images[keep], self.labels[keep])
+        return LabelPart(self.store, self.images[keep], self.labels[keep])
 
     @property
     def targets(self) -> torch.Tensor:
@@ -41,17 +41,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelData:
     """The classes of a run's images, and who is trained and validated on."""
 
     classes: list[str]
-    train: Part
-    val: Part
+    train: LabelPart
+    val: LabelPart
     cx: TaskContext
     """Of the validation images: another run's where one was named."""
 
     @classmethod
-    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> Data:
+    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> LabelData:
         """As a training configuration or a probe's card says: `val_share`, `seed`, `val`, `val_dataset`.
 
         Raises:
@@ -76,9 +76,9 @@ class Data:
             val_labels = labels_of(other.store(), site, theirs)
             val = np.flatnonzero(val_labels >= 0)
             here = np.flatnonzero(labels >= 0)
-            return cls(classes, Part(store, here, labels[here]), Part(other.store(), val, val_labels[val]), other)
-        train, val = split(labels, told["val_share"], told["seed"])
-        return cls(classes, Part(store, train, labels[train]), Part(store, val, labels[val]), cx)
+            return cls(classes, LabelPart(store, here, labels[here]), LabelPart(other.store(), val, val_labels[val]), other)
+        train, val = train_test_indices(labels, told["val_share"], told["seed"])
+        return cls(classes, LabelPart(store, train, labels[train]), LabelPart(store, val, labels[val]), cx)
 
 
 def labels_of(store: ActivationStore, site: Site, classes: Any) -> Int[np.ndarray, " n_images"]:
@@ -100,8 +100,8 @@ def labels_of(store: ActivationStore, site: Site, classes: Any) -> Int[np.ndarra
     return np.asarray(labels)
 
 
-def load_probe(cx: TaskContext) -> tuple[Probe, Pool, Data]:
-    """The trained probe of a run, checked against what it is to read, what it reads of an image, and its images.
+def load_classifier(cx: TaskContext) -> tuple[Probe, LabelData]:
+    """The trained probe of a run, checked against what it is to read, and its images.
 
     Raises:
         ProbeError: none is trained, or it is of another model, width, site or list of classes.
@@ -122,6 +122,7 @@ def load_probe(cx: TaskContext) -> tuple[Probe, Pool, Data]:
     if site not in store.sites:
         raise ProbeError(f"the probe reads {site}, the store holds {', '.join(map(str, store.sites))}; train a probe on this store.")
     probe.check(store, site=str(site))
-    data = Data.of(cx, site, probe.card)
+    data = LabelData.of(cx, site, probe.card)
     probe.check(data.val.store, classes=data.classes)
-    return probe, pool.check(store), data
+    pool.check(store)
+    return probe, data

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from saev_core.errors import ProbeError
-from saev_tasks.classification.bench import Bench
+from saev_tasks.classification.bench import ImageBench
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Proposed:
     share_others: float
 
 
-def scores(bench: Bench, n_classes: int, by: str) -> Float[np.ndarray, "n_classes d_sae"]:
+def scores(bench: ImageBench, n_classes: int, by: str) -> Float[np.ndarray, "n_classes d_sae"]:
     """The score of every feature for every class; -inf for classes without an image.
 
     Raises:
@@ -78,7 +78,7 @@ def by_class(values: csr_array, labels: Int[np.ndarray, " n"], n_classes: int) -
     return np.asarray((weight @ values).toarray())
 
 
-def propose(bench: Bench, n_classes: int, n: int, by: str = "attribution") -> dict[int, list[Proposed]]:
+def propose(bench: ImageBench, n_classes: int, n: int, by: str = "attribution") -> dict[int, list[Proposed]]:
     """At most `n` features for each class that is there, best first; only those with a positive score."""
     table = scores(bench, n_classes, by)
     z = bench.pooled

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_tasks.classification.data import Part
+from saev_tasks.classification.data import LabelPart
 from saev_tasks.classification.train import Candidate
 from saev_tasks.shared.control_experiment import Row
 
@@ -18,7 +18,7 @@ CONTROL = ("class", "features", "strength", "flipped", "95 %", "others lose", "9
 """Header of the control experiment's table; shares in %, of both baselines what is flipped and what others lose."""
 
 
-def per_class(one: Candidate, x: Float[Tensor, "n d"], part: Part, names: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(one: Candidate, x: Float[Tensor, "n d"], part: LabelPart, names: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracy of each class: `{class, n, accuracy}`; None where it has no image."""
     said = (x.float() @ one.weight.T + one.bias).argmax(1).numpy()
     n = np.bincount(part.labels, minlength=len(names))

@@ -12,17 +12,17 @@ import torch
 
 from saev_core.errors import ProbeError, UsageError
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import Point, Scaling, split
+from saev_core.tasks.fit_probes import ProbeSetting, Scaling, train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box
 from saev_tasks.classification import report
-from saev_tasks.classification.bench import Bench
-from saev_tasks.classification.control import control
-from saev_tasks.classification.data import Data, Part, load_probe
+from saev_tasks.classification.bench import ImageBench
+from saev_tasks.classification.control import control_images
+from saev_tasks.classification.data import LabelData, LabelPart, load_classifier
 from saev_tasks.classification.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig
 from saev_tasks.classification.propose import Proposed, propose
-from saev_tasks.classification.train import Candidate, best_of, by_adamw, by_logistic, judge
+from saev_tasks.classification.train import Candidate, accuracy_and_loss, best_of, by_adamw, by_logistic
 from saev_tasks.shared import figures
 from saev_tasks.shared.intervals import wilson
 from saev_tasks.shared.pooling import Pool, image_vectors, parse_tokens
@@ -44,7 +44,7 @@ class Classification(Task):
         card: dict[str, Any] = cfg.model_dump(
             mode="json", include={"val_share", "tune_share", "val", "val_dataset", "seed", "epochs", "batch_size"}
         )
-        data = Data.of(cx, site, card)
+        data = LabelData.of(cx, site, card)
         n_classes = len(data.classes)
         fit, tune = _tuned(data.train, cfg.tune_share, cfg.seed)
         with tempfile.TemporaryDirectory(prefix=".aside-", dir=cx.folder()) as aside:
@@ -52,7 +52,7 @@ class Classification(Task):
             scaling = Scaling.of(torch.split(x, 4096))
             found: list[Candidate] = []
             if cfg.solver != "logistic":
-                points = [Point(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
+                points = [ProbeSetting(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
                 size = cfg.batch_size or min(512, -(-len(x) // 16))
                 found += by_adamw(
                     x, fit.targets, n_classes, points, epochs=cfg.epochs, batch_size=size, seed=cfg.seed, scaling=scaling,
@@ -60,7 +60,7 @@ class Classification(Task):
                 )  # fmt: skip
             if cfg.solver != "adamw":
                 found += by_logistic(x, fit.targets, n_classes, cfg.c, scaling=scaling, track=cx.track)
-            fitted, tuned, judged = (judge(found, x, part.targets) for x, part in ((x, fit), (spare, tune), (held, data.val)))
+            fitted, tuned, judged = (accuracy_and_loss(found, x, part.targets) for x, part in ((x, fit), (spare, tune), (held, data.val)))
             best = best_of(tuned)
             classes = report.per_class(found[best], held, data.val, data.classes)
         rows = [
@@ -96,13 +96,13 @@ class Classification(Task):
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
         """One image: what the probe says before and after features change, as JSON and as a figure."""
-        probe, pool, data = load_probe(cx)
+        probe, data = load_classifier(cx)
         store = cx.store()
         if cfg.image >= store.n_images:
             raise UsageError(f"--image {cfg.image}: the store holds images 0 to {store.n_images - 1}.")
         if not cfg.edit:
             raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
-        readout = _readout(cx, probe, pool, Part(store, np.array([cfg.image]), np.array([0])), cfg.sae, cfg.prefix)
+        readout = _readout(cx, probe, LabelPart(store, np.array([cfg.image]), np.array([0])), cfg.sae, cfg.prefix)
         if store.done(readout.site)[cfg.image] != 1:
             raise UsageError(f"--image {cfg.image} was not recorded: it could not be read.")
         peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(readout.checkpoint.sae.d_sae)
@@ -136,9 +136,9 @@ class Classification(Task):
     @verb
     def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
         """Propose the features that stand for each class, on training images alone."""
-        probe, pool, data = load_probe(cx)
+        probe, data = load_classifier(cx)
         part = data.train.some(cfg.n_images, cfg.seed)
-        bench = _bench(cx, probe, pool, part, cfg.sae, cfg.prefix)
+        bench = _bench(cx, probe, part, cfg.sae, cfg.prefix)
         by = _by(cfg.by, bench)
         found = _proposed(cx, bench, data, by, cfg.n)
         classes = {data.classes[c]: [asdict(one) for one in some] for c, some in found.items()}
@@ -152,16 +152,16 @@ class Classification(Task):
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
         """The control experiment: suppress each class's features; what the class and all others lose, beside random baselines."""
-        probe, pool, data = load_probe(cx)
+        probe, data = load_classifier(cx)
         wanted = {_number(one, data.classes) for one in cfg.classes} or set(range(len(data.classes)))
-        tried = _bench(cx, probe, pool, data.train.some(cfg.n_train, cfg.seed), cfg.sae, cfg.prefix)
+        tried = _bench(cx, probe, data.train.some(cfg.n_train, cfg.seed), cfg.sae, cfg.prefix)
         by = _by(cfg.by, tried)
         found = {c: [one.feature for one in some] for c, some in _proposed(cx, tried, data, by, max(cfg.sizes)).items() if c in wanted}
         if none := [data.classes[c] for c in sorted(wanted) if not found.get(c)]:
             cx.say(f"left out, since no feature stands for them or no training image shows them: {', '.join(none)}")
         part = data.val.some(cfg.n_val, cfg.seed)
-        bench = _bench(cx, probe, pool, part, cfg.sae, cfg.prefix)
-        rows = control(
+        bench = _bench(cx, probe, part, cfg.sae, cfg.prefix)
+        rows = control_images(
             tried, bench, found, data.classes, sizes=cfg.sizes, strengths=cfg.strengths, target=cfg.target, harm=cfg.harm,
             draws=cfg.draws, seed=cfg.seed, track=cx.track,
         )  # fmt: skip
@@ -178,7 +178,7 @@ class Classification(Task):
             "sae": cx.sae_name(cfg.sae),
             "site": probe.site,
             "sae_site": str(tried.readout.site),
-            "tokens": str(pool),
+            "tokens": probe.tokens,
             "by": by,
         }
         counts = {"n_train": len(tried.images), "n_val": len(part.images), "n_pass": n_pass, "n_classes": len(rows)}
@@ -195,30 +195,31 @@ def _pool_of(cx: TaskContext, text: str) -> Pool:
     return parse_tokens("cls" if cx.store().meta.n_prefix else "mean")
 
 
-def _tuned(train: Part, share: float, seed: int) -> tuple[Part, Part]:
+def _tuned(train: LabelPart, share: float, seed: int) -> tuple[LabelPart, LabelPart]:
     """The training images to train on, and those to choose the best point on; all for both, if no class has two."""
     if np.bincount(train.labels).max() < 2:
         return train, train
-    fit, tune = (Part(train.store, train.images[places], train.labels[places]) for places in split(train.labels, share, seed + 1))
+    fit, tune = (
+        LabelPart(train.store, train.images[places], train.labels[places]) for places in train_test_indices(train.labels, share, seed + 1)
+    )
     return fit, tune
 
 
-def _readout(cx: TaskContext, probe: Probe, pool: Pool, part: Part, sae: str, prefix: bool) -> Readout:
+def _readout(cx: TaskContext, probe: Probe, part: LabelPart, sae: str, prefix: bool) -> Readout:
     checkpoint = cx.checkpoint(sae)
     checkpoint.check(part.store, same_data=False)
-    site = probe.site if checkpoint.read.layer == "all" else checkpoint.site
-    return Readout(probe, pool, checkpoint, part.store, cx.model() if probe.site != site else None, prefix)
+    return Readout(probe, checkpoint, part.store, cx.model, prefix)
 
 
-def _bench(cx: TaskContext, probe: Probe, pool: Pool, part: Part, sae: str, prefix: bool) -> Bench:
-    return Bench(_readout(cx, probe, pool, part, sae, prefix), part.images, part.labels, cx.track)
+def _bench(cx: TaskContext, probe: Probe, part: LabelPart, sae: str, prefix: bool) -> ImageBench:
+    return ImageBench(_readout(cx, probe, part, sae, prefix), part.images, part.labels, cx.track)
 
 
-def _by(by: str, bench: Bench) -> str:
+def _by(by: str, bench: ImageBench) -> str:
     return by if by != "auto" else "attribution" if bench.readout.linear else "difference"
 
 
-def _proposed(cx: TaskContext, bench: Bench, data: Data, by: str, n: int) -> dict[int, list[Proposed]]:
+def _proposed(cx: TaskContext, bench: ImageBench, data: LabelData, by: str, n: int) -> dict[int, list[Proposed]]:
     """Proposals for each class, kept in `proposal.json` and told of where there are none."""
     from saev_core.support.files import write_json
 

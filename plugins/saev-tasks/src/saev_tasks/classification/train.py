@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.support.progress import Track, silent
-from saev_core.tasks.fit_probes import Point, Scaling, fit_probes, shuffled
+from saev_core.tasks.fit_probes import ProbeSetting, Scaling, fit_probes, shuffled
 
 NEVER = -1e4
 """Bias of a class that no training image shows."""
@@ -37,7 +37,7 @@ def by_adamw(
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     n_classes: int,
-    points: Sequence[Point],
+    points: Sequence[ProbeSetting],
     *,
     epochs: int,
     batch_size: int,
@@ -85,7 +85,7 @@ def by_logistic(
     return found
 
 
-def judge(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> list[tuple[float, float]]:
+def accuracy_and_loss(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> list[tuple[float, float]]:
     """Accuracy and mean cross-entropy of every candidate, on raw vectors."""
     weight, bias = torch.stack([one.weight for one in found]), torch.stack([one.bias for one in found])
     right, loss = torch.zeros(len(found), dtype=torch.float64), torch.zeros(len(found), dtype=torch.float64)

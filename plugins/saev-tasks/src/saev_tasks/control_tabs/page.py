@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from threading import Lock
 from typing import Any
+
+from saev_tasks.control_tabs.static import read_asset
 
 log = logging.getLogger(__name__)
 
 SCRIPTS = {
-    "classification": ("control.js", "figure.js", "classification.js"),
+    "classification": ("control.js", "figure.js", "slider.js", "classification.js"),
     "segmentation": ("control.js", "figure.js", "patches.js", "segmentation.js"),
 }
 """By page, in the order in which they run."""
@@ -25,8 +26,8 @@ def build(name: str, viewer: Any) -> None:
 
     shown = gr.HTML(
         viewer.library.first,
-        html_template=f"<style>{_read('control.css')}</style>{_read(f'{name}.html')}",
-        js_on_load="\n".join(map(_read, SCRIPTS[name])),
+        html_template=f"<style>{read_asset('control.css')}</style>{read_asset(f'{name}.html')}",
+        js_on_load="\n".join(map(read_asset, SCRIPTS[name])),
         elem_id=f"saev-{name}",
         apply_default_css=False,
         server_functions=[answers(name, viewer)],
@@ -70,7 +71,3 @@ def _pane(name: str, viewer: Any) -> Ask:
     from saev_tasks.control_tabs.segmentation import Segmentation
 
     return Segmentation(viewer)
-
-
-def _read(file: str) -> str:
-    return (files("saev_tasks.control_tabs") / "static" / file).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from saev_core.errors import SaevError, UsageError
-from saev_tasks.control_tabs.edited_picture import Desk, Scene
+from saev_tasks.control_tabs.edited_picture import EditedPicture, Picture
 from saev_tasks.control_tabs.state import State
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Pane:
 
     def __init__(self, viewer: Any) -> None:
         self.viewer = viewer
-        self._desks: dict[str, tuple[float, Desk]] = {}
+        self._edited: dict[str, tuple[float, EditedPicture]] = {}
         self._lock = RLock()
 
     def __call__(self, asked: Mapping[str, Any]) -> Answer:
@@ -53,11 +53,11 @@ class Pane:
             if not probe.exists():
                 return {"missing": True, "command": self.train.format(run=view.library.run.path)}
             with self._lock:
-                made, desk = self._desks.get(view.key, (-1.0, None))
-                if desk is None or made != probe.stat().st_mtime:  # trained again while the page was open
-                    desk = Desk(view, self.task)
-                    self._desks[view.key] = probe.stat().st_mtime, desk
-            answer: Answer = getattr(self, what)(desk, asked)
+                made, edited = self._edited.get(view.key, (-1.0, None))
+                if edited is None or made != probe.stat().st_mtime:  # trained again while the page was open
+                    edited = EditedPicture(view, self.task)
+                    self._edited[view.key] = probe.stat().st_mtime, edited
+            answer: Answer = getattr(self, what)(edited, asked)
             return answer
         except SaevError as error:
             return {"error": str(error)}
@@ -65,53 +65,53 @@ class Pane:
             log.exception("the %s tab failed", self.task)
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def start(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def start(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """What holds for every picture: classes, held-out pictures, where the probe reads."""
         return {
-            "classes": desk.probe.classes,
-            "among": self.among(desk),
-            "n_images": desk.library.n_images,
-            "n_heldout": len(desk.heldout),
-            "heldout": len(desk.heldout) < desk.library.n_images,
-            "linear": desk.linear,
-            "about": about(desk),
-            "no_pictures": desk.library.no_pictures,
-            "first": int(desk.heldout[0]),
+            "classes": edited.probe.classes,
+            "among": self.among(edited),
+            "n_images": edited.library.n_images,
+            "n_heldout": len(edited.heldout),
+            "heldout": len(edited.heldout) < edited.library.n_images,
+            "linear": edited.readout.linear,
+            "about": about(edited),
+            "no_pictures": edited.library.no_pictures,
+            "first": int(edited.heldout[0]),
         }
 
-    def picture(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def picture(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """A picture, what the probe says of it, and the features that can be changed on it."""
-        state = self.state(desk, asked)
-        scene = desk.scene(state.image)
-        library = desk.library
+        state = self.state(edited, asked)
+        picture = edited.picture(state.image)
+        library = edited.library
         width, height = (max(int(side), 1) for side in library.sizes[state.image])
-        shown = self.shown(desk, scene)
-        mine = self._class(desk, asked.get("mine"), shown["mine"])
-        other = self._class(desk, asked.get("other"), shown["other"])
-        at = int(np.searchsorted(desk.heldout, state.image))
-        held = at < len(desk.heldout) and int(desk.heldout[at]) == state.image
-        lists = [desk.features_for(label, N_FEATURES, scene) for label in (mine, other)]
+        shown = self.shown(edited, picture)
+        mine = self._class(edited, asked.get("mine"), shown["mine"])
+        other = self._class(edited, asked.get("other"), shown["other"])
+        at = int(np.searchsorted(edited.heldout, state.image))
+        held = at < len(edited.heldout) and int(edited.heldout[at]) == state.image
+        lists = [edited.features_for(label, N_FEATURES, picture) for label in (mine, other)]
         wanted = [feature for feature, _ in state.edits] + [int(feature) for feature in asked.get("extra") or ()]
-        d_sae = desk.view.index.d_sae
+        d_sae = edited.view.index.d_sae
         extra = [feature for feature in dict.fromkeys(wanted) if 0 <= feature < d_sae and feature not in lists[0] + lists[1]]
         return {
             **shown,
             "image": state.image,
             "src": library.src(state.image, 448),
             "label": library.label(state.image),
-            "place": f"{at + 1} of {len(desk.heldout)} held-out pictures" if held else "the probe was trained on this picture",
+            "place": f"{at + 1} of {len(edited.heldout)} held-out pictures" if held else "the probe was trained on this picture",
             "held": held,
             "size": [width, height],
-            "box": relative(desk, state.image),
+            "box": relative(edited, state.image),
             "mine": mine,
             "other": other,
-            "lists": [[self.row(desk, scene, feature) for feature in features] for features in lists],
-            "extra": [self.row(desk, scene, feature) for feature in extra],
+            "lists": [[self.row(edited, picture, feature) for feature in features] for features in lists],
+            "extra": [self.row(edited, picture, feature) for feature in extra],
         }
 
-    def step(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def step(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """The number of the next held-out picture, the one before, or any; of one class, if asked."""
-        found = self.of_class(desk, int(asked.get("among", -1)))
+        found = self.of_class(edited, int(asked.get("among", -1)))
         if not len(found):
             raise UsageError("No held-out picture is of that class.")
         image, by = int(asked.get("image", 0)), int(asked.get("by", 1))
@@ -121,89 +121,89 @@ class Pane:
         at = int(np.searchsorted(found, image, side="right" if by > 0 else "left"))
         return {"image": int(found[(at if by > 0 else at - 1) % len(found)])}
 
-    def features(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def features(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """The features that speak for a class."""
-        scene = desk.scene(self.state(desk, asked).image)
-        label = self._class(desk, asked.get("label"), 0)
-        return {"label": label, "rows": [self.row(desk, scene, feature) for feature in desk.features_for(label, N_FEATURES, scene)]}
+        picture = edited.picture(self.state(edited, asked).image)
+        label = self._class(edited, asked.get("label"), 0)
+        return {"label": label, "rows": [self.row(edited, picture, feature) for feature in edited.features_for(label, N_FEATURES, picture)]}
 
-    def find(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def find(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """One feature by its number, or those whose name or label has the words."""
-        text, table = str(asked.get("text", "")).strip().lstrip("#"), desk.view.table
-        scene = desk.scene(self.state(desk, asked).image)
+        text, table = str(asked.get("text", "")).strip().lstrip("#"), edited.view.table
+        picture = edited.picture(self.state(edited, asked).image)
         if text.isdecimal():
-            State.of({"edits": [[int(text), 0]]}, n_images=1, d_sae=desk.view.index.d_sae, n_patches=1)
+            State.of({"edits": [[int(text), 0]]}, n_images=1, d_sae=edited.view.index.d_sae, n_patches=1)
             found = [int(text)]
         else:
             words = text.lower().split()
             named = [feature for feature, name in enumerate(table.names) if words and all(word in name.lower() for word in words)]
-            found = sorted(named, key=lambda feature: -float(desk.view.index.max[feature]))[:3]
+            found = sorted(named, key=lambda feature: -float(edited.view.index.max[feature]))[:3]
         if not found:
             raise UsageError(f"No feature has a name with {text!r}; type its number, or search for it in the Features tab.")
-        return {"rows": [self.row(desk, scene, feature) for feature in found]}
+        return {"rows": [self.row(edited, picture, feature) for feature in found]}
 
-    def after(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
+    def after(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
         """What the probe says with edits."""
-        state = self.state(desk, asked)
-        scene = desk.scene(state.image)
-        return self.changed(desk, scene, state)
+        state = self.state(edited, asked)
+        picture = edited.picture(state.image)
+        return self.changed(edited, picture, state)
 
-    def state(self, desk: Desk, asked: Mapping[str, Any]) -> State:
-        index = desk.view.index
-        return State.of(asked, n_images=desk.library.n_images, d_sae=index.d_sae, n_patches=desk.store.grid.n_patches)
+    def state(self, edited: EditedPicture, asked: Mapping[str, Any]) -> State:
+        index = edited.view.index
+        return State.of(asked, n_images=edited.library.n_images, d_sae=index.d_sae, n_patches=edited.store.grid.n_patches)
 
-    def row(self, desk: Desk, scene: Scene, feature: int) -> Answer:
+    def row(self, edited: EditedPicture, picture: Picture, feature: int) -> Answer:
         """A feature for the page: what it is called, its top pictures, and how strong it is on this picture."""
-        view = desk.view
+        view = edited.view
         most = float(view.index.max[feature])
-        values = desk.values(scene, feature)
+        values = edited.values(picture, feature)
         name = view.table.names[feature] or _labelled(view, feature)
         top = [
             {
                 "image": one.index,
                 "src": view.library.src(one.index, 96),
                 "map": f"/saev/map/{quote(view.key, safe='')}/{feature}/{one.index}" if view.index.grid.n_patches > 1 else "",
-                "box": relative(desk, one.index),
+                "box": relative(edited, one.index),
                 "ratio": _ratio(view.library, one.index),
             }
             for one in view.index.top(feature, N_TOP)
         ]
         return {"feature": feature, "name": name, "here": float(values.max()) / most if most else 0.0, "dead": most <= 0, "top": top}
 
-    def _class(self, desk: Desk, given: Any, otherwise: int) -> int:
+    def _class(self, edited: EditedPicture, given: Any, otherwise: int) -> int:
         """A class number as the page gives it."""
         if given is None or given == "" or int(given) < 0:
             return otherwise
-        if not 0 <= int(given) < desk.probe.n_classes:
-            raise UsageError(f"There is no class {given}; the probe tells {desk.probe.n_classes} apart.")
+        if not 0 <= int(given) < edited.probe.n_classes:
+            raise UsageError(f"There is no class {given}; the probe tells {edited.probe.n_classes} apart.")
         return int(given)
 
-    def among(self, desk: Desk) -> list[list[Any]]:
+    def among(self, edited: EditedPicture) -> list[list[Any]]:
         """Classes by which pictures can be chosen: number, name, how many held-out pictures."""
         return []
 
-    def of_class(self, desk: Desk, label: int) -> np.ndarray[Any, Any]:
+    def of_class(self, edited: EditedPicture, label: int) -> np.ndarray[Any, Any]:
         """Held-out pictures of a class; below 0: all."""
-        return desk.heldout
+        return edited.heldout
 
-    def shown(self, desk: Desk, scene: Scene) -> Answer:
+    def shown(self, edited: EditedPicture, picture: Picture) -> Answer:
         """What the probe says of the picture, and the two classes whose features are offered first."""
         raise NotImplementedError
 
-    def changed(self, desk: Desk, scene: Scene, state: State) -> Answer:
+    def changed(self, edited: EditedPicture, picture: Picture, state: State) -> Answer:
         """What it says under edits."""
         raise NotImplementedError
 
 
-def about(desk: Desk) -> str:
+def about(edited: EditedPicture) -> str:
     """Where the probe reads and how good it is, in words."""
-    where = f"at block {desk.target.layer} of the model"
+    where = f"at block {edited.readout.target.layer} of the model"
     what = {"cls": "the model's summary of the picture (CLS token)", "mean": "the mean over all patches", "patches": "every patch"}
-    reads = what.get(desk.probe.tokens, f"one patch ({desk.probe.tokens})")
+    reads = what.get(edited.probe.tokens, f"one patch ({edited.probe.tokens})")
     way = (
         "the features are changed at the same place."
-        if desk.linear
-        else f"the features are changed at block {desk.site.layer}, and the model goes on from there."
+        if edited.readout.linear
+        else f"the features are changed at block {edited.readout.site.layer}, and the model goes on from there."
     )
     return f"The probe, a linear classifier, reads {reads} {where}; {way}"
 
@@ -213,10 +213,10 @@ def pack(array: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def relative(desk: Desk, image: int) -> list[float]:
+def relative(edited: EditedPicture, image: int) -> list[float]:
     """What the model saw of a picture: left, top, width and height in per cent of it."""
-    width, height = (max(int(side), 1) for side in desk.library.sizes[image])
-    crop = desk.library.crop(image)
+    width, height = (max(int(side), 1) for side in edited.library.sizes[image])
+    crop = edited.library.crop(image)
     sides = crop.left / width, crop.top / height, (crop.right - crop.left) / width, (crop.bottom - crop.top) / height
     return [round(100 * side, 3) for side in sides]
 

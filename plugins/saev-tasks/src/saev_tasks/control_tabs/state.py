@@ -13,7 +13,7 @@ from typing import Any
 
 from saev_core.errors import UsageError
 
-LEAST, MOST = -1.0, 2.0
+MIN_STRENGTH, MAX_STRENGTH = -1.0, 2.0
 """The ends of a slider. -1 turns the feature off; 2 adds twice the largest value that it has on any picture."""
 
 
@@ -41,7 +41,7 @@ class State:
         for feature, strength in _pairs(asked.get("edits") or ()):
             if not isinstance(strength, int | float) or not math.isfinite(strength):
                 raise UsageError(f"Strength {strength!r} of feature {feature} is no number.")
-            edits[_whole(feature, "feature", d_sae, told)] = min(max(float(strength), LEAST), MOST)
+            edits[_whole(feature, "feature", d_sae, told)] = min(max(float(strength), MIN_STRENGTH), MAX_STRENGTH)
         where = None
         if asked.get("where"):
             patches = {_whole(patch, "patch", n_patches, f"A picture has patches 0 to {n_patches - 1}.") for patch in asked["where"]}

@@ -15,7 +15,7 @@ from saev_core.activations.sources.selection import Reading
 from saev_core.config.base import Config
 from saev_core.errors import ConfigError, RunError
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.task import Task, verb
 from saev_tasks.probe1d.collect import Side, Source, Units, collect, concepts_of, sides
 from saev_tasks.probe1d.newton import RIDGE
@@ -78,7 +78,7 @@ class Probe1D(Task):
         images = np.flatnonzero(Reading(store, checkpoint.read).usable.all(0) & ((store.labels >= 0) | concepts.per_patch))
         if cfg.n_images:
             images = np.sort(np.random.RandomState(cfg.seed % 2**32).permutation(images)[: cfg.n_images])
-        parts = split(store.labels[images] if (store.labels[images] >= 0).all() else len(images), cfg.val_share, cfg.seed)
+        parts = train_test_indices(store.labels[images] if (store.labels[images] >= 0).all() else len(images), cfg.val_share, cfg.seed)
         train, val = (images[part] for part in parts)
         per = 1 if per_image else Reading(store, checkpoint.read).n_tokens
         ignore = np.isin(names, cfg.ignore)

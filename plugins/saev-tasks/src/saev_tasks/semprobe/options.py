@@ -1,4 +1,4 @@
-"""TODO."""
+"""Options of the verbs of `saev task semprobe`."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 
 from saev_core.support.progress import Track, silent
-from saev_tasks.semseg.bench import Bench
+from saev_tasks.semseg.bench import PatchBench
 from saev_tasks.semseg.scores import Counts, by_image, ious, nanmean, predict, ratio
-from saev_tasks.shared import control_experiment as experiment
-from saev_tasks.shared.control_experiment import Change, Choice, along, matched, random_axes
+from saev_tasks.shared.control_experiment import Choice, Outcome, Row, with_baselines
+from saev_tasks.shared.edit_bench import Change
 from saev_tasks.shared.intervals import interval
 from saev_tasks.shared.patch_vectors import Classes
 
@@ -33,7 +33,7 @@ _PIXELS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Outcome(experiment.Outcome):
+class PixelOutcome(Outcome):
     """What suppressing did on validation images, with the IoU after it: of the class, and the mean over all others."""
 
     iou: float
@@ -41,7 +41,7 @@ class Outcome(experiment.Outcome):
 
 
 @dataclass(frozen=True)
-class Row(experiment.Row[Outcome]):
+class PixelRow(Row[PixelOutcome]):
     """One class of the table; what is counted is pixels, or patches."""
 
     iou: float
@@ -49,8 +49,8 @@ class Row(experiment.Row[Outcome]):
     """Before: of this class, and the mean over all others."""
 
 
-def choose(
-    bench: Bench,
+def choose_by_patches(
+    bench: PatchBench,
     truth: Int[np.ndarray, " n_rows"],
     c: int,
     features: Sequence[int],
@@ -84,7 +84,7 @@ def choose(
 class Sight:
     """Validation images at the level at which they are reported: truth, and what the unedited probe says."""
 
-    def __init__(self, bench: Bench, truth: np.ndarray, classes: Classes, level: str) -> None:
+    def __init__(self, bench: PatchBench, truth: np.ndarray, classes: Classes, level: str) -> None:
         """
         Args:
             truth: class of each pixel `[n, height, width]`, or of each patch `[n, n_patches]`.
@@ -96,7 +96,7 @@ class Sight:
         self.right = self.counts.hit
 
     def _predict(self, logits: torch.Tensor) -> np.ndarray:
-        grid = self.bench.grid
+        grid = self.bench.readout.store.grid
         per_image = len(self.classes) * (grid.height_px * grid.width_px if self.level == "pixels" else grid.n_patches)
         step = max(1, _PIXELS_AT_ONCE // per_image)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
@@ -116,7 +116,7 @@ class Sight:
         return lost, Counts(hit, self.counts.truth, predicted)
 
 
-def outcome(sight: Sight, c: int, lost: Float[np.ndarray, "n c"], totals: Float[np.ndarray, "3 c"], seed: int) -> Outcome:
+def pixel_outcome(sight: Sight, c: int, lost: Float[np.ndarray, "n c"], totals: Float[np.ndarray, "3 c"], seed: int) -> PixelOutcome:
     """The numbers of one class, of what was lost in each image and the counts after."""
     n_right = sight.right.sum(0)
     others = [i for i in sight.classes.kept if i != c and n_right[i]]
@@ -124,7 +124,7 @@ def outcome(sight: Sight, c: int, lost: Float[np.ndarray, "n c"], totals: Float[
     low, high = interval(np.concatenate([lost, sight.right], 1), _shares(c, others), seed)
     worst = max(others, key=lambda i: share[i]) if others else -1
     iou = ious(totals)
-    return Outcome(
+    return PixelOutcome(
         flipped=float(share[c]),
         flipped_interval=(float(low[0]), float(high[0])),
         others_lost=float(share[others].mean()) if others else float("nan"),
@@ -151,8 +151,8 @@ def _mean_of(iou: np.ndarray, c: int) -> float:
     return float(rest.mean()) if len(rest) else float("nan")
 
 
-def control(
-    tried: Bench,
+def control_pixels(
+    tried: PatchBench,
     labels: Int[np.ndarray, " n_rows"],
     sight: Sight,
     proposed: Mapping[int, Sequence[int]],
@@ -164,7 +164,7 @@ def control(
     draws: int = 5,
     seed: int = 0,
     track: Track = silent,
-) -> list[Row]:
+) -> list[PixelRow]:
     """The table, one row for each class that has proposed features and right pixels.
 
     Args:
@@ -181,27 +181,26 @@ def control(
             meter.update(1)
             if not features or not sight.right[:, c].sum():
                 continue
-            choice = choose(tried, labels, c, features, classes=classes, sizes=sizes, strengths=strengths, target=target, harm=harm)
-            rng = np.random.RandomState((seed * 1_000_003 + c) % 2**32)
-            change = sight.bench.scaled(choice.features, choice.strength)
-            lost, counts = sight.effect(change)
-            sets = [matched(frequency, choice.features, features, rng) for _ in range(draws)]
-            by_features = _mean([sight.effect(sight.bench.scaled(some, choice.strength)) for some in sets])
-            axes = random_axes(draws, sight.bench.directions.shape[1], rng)
-            by_direction = _mean([sight.effect(along(change, axis)) for axis in axes])
+            choice = choose_by_patches(
+                tried, labels, c, features, classes=classes, sizes=sizes, strengths=strengths, target=target, harm=harm
+            )
+            suppressed, features_drawn, directions_drawn = with_baselines(
+                sight.bench, frequency, choice, features, sight.effect, draws=draws, seed=(seed * 1_000_003 + c) % 2**32
+            )
+            (lost, counts), by_features, by_direction = suppressed, _mean(features_drawn), _mean(directions_drawn)
             rows.append(
-                Row(
+                PixelRow(
                     name=classes.names[c],
                     number=c,
                     n_right=int(sight.right[:, c].sum()),
                     choice=choice,
                     iou=float(ious(before)[c]),
                     others_iou=_mean_of(ious(before), c),
-                    suppressed=outcome(sight, c, lost, counts.totals, seed),
-                    random_features=outcome(sight, c, *by_features, seed),
-                    random_direction=outcome(sight, c, *by_direction, seed),
-                    over_features=_apart(lost, by_features[0], sight.right, c, seed),
-                    over_direction=_apart(lost, by_direction[0], sight.right, c, seed),
+                    suppressed=pixel_outcome(sight, c, lost, counts.totals, seed),
+                    random_features=pixel_outcome(sight, c, *by_features, seed),
+                    random_direction=pixel_outcome(sight, c, *by_direction, seed),
+                    over_features=_share_interval(lost, by_features[0], sight.right, c, seed),
+                    over_direction=_share_interval(lost, by_direction[0], sight.right, c, seed),
                 )
             )
     return rows
@@ -211,6 +210,6 @@ def _mean(effects: Sequence[tuple[np.ndarray, Counts]]) -> tuple[Float[np.ndarra
     return np.mean([lost for lost, _ in effects], 0), np.mean([counts.totals for _, counts in effects], 0)
 
 
-def _apart(one: np.ndarray, other: np.ndarray, right: np.ndarray, c: int, seed: int) -> tuple[float, float]:
+def _share_interval(one: np.ndarray, other: np.ndarray, right: np.ndarray, c: int, seed: int) -> tuple[float, float]:
     low, high = interval(np.stack([one[:, c] - other[:, c], right[:, c]], 1), lambda sums: ratio(sums[..., 0], sums[..., 1]), seed)
     return float(low), float(high)

@@ -12,36 +12,36 @@ from jaxtyping import Int
 from saev_core.errors import ProbeError
 from saev_core.runs.run import Run
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import split
+from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 from saev_tasks.shared.patch_vectors import Classes, Truth, recorded
 
 
 @dataclass(frozen=True)
-class Part:
+class MaskPart:
     """Images of one store."""
 
     truth: Truth
     images: Int[np.ndarray, " n"]
 
-    def some(self, n: int, seed: int) -> Part:
+    def some(self, n: int, seed: int) -> MaskPart:
         """At most `n` of them, drawn at random; 0: all."""
         if not 0 < n < len(self.images):
             return self
-        return Part(self.truth, np.sort(np.random.RandomState(seed % 2**32).permutation(self.images)[:n]))
+        return MaskPart(self.truth, np.sort(np.random.RandomState(seed % 2**32).permutation(self.images)[:n]))
 
 
 @dataclass(frozen=True)
-class Data:
+class MaskData:
     """Training and validation images; no image is in both."""
 
     classes: Classes
-    train: Part
-    val: Part
+    train: MaskPart
+    val: MaskPart
 
     @classmethod
-    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> Data:
+    def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> MaskData:
         """The division that `told` describes, as a probe's card keeps it: `val_share`, `seed`, `ignore`, `val`, `val_dataset`.
 
         Raises:
@@ -61,14 +61,14 @@ class Data:
                     "validate on the same data set's other split."
                 )
             val = Truth(other.dataset(), other.store(), classes)
-            return cls(classes, Part(train, there), Part(val, recorded(other.store(), site)))
+            return cls(classes, MaskPart(train, there), MaskPart(val, recorded(other.store(), site)))
         known = np.full(store.n_images, -1)
         known[there] = 0
-        mine, theirs = split(known, told["val_share"], told["seed"], stratify=False)
-        return cls(classes, Part(train, mine), Part(train, theirs))
+        mine, theirs = train_test_indices(known, told["val_share"], told["seed"], stratify=False)
+        return cls(classes, MaskPart(train, mine), MaskPart(train, theirs))
 
 
-def load_probe(cx: TaskContext) -> tuple[Probe, Data]:
+def load_segmenter(cx: TaskContext) -> tuple[Probe, MaskData]:
     """The trained probe of a run, checked against what it is to read, and its images.
 
     Raises:
@@ -84,7 +84,7 @@ def load_probe(cx: TaskContext) -> tuple[Probe, Data]:
     store = cx.store()
     if site not in store.sites:
         raise ProbeError(f"the probe reads {site}, the store holds {', '.join(map(str, store.sites))}; train a probe on this store.")
-    data = Data.of(cx, site, probe.card)
+    data = MaskData.of(cx, site, probe.card)
     for part in (data.train, data.val):
         probe.check(part.truth.store, site=str(site), classes=data.classes.names)
     return probe, data

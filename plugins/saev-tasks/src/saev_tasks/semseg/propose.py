@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from saev_core.errors import ProbeError
-from saev_tasks.semseg.bench import Bench
+from saev_tasks.semseg.bench import PatchBench
 from saev_tasks.shared.patch_vectors import Classes
 
 
@@ -45,7 +45,7 @@ class Proposed:
     """With which its activation tells the class's patches from others."""
 
 
-def class_means(bench: Bench, truth: Int[np.ndarray, " n_rows"], n_classes: int) -> Float[np.ndarray, "n_classes d_sae"]:
+def class_means(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], n_classes: int) -> Float[np.ndarray, "n_classes d_sae"]:
     """Mean activation of every feature on the patches of each class; 0 for a class that has none."""
     return _by_class(bench.codes.tocsr(), truth, n_classes)
 
@@ -57,7 +57,7 @@ def _by_class(values: csr_array, truth: Int[np.ndarray, " n_rows"], n_classes: i
     return np.asarray((pick @ values).toarray() / np.maximum(n, 1)[:, None], np.float64)
 
 
-def attribution(bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classes) -> Float[np.ndarray, "n_classes d_sae"]:
+def attribution(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes) -> Float[np.ndarray, "n_classes d_sae"]:
     """a(c, f) of this module's docstring."""
     n_classes = len(classes)
     logits = bench.before.view(-1, n_classes).clone()
@@ -65,23 +65,23 @@ def attribution(bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classe
     own = torch.from_numpy(np.maximum(truth, 0))
     logits.scatter_(1, own[:, None], -torch.inf)
     rival = logits.argmax(1).numpy()
-    effect = (bench.directions @ bench.probe.weight.detach().cpu().T).numpy()  # [d_sae, n_classes]
+    effect = (bench.directions @ bench.readout.probe.weight.detach().cpu().T).numpy()  # [d_sae, n_classes]
     z = bench.codes.tocsr()
     row = np.repeat(np.arange(z.shape[0]), np.diff(z.indptr))
     margin = effect[z.indices, own.numpy()[row]] - effect[z.indices, rival[row]]
     return _by_class(csr_array((z.data * margin, z.indices, z.indptr), shape=z.shape), truth, n_classes)
 
 
-def scores(bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classes, by: str = "attribution") -> Float[np.ndarray, "c d_sae"]:
+def scores(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes, by: str = "attribution") -> Float[np.ndarray, "c d_sae"]:
     """The score of every feature for every class; -inf for classes without a patch.
 
     Raises:
         ProbeError: attribution is asked for where the probe does not read the SAE's site.
     """
     if by == "attribution":
-        if bench.probe.site != bench.checkpoint.site:
+        if not bench.readout.linear:
             raise ProbeError(
-                f"attribution needs one at the SAE's {bench.checkpoint.site}, the probe reads {bench.probe.site}; use --by difference."
+                f"attribution needs one at the SAE's {bench.readout.site}, the probe reads {bench.readout.target}; use --by difference."
             )
         own, floor = attribution(bench, truth, classes), 0.0
     else:
@@ -96,7 +96,7 @@ def scores(bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classes, by
 
 
 def propose(
-    bench: Bench, truth: Int[np.ndarray, " n_rows"], classes: Classes, n: int, by: str = "attribution"
+    bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes, n: int, by: str = "attribution"
 ) -> dict[int, list[Proposed]]:
     """At most `n` features for each class that is there, best first; only those with a positive score."""
     table = scores(bench, truth, classes, by)

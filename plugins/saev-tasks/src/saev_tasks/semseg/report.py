@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saev_tasks.semseg.control import Row
+from saev_tasks.semseg.control import PixelRow
 from saev_tasks.semseg.scores import Counts, ratio
 from saev_tasks.shared.intervals import interval
 from saev_tasks.shared.patch_vectors import Classes
@@ -41,7 +41,7 @@ def class_intervals(counts: Counts) -> Float[np.ndarray, "n_classes 2"]:
     return np.where(there[:, None], np.stack([low, high], -1), np.nan)
 
 
-def flat(row: Row) -> dict[str, Any]:
+def flat(row: PixelRow) -> dict[str, Any]:
     """One line of the CSV."""
     out: dict[str, Any] = {"class": row.name, "number": row.number, "n_right": row.n_right, "strength": row.choice.strength}
     out |= {
@@ -60,7 +60,7 @@ def flat(row: Row) -> dict[str, Any]:
     return out | {"over_direction_low": row.over_direction[0], "over_direction_high": row.over_direction[1], "passes": row.passes}
 
 
-def told(row: Row) -> list[str]:
+def told(row: PixelRow) -> list[str]:
     """One line of the table for a person."""
     s = row.suppressed
     return [

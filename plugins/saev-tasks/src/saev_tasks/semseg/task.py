@@ -12,29 +12,26 @@ from torch import Tensor
 
 from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import DatasetError, ProbeError, UsageError
-from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
-from saev_core.interventions.edit import Edit
-from saev_core.models.base import VisionModel
 from saev_core.tasks.context import TaskContext
-from saev_core.tasks.fit_probes import Point
+from saev_core.tasks.fit_probes import ProbeSetting
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
 from saev_core.types import Box, Site
 from saev_tasks.semseg import panels, report
-from saev_tasks.semseg.bench import Bench
-from saev_tasks.semseg.control import Sight, control
-from saev_tasks.semseg.data import Data, Part, load_probe
+from saev_tasks.semseg.bench import PatchBench
+from saev_tasks.semseg.control import Sight, control_pixels
+from saev_tasks.semseg.data import MaskData, MaskPart, load_segmenter
 from saev_tasks.semseg.options import ControlConfig, ManipulateConfig, ProposeConfig, TrainConfig, ValidateConfig
 from saev_tasks.semseg.propose import Proposed, propose
 from saev_tasks.semseg.scores import predict
 from saev_tasks.semseg.train import ceilings, measure, train_probes
 from saev_tasks.shared import figures
 from saev_tasks.shared.patch_vectors import listed
+from saev_tasks.shared.readout import Readout
 from saev_tasks.shared.results import keep, write_csv
 from saev_tasks.shared.sites import site_of, told_of
 
-MOST_TUNED = 500
+MAX_TUNE_IMAGES = 500
 """Images on which points of a sweep are compared, at most."""
 
 
@@ -46,13 +43,13 @@ class SemSeg(Task):
         """Train linear segmentation probes of a whole sweep in one pass; keep the best."""
         site = site_of(cx, cfg.site)
         card: dict[str, Any] = cfg.model_dump(mode="json", exclude={"lr", "weight_decay", "site"})
-        data = Data.of(cx, site, card)
-        points = [Point(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
+        data = MaskData.of(cx, site, card)
+        points = [ProbeSetting(lr, decay) for lr in cfg.lr for decay in cfg.weight_decay]
         order = np.random.RandomState((cfg.seed + 1) % 2**32).permutation(data.train.images)
         n_tuned = min(max(1, round(len(order) * cfg.tune_share)), len(order) - 1)
         if n_tuned < 1:
             raise ProbeError(f"{len(order)} training image: too few to train on and to choose a rate by; record more images.")
-        tune, fit = np.sort(order[: min(n_tuned, MOST_TUNED)]), np.sort(order[n_tuned:])
+        tune, fit = np.sort(order[: min(n_tuned, MAX_TUNE_IMAGES)]), np.sort(order[n_tuned:])
         truth = data.train.truth
         fitted = train_probes(
             truth, site, fit, points, loss=cfg.loss, n_drawn=cfg.pixels or -(-truth.grid.n_patches // 4), epochs=cfg.epochs,
@@ -82,7 +79,7 @@ class SemSeg(Task):
     @verb
     def validate(self, cx: TaskContext, cfg: ValidateConfig) -> dict[str, Any]:
         """Measure the probe on validation images: IoU of each class with intervals, an oracle's ceiling, panels."""
-        probe, data = load_probe(cx)
+        probe, data = load_segmenter(cx)
         classes, site, part = data.classes, Site.parse(probe.site), data.val.some(cfg.n_images, 0)
         head = (probe.weight, probe.bias)
         (pixels,) = measure(part.truth, site, part.images, [head], track=cx.track)
@@ -115,7 +112,7 @@ class SemSeg(Task):
     @verb
     def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
         """Propose features for every class, from training images."""
-        probe, data = load_probe(cx)
+        probe, data = load_segmenter(cx)
         part = data.train.some(cfg.n_images, cfg.seed)
         bench = _bench(cx, probe, part, cfg.sae)
         found = _proposed(cx, bench, part, data, cfg.by, cfg.n)
@@ -132,17 +129,16 @@ class SemSeg(Task):
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
         """Change features in one image; its prediction before and after, and the pixels of every class."""
-        probe, data = load_probe(cx)
+        probe, data = load_segmenter(cx)
         classes, store = data.classes, cx.store()
         if cfg.image >= store.n_images:
             raise UsageError(f"--image {cfg.image}: the store holds images 0 to {store.n_images - 1}.")
         if not cfg.edit:
             raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
-        checkpoint = cx.checkpoint(cfg.sae)
-        peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(checkpoint.sae.d_sae)
-        edits = [Edit.of(checkpoint, peak, feature, strength, cfg.mode, cfg.where or None) for feature, strength in cfg.edit.items()]
-        model = cx.model() if probe.site != checkpoint.site else None
-        before, after = (_logits(store, cfg.image, probe, checkpoint, some, model) for some in ([], edits))
+        readout = _readout(cx, probe, store, cfg.sae)
+        peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(readout.checkpoint.sae.d_sae)
+        edits = [readout.edit(peak, feature, strength, cfg.mode, cfg.where) for feature, strength in cfg.edit.items()]
+        before, after = readout.under(cfg.image, edits)
         said, now = (predict(logits[None], store.grid, classes)[0].numpy() for logits in (before, after))
         truth = data.train.truth.image(cfg.image)
         example = cx.dataset()[cfg.image]
@@ -173,7 +169,7 @@ class SemSeg(Task):
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
         """The control experiment: suppress each class's features; what the class and all others lose, beside random baselines."""
-        probe, data = load_probe(cx)
+        probe, data = load_segmenter(cx)
         classes = data.classes
         wanted = {_number(one, classes.names) for one in cfg.classes} or set(classes.kept)
         part, val = data.train.some(cfg.n_train, cfg.seed), data.val.some(cfg.n_val, cfg.seed)
@@ -185,7 +181,7 @@ class SemSeg(Task):
         truth = val.truth.patches(val.images) if cfg.level == "patches" else val.truth.pixels(val.images, cx.track)
         sight = Sight(bench, truth, classes, cfg.level)
         labels = part.truth.patches(part.images).reshape(-1)
-        rows = control(
+        rows = control_pixels(
             tried, labels, sight, {c: some for c, some in found.items() if c in wanted}, sizes=cfg.sizes, strengths=cfg.strengths,
             target=cfg.target, harm=cfg.harm, draws=cfg.draws, seed=cfg.seed, track=cx.track,
         )  # fmt: skip
@@ -202,27 +198,31 @@ class SemSeg(Task):
         cx.say(
             f"{n_pass} of {len(rows)} classes: at least 80 % flipped and others lose at most 5 %, on {len(val.images)} validation images"
         )
-        facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "sae_site": tried.checkpoint.site, "level": cfg.level,
+        facts = {"sae": cx.sae_name(cfg.sae), "site": probe.site, "sae_site": str(tried.readout.site), "level": cfg.level,
                  "n_train": len(part.images), "n_val": len(val.images), "n_pass": n_pass, "n_classes": len(rows)}  # fmt: skip
         return keep(cx, "control", {**facts, "options": cfg, "rows": [row.to_json() for row in rows]})
 
 
-def _on(part: Part, site: Site, head: tuple[Tensor, Tensor], cx: TaskContext) -> dict[str, float]:
+def _on(part: MaskPart, site: Site, head: tuple[Tensor, Tensor], cx: TaskContext) -> dict[str, float]:
     (counts,) = measure(part.truth, site, part.images, [head], track=cx.track)
     return report.scores(counts)
 
 
-def _bench(cx: TaskContext, probe: Probe, part: Part, sae: str) -> Bench:
-    checkpoint, store = cx.checkpoint(sae), part.truth.store
+def _readout(cx: TaskContext, probe: Probe, store: ActivationStore, sae: str) -> Readout:
+    checkpoint = cx.checkpoint(sae)
     checkpoint.check(store, same_data=False)
-    return Bench(probe, checkpoint, store, part.images, cx.model() if probe.site != checkpoint.site else None, cx.track)
+    return Readout(probe, checkpoint, store, cx.model)
 
 
-def _by(by: str, bench: Bench) -> str:
-    return by if by != "auto" else "attribution" if bench.probe.site == bench.checkpoint.site else "difference"
+def _bench(cx: TaskContext, probe: Probe, part: MaskPart, sae: str) -> PatchBench:
+    return PatchBench(_readout(cx, probe, part.truth.store, sae), part.images, cx.track)
 
 
-def _proposed(cx: TaskContext, bench: Bench, part: Part, data: Data, by: str, n: int) -> dict[int, list[Proposed]]:
+def _by(by: str, bench: PatchBench) -> str:
+    return by if by != "auto" else "attribution" if bench.readout.linear else "difference"
+
+
+def _proposed(cx: TaskContext, bench: PatchBench, part: MaskPart, data: MaskData, by: str, n: int) -> dict[int, list[Proposed]]:
     labels = part.truth.patches(part.images).reshape(-1)
     found = propose(bench, labels, data.classes, n, _by(by, bench))
     if not found:
@@ -240,21 +240,7 @@ def _number(text: str, names: Sequence[str]) -> int:
     raise UsageError(f"--classes {text}: no such class; there are {listed(names)}.")
 
 
-def _logits(store: ActivationStore, image: int, probe: Probe, checkpoint: Any, edits: list[Edit], model: VisionModel | None) -> Tensor:
-    """The probe's logits of one recorded image under edits; the rest of the model runs where the probe sits later."""
-    site = Site.parse(checkpoint.site)
-    x = torch.from_numpy(store.read(site, [image])).float()
-    if model is None:
-        return probe(apply_edits(x, edits, checkpoint))[0].cpu()
-    n_prefix = store.grid.n_prefix
-    if n_prefix:
-        x = torch.cat([torch.from_numpy(store.read(site, [image], "prefix")).float(), x], 1)
-    later = Site.parse(probe.site)
-    seen = Rest.blank(model, site).on(x.to(model.device)).record([later], edits, checkpoint)[later]
-    return probe(seen[:, n_prefix:].float())[0].cpu()
-
-
-def _examples(cx: TaskContext, probe: Probe, part: Part, data: Data) -> None:
+def _examples(cx: TaskContext, probe: Probe, part: MaskPart, data: MaskData) -> None:
     store, site = part.truth.store, Site.parse(probe.site)
     x = torch.from_numpy(store.read(site, part.images)).float()
     said = predict(probe(x).cpu(), store.grid, data.classes).numpy()

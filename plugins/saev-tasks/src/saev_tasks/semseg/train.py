@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saev_core.errors import DatasetError
 from saev_core.support.progress import Track, silent
-from saev_core.tasks.fit_probes import Fitted, Point, fit_probes
+from saev_core.tasks.fit_probes import Fitted, ProbeSetting, fit_probes
 from saev_core.types import Grid, Site
 from saev_tasks.semseg.scores import Counts, majority, predict
 from saev_tasks.shared.patch_vectors import Targets, Truth, listed, mixed, patch_shares, stored
@@ -85,7 +85,7 @@ def train_probes(
     truth: Truth,
     site: Site,
     images: Int[np.ndarray, " n"],
-    points: Sequence[Point],
+    points: Sequence[ProbeSetting],
     *,
     loss: str,
     n_drawn: int,

@@ -1,71 +1,22 @@
-"""What control experiments of all tasks share: features on tokens and changes of them, the two baselines beside them, the table's rows."""
+"""What control experiments of all tasks share: the two baselines, and the table's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy.sparse import csc_array, csr_array
+from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.sae.checkpoint import Checkpoint
+from saev_tasks.shared.edit_bench import Change, EditBench
 
 FLIPPED, LOST = 0.8, 0.05
 """What counts as control: so much of the class flipped at least, so much of the others lost at most."""
 NEAREST = 20
 """Features nearest in frequency among which a random one is drawn."""
-
-
-class Change(NamedTuple):
-    """What an edit adds to raw activations at the SAE's site, on the tokens that it changes."""
-
-    row: Int[np.ndarray, " m"]
-    """Image's place in the bench times the number of tokens that edits may change, plus the token's place among them."""
-    delta: Float[Tensor, "m d_model"]
-
-
-class Coded:
-    """The SAE's features on every token that edits may change, of some images, on which changes are tried."""
-
-    codes: csc_array
-    """`[n_images * n_tokens, d_sae]`, by feature."""
-    directions: Float[Tensor, "d_sae d_model"]
-    """What one unit of each feature adds to raw activations."""
-
-    @cached_property
-    def frequency(self) -> Float[np.ndarray, " d_sae"]:
-        """Share of tokens that fire each feature."""
-        return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
-
-    def scaled(self, features: Sequence[int], factor: float) -> Change:
-        """Every activation f of these features becomes `factor` f: 0 ablates, a negative one writes in the opposite.
-
-        Only tokens that fire one of them change, so that where to act need not be said.
-        """
-        some = csr_array(self.codes[:, list(features)])
-        row = np.flatnonzero(np.diff(some.indptr))
-        f = torch.from_numpy(some[row].toarray().astype(np.float32))
-        return Change(row, (factor - 1) * (f @ self.directions[list(features)]))
-
-
-def directions_of(checkpoint: Checkpoint) -> Float[Tensor, "d_sae d_model"]:
-    """What one unit of each feature adds to raw activations, on the CPU."""
-    return (checkpoint.sae.frozen().W_dec.detach() / checkpoint.norm.factor).cpu()
-
-
-def codes_of(checkpoint: Checkpoint, x: Float[Tensor, "n d_model"]) -> csr_array:
-    """Features of raw vectors, clamped as in training, `[n, d_sae]`."""
-    clamp = checkpoint.read.clamp
-    codes = checkpoint.codes(x if clamp is None else x.clamp(-clamp, clamp))
-    parts = tuple(part.cpu().numpy() for part in (codes.value.float(), codes.feature, codes.offsets))
-    made = csr_array(parts, shape=(len(x), codes.d_sae))
-    made.eliminate_zeros()
-    return made
 
 
 @dataclass(frozen=True)
@@ -91,6 +42,7 @@ class Outcome:
 
 
 Out = TypeVar("Out", bound=Outcome)
+Effect = TypeVar("Effect")
 
 
 @dataclass(frozen=True)
@@ -118,9 +70,32 @@ class Row(Generic[Out]):
         return self.suppressed.flipped >= FLIPPED and self.suppressed.others_lost <= LOST
 
 
-def random_axes(n: int, d_model: int, rng: np.random.RandomState) -> list[Float[Tensor, " d_model"]]:
-    """Directions for `along`."""
-    return [torch.from_numpy(rng.standard_normal(d_model).astype(np.float32)) for _ in range(n)]
+def with_baselines(
+    bench: EditBench,
+    frequency: Float[np.ndarray, " d_sae"],
+    choice: Choice,
+    proposed: Sequence[int],
+    effect: Callable[[Change], Effect],
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[Effect, list[Effect], list[Effect]]:
+    """The effect of suppressing a choice of features, and of each draw of both baselines.
+
+    Args:
+        frequency: with which features fire, by which random ones are matched.
+        proposed: features that are not drawn as random ones.
+
+    Returns:
+        Of the choice; of `draws` sets of random features of the same frequency; of `draws` changes of the same lengths along a
+        random direction, on the same tokens.
+    """
+    rng = np.random.RandomState(seed)
+    sets = [matched(frequency, choice.features, proposed, rng) for _ in range(draws)]
+    axes = [torch.from_numpy(rng.standard_normal(bench.directions.shape[1]).astype(np.float32)) for _ in range(draws)]
+    change = bench.scaled(choice.features, choice.strength)
+    by_features = [effect(bench.scaled(some, choice.strength)) for some in sets]
+    return effect(change), by_features, [effect(along(change, axis)) for axis in axes]
 
 
 def along(change: Change, direction: Float[Tensor, " d_model"]) -> Change:

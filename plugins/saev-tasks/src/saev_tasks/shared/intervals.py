@@ -1,4 +1,4 @@
-"""TODO."""
+"""Confidence intervals: of shares by Wilson, of statistics over images by bootstrap."""
 
 from __future__ import annotations
 

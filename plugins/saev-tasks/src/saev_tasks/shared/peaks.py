@@ -1,4 +1,4 @@
-"""TODO."""
+"""The largest activation of every feature on every unit."""
 
 from __future__ import annotations
 

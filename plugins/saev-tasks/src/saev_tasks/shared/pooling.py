@@ -1,4 +1,4 @@
-"""What of an image's tokens a probe of whole images reads."""
+"""What of an image's tokens a probe reads: one vector, or each patch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from saev_core.activations.sources.stored import ordered
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
-from saev_core.errors import StoreError
+from saev_core.errors import ProbeError, StoreError
 from saev_core.support.progress import Track, silent
+from saev_core.tasks.probe import Probe
 from saev_core.types import Site
 
 IN_MEMORY = 2**30
@@ -25,13 +26,13 @@ _BATCH_IMAGES = 64
 
 
 class Pool(NamedTuple):
-    """One vector from an image's tokens."""
+    """What a probe reads of an image's tokens: one vector, or with `patches` each patch."""
 
-    kind: Literal["cls", "mean", "token"]
+    kind: Literal["cls", "mean", "token", "patches"]
     patch: int = 0
     """Of `token`: which."""
 
-    def __call__(self, tokens: Float[Tensor, "b n_tokens d"], n_prefix: int) -> Float[Tensor, "b d"]:
+    def __call__(self, tokens: Float[Tensor, "b n_tokens d"], n_prefix: int) -> Float[Tensor, "b *n_patches d"]:
         """Of tokens, prefix tokens first."""
         match self.kind:
             case "cls":
@@ -40,10 +41,18 @@ class Pool(NamedTuple):
                 return tokens[:, n_prefix:].mean(1)
             case "token":
                 return tokens[:, n_prefix + self.patch]
+            case "patches":
+                return tokens[:, n_prefix:]
 
     def reads(self, n_tokens: int, n_prefix: int) -> list[int]:
-        """Numbers of the tokens that it is the mean of, prefix tokens first."""
-        return {"cls": [0], "mean": list(range(n_prefix, n_tokens)), "token": [n_prefix + self.patch]}[self.kind]
+        """Numbers of the tokens that it reads, prefix tokens first."""
+        match self.kind:
+            case "cls":
+                return [0]
+            case "token":
+                return [n_prefix + self.patch]
+            case _:
+                return list(range(n_prefix, n_tokens))
 
     def check(self, store: ActivationStore) -> Pool:
         """Refuse a store that lacks the token.
@@ -62,7 +71,7 @@ class Pool(NamedTuple):
 
 
 def parse_tokens(text: str) -> Pool:
-    """The pool that prints as `text`: `cls`, `mean` or `token:N`.
+    """The pool of whole images that prints as `text`: `cls`, `mean` or `token:N`.
 
     Raises:
         ValueError: it is none of them.
@@ -72,6 +81,20 @@ def parse_tokens(text: str) -> Pool:
     if match := re.fullmatch(r"token:(\d+)", text):
         return Pool("token", int(match[1]))
     raise ValueError(f"{text!r} is not cls, mean or token:N")
+
+
+def pool_of(probe: Probe) -> Pool:
+    """What a probe reads of an image.
+
+    Raises:
+        ProbeError: it is none of the pools.
+    """
+    if probe.tokens == "patches":
+        return Pool("patches")
+    try:
+        return parse_tokens(probe.tokens)
+    except ValueError as error:
+        raise ProbeError(f"the probe reads {error}; train it again with --tokens.") from None
 
 
 def image_vectors(

@@ -1,8 +1,10 @@
-"""TODO."""
+"""`Readout`: what a linear probe says of recorded images, with and without edits at an SAE's site."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,34 +15,34 @@ from torch import Tensor
 from saev_core.activations.store.store import ActivationStore
 from saev_core.errors import SteerError, StoreError
 from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Rest
+from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import Edit, writes_where_it_reads
 from saev_core.models.base import VisionModel
 from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.codes import Codes
 from saev_core.tasks.probe import Probe
 from saev_core.types import Site
-from saev_tasks.shared.pooling import Pool
+from saev_tasks.shared.pooling import pool_of
 
 
 class Readout:
-    """What a probe says of an image whose activations at the SAE's site are edited.
+    """A probe, an SAE at the probe's site or before it, and the store whose images they read.
 
-    Where the probe reads that very site, what was recorded is edited and read. Where it sits later, the rest of the model runs
-    on the edited tokens; it starts from what was recorded, so no picture is opened.
+    Where the probe reads the SAE's site, recorded activations are edited and read. Where it sits later, the blocks in between
+    run on the edited tokens, starting from recorded ones, so that no picture is opened.
     """
 
     def __init__(
         self,
         probe: Probe,
-        pool: Pool,
         checkpoint: Checkpoint,
         store: ActivationStore,
-        model: VisionModel | None = None,
+        model: Callable[[], VisionModel] | None = None,
         prefix: bool = False,
     ) -> None:
         """
         Args:
-            model: the store's, for a probe that sits later than the SAE.
+            model: loads the store's model; called at the first use, and only for a probe that sits later than the SAE.
             prefix: edit prefix tokens too.
 
         Raises:
@@ -48,38 +50,55 @@ class Readout:
             StoreError: the store lacks the SAE's site.
         """
         writes_where_it_reads(checkpoint)
-        reads = checkpoint.read.tokens
-        self.probe, self.pool, self.checkpoint, self.store = probe, pool, checkpoint, store
+        self.probe, self.pool, self.checkpoint, self.store = probe, pool_of(probe), checkpoint, store
+        self.n_prefix, self.n_tokens = store.grid.n_prefix, store.grid.n_tokens
         self.target = Site.parse(probe.site)
+        # An SAE of all sites edits the one that the probe reads.
         self.site = self.target if checkpoint.read.layer == "all" else Site.parse(checkpoint.site)
+        self.linear = self.target == self.site
+        """Whether the probe reads the SAE's site, so that its logits are linear in what an edit adds."""
+        self._model, self._lock = model, Lock()
+        self._refuse_what_cannot_reach()
         if self.site not in store.sites:
             raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --layers={self.site.layer}.")
+        if not self.linear and self._model is None:
+            raise SteerError(f"the probe reads {self.target}, after the SAE's {self.site}: the rest of the model must run; give it.")
+        # A CLS token does not depend on the patches at its own site: there the token itself is edited.
+        on_cls = self.linear and self.pool.kind == "cls" and checkpoint.read.tokens == "patches"
+        self.prefix: bool | None = True if prefix or on_cls else None
+
+    def _refuse_what_cannot_reach(self) -> None:
+        reads = self.checkpoint.read.tokens
         if self.target < self.site:
-            raise SteerError(f"the probe reads {probe.site}, before the SAE's {self.site}: no edit reaches it; train one there or later.")
-        self.n_prefix, self.n_tokens = store.grid.n_prefix, store.grid.n_tokens
-        self.linear = self.target == self.site
-        # At its own site a CLS token hears nothing of the patches: there the edit is made on the token itself.
-        self.prefix: bool | None = True if prefix or (self.linear and pool.kind == "cls" and reads == "patches") else None
-        if self.linear and (reads == "cls") != (pool.kind == "cls") and reads != "patches":
             raise SteerError(
-                f"the SAE reads the {reads} of an image and the probe its {pool}, at the same site: no edit reaches it; "
+                f"the probe reads {self.target}, before the SAE's {self.site}, so no change there can reach the probe; "
+                f"train one with --site {self.site.layer} or later, or choose another SAE."
+            )
+        if self.pool.kind == "patches" and reads != "patches":
+            raise SteerError(
+                f"the SAE reads the {reads} of an image and the probe each patch, so no single patch can be changed; "
+                "choose an SAE of patches."
+            )
+        if self.linear and reads != "patches" and (reads == "cls") != (self.pool.kind == "cls"):
+            raise SteerError(
+                f"the SAE reads the {reads} of an image and the probe its {self.pool}, at the same site: no edit reaches it; "
                 f"train a probe with --tokens {reads}, or at a later site."
             )
-        self._rest: Rest | None = None
-        if not self.linear:
-            if model is None:
-                raise SteerError(f"the probe reads {probe.site}, after the SAE's {self.site}: the rest of the model must run; give it.")
-            self._rest = Rest.blank(model, self.site)
 
-    @property
+    @cached_property
     def edited(self) -> list[int]:
-        """Numbers of the tokens that edits change if nothing is said of where, prefix tokens first."""
+        """Numbers of the tokens that an edit changes where it names none, prefix tokens first."""
         if self.checkpoint.read.tokens == "cls":
             return [0]
         return list(range(0 if self.prefix else self.n_prefix, self.n_tokens))
 
-    def tokens(self, images: Int[np.ndarray, " b"]) -> Float[Tensor, "b n_tokens d_model"]:
-        """What was recorded at the SAE's site, prefix tokens first, as it is stored.
+    @cached_property
+    def directions(self) -> Float[Tensor, "d_sae d_model"]:
+        """What one unit of each feature adds to raw activations, on the CPU."""
+        return (self.checkpoint.sae.frozen().W_dec.detach() / self.checkpoint.norm.factor).cpu()
+
+    def tokens(self, images: Sequence[int] | Int[np.ndarray, " b"]) -> Float[Tensor, "b n_tokens d_model"]:
+        """What was recorded at the SAE's site, prefix tokens first, in the store's precision.
 
         Raises:
             StoreError: a chunk is damaged, or a number is not finite.
@@ -91,20 +110,43 @@ class Readout:
             raise StoreError(f"{self.store.url}: {self.site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
         return x
 
+    def codes(self, tokens: Float[Tensor, "b n_tokens d_model"], at: Sequence[int] | slice = slice(None)) -> Codes:
+        """Features of tokens, image by image; where the SAE reads the mean over patches, one row an image.
+
+        Args:
+            at: of which tokens, prefix tokens first; all where it is left out.
+        """
+        pooled = self.checkpoint.read.tokens == "mean"
+        x = tokens[:, self.n_prefix :].float().mean(1) if pooled else tokens[:, at].flatten(0, 1).float()
+        clamp = self.checkpoint.read.clamp
+        return self.checkpoint.codes(x if clamp is None else x.clamp(-clamp, clamp))
+
     @torch.no_grad()
-    def logits(self, tokens: Float[Tensor, "b n_tokens d_model"]) -> Float[Tensor, "b n_classes"]:
-        """What the probe says if these tokens leave the SAE's site."""
+    def logits(self, tokens: Float[Tensor, "b n_tokens d_model"]) -> Float[Tensor, "b *n_patches n_classes"]:
+        """What the probe says if these tokens leave the SAE's site, on the CPU; of a probe of patches for each patch."""
         x = tokens.float()
-        if self._rest is None:
-            return self.probe(self.pool(x, self.n_prefix)).cpu()
-        seen = self._rest.on(x.to(self._rest.images.device)).record([self.target])[self.target]
-        return self.probe(self.pool(seen.float(), self.n_prefix)).cpu()
+        if not self.linear:
+            downstream = self._downstream()
+            x = downstream.on(x.to(downstream.images.device)).record([self.target])[self.target].float()
+        return self.probe(self.pool(x, self.n_prefix)).cpu()
 
-    def edit(self, peak: Any, feature: int, strength: float, mode: Any, where: Sequence[int] = ()) -> Edit:
-        """An edit of a feature; see `Edit.of`."""
-        return Edit.of(self.checkpoint, peak, feature, strength, mode, tuple(where) or None, prefix=self.prefix, site=str(self.site))
+    def _downstream(self) -> Downstream:
+        with self._lock:
+            return self._blank
 
-    def under(self, image: int, edits: Sequence[Edit]) -> tuple[Float[Tensor, " n_classes"], Float[Tensor, " n_classes"]]:
+    @cached_property
+    def _blank(self) -> Downstream:
+        assert self._model is not None
+        return Downstream.blank(self._model(), self.site)
+
+    def edit(self, peak: Any, feature: int, strength: float, mode: Any, where: Sequence[int] | None = None) -> Edit:
+        """An edit of a feature at the SAE's site; see `Edit.of`."""
+        where = tuple(where) if where else None
+        return Edit.of(self.checkpoint, peak, feature, strength, mode, where, prefix=self.prefix, site=str(self.site))
+
+    def under(
+        self, image: int, edits: Sequence[Edit]
+    ) -> tuple[Float[Tensor, "*n_patches n_classes"], Float[Tensor, "*n_patches n_classes"]]:
         """Logits of an image before and after."""
         x = self.tokens(np.array([image])).float()
         changed = apply_edits(x, list(edits), self.checkpoint, n_prefix=self.n_prefix)

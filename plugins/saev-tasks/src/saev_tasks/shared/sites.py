@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which recorded site an option names, and what a store says of itself for a probe to carry."""
 
 from __future__ import annotations
 

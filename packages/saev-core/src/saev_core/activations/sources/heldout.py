@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which images of a store are held out from training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 
-def split(n_images: int, heldout: float, seed: int) -> Bool[np.ndarray, " n_images"]:
+def heldout_mask(n_images: int, heldout: float, seed: int) -> Bool[np.ndarray, " n_images"]:
     """Which images are held out from training; at least one on each side if any are and there are two.
 
     Depends on the arguments alone; a larger share holds out the same images and more.

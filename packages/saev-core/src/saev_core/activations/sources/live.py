@@ -20,7 +20,7 @@ from saev_core.activations.recording.load_images import Loaded, load, n_threads,
 from saev_core.activations.recording.plan import describe
 from saev_core.activations.recording.record import Missing, tokens_at
 from saev_core.activations.sources.base import ActivationSource
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.selection import joined, site_name
 from saev_core.activations.sources.shuffle import Schedule, WindowStream
 from saev_core.activations.store.shard_writer import not_finite
@@ -226,7 +226,7 @@ class LiveSource(ActivationSource):
         self.meta, self.grid, self.read = self.feed.meta, self.feed.meta.grid, read
         self.n_images = self.meta.n_images
         self.buffer_bytes = read.buffer_mb * 2**20
-        self.heldout = split(self.n_images, read.heldout, read.split_seed)
+        self.heldout = heldout_mask(self.n_images, read.heldout, read.split_seed)
         self.d_model, self.site, self.n_sites = self.feed.d_model, self.feed.site, self.feed.n_sites
         self._training = self._usable & ~self.heldout
         self.n_vectors = int(self._training.sum()) * self.feed.n_tokens

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.activations.sources.base import ActivationSource
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.selection import Reading, copy_alone
 from saev_core.activations.sources.shuffle import Schedule, WindowStream
 from saev_core.activations.store.store import ActivationStore
@@ -39,7 +39,7 @@ class StoreSource(ActivationSource):
     def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
         self.store, self.read = store, read
         self.buffer_bytes = read.buffer_mb * 2**20
-        self.heldout = split(store.n_images, read.heldout, read.split_seed)
+        self.heldout = heldout_mask(store.n_images, read.heldout, read.split_seed)
         self._reading = Reading(store, read)
         self._training: np.ndarray = self._reading.usable & ~self.heldout
         self.d_model, self.n_sites, self.site = self._reading.d_model, self._reading.n_sites, self._reading.site

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
-from saev_core.activations.sources.heldout import split
+from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.stored import ordered
 from saev_core.errors import CheckpointError
 from saev_core.support.progress import Track, silent
@@ -60,7 +60,7 @@ def division_of(checkpoint: Checkpoint, store: ActivationStore, n: int) -> Divis
 
     read = checkpoint.read
     usable = np.asarray(Reading(store, read).usable.all(0))
-    return divide(usable, split(store.n_images, read.heldout, read.split_seed), n)
+    return divide(usable, heldout_mask(store.n_images, read.heldout, read.split_seed), n)
 
 
 def fires_from(index: FeatureIndex, share: float) -> Float[np.ndarray, " d_sae"]:

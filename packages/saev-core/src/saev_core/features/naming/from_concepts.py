@@ -17,8 +17,8 @@ from scipy.sparse import csr_array
 from saev_core.features.naming.auroc import Agreement
 from saev_core.features.naming.concepts import Concepts, Labels, Masks, Truth, known_concepts
 from saev_core.features.naming.firing import Division, divide, division_of, fires_from, firing
-from saev_core.features.naming.judge import judge
 from saev_core.features.naming.names import FORMAT, SOURCES, Name, Names, Source
+from saev_core.features.naming.score_names import score_names
 from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -82,6 +82,21 @@ def chosen(
 
 
 __all__ = [
-    "FORMAT", "SOURCES", "Concepts", "Division", "Labels", "Masks", "Name", "Names", "Truth",
-    "chosen", "divide", "division_of", "fires_from", "firing", "judge", "known_concepts", "names_from",
+    "FORMAT",
+    "SOURCES",
+    "Concepts",
+    "Division",
+    "Labels",
+    "Masks",
+    "Name",
+    "Names",
+    "Truth",
+    "chosen",
+    "divide",
+    "division_of",
+    "fires_from",
+    "firing",
+    "known_concepts",
+    "names_from",
+    "score_names",
 ]  # fmt: skip

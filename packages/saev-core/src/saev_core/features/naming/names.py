@@ -80,7 +80,7 @@ class Names:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path} cannot be read ({error}); make it again with saev index RUN --names, or delete it.") from None
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line for a person."""
         n_below = self.n_alive - self.n_few - len(self.names)
         return (

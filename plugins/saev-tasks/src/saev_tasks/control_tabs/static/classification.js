@@ -38,13 +38,8 @@ function draw() {
 }
 function preview() {
   if (!known.linear) return false;
-  const logits = Float64Array.from(shown.before);
-  for (const [f, s] of edits()) {
-    const row = rows[f];
-    if (!row || !row.effect) return false;
-    const by = s > 0 ? s * row.up : s * row.down;
-    for (let c = 0; c < logits.length; c++) logits[c] += by * row.effect[c];
-  }
+  const logits = moved(shown.before, edits(), rows);
+  if (!logits) return false;
   after = softmax(logits);
   bars();
   return true;

@@ -3,7 +3,7 @@
 // picture), `arrive(told)` (what the server says of the edits), `preview()` (true: worked out here) and `unchanged()`.
 const one = (what) => element.querySelector(what), every = (what) => [...element.querySelectorAll(what)];
 const unpack = (text, kind) => new kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-const LEAST = -1, MOST = 2, TITLE = one(".ctl").classList.contains("one") ? "classification" : "segmentation";
+const MIN_STRENGTH = -1, MAX_STRENGTH = 2, TITLE = one(".ctl").classList.contains("one") ? "classification" : "segmentation";
 let known = null, shown = null, rows = {}, opening = 0;
 const now = { image: -1, mine: null, other: null, edits: {}, where: [] };
 let past = [], future = [], last = "{}", added = [], foreign = location.search;
@@ -186,18 +186,18 @@ function slider(row) {
   });
   const name = make("button", { type: "button", class: "name", "data-open": `${row.feature}`, title: "All about this feature" }, make("b", {}, `${row.feature}`), row.name ? ` ${row.name}` : make("i", {}, " unnamed"));
   const here = row.dead ? "never fires" : row.here > 0 ? `here ${(100 * row.here).toFixed(0)} % of its max` : "silent here";
-  const range = make("input", { type: "range", min: `${LEAST}`, max: `${MOST}`, step: "0.05", "aria-label": `strength of feature ${row.feature} ${row.name}`, disabled: !!row.dead });
+  const range = make("input", { type: "range", min: `${MIN_STRENGTH}`, max: `${MAX_STRENGTH}`, step: "0.05", "aria-label": `strength of feature ${row.feature} ${row.name}`, disabled: !!row.dead });
   const line = make("div", { class: "ctl-row", "data-row": `${row.feature}` },
     make("div", { class: "tops" }, ...tops), make("div", { class: "line" }, name, make("span", { class: row.here > 0 ? "here" : "here none" }, here)),
     make("div", { class: "slide" }, range, make("output", {}), make("button", { type: "button", class: "back", "data-back": `${row.feature}`, title: "Back to unchanged", "aria-label": `feature ${row.feature} back to unchanged` }, "↺")));
   place(line);
   return line;
 }
-function words(s) { return !s ? "unchanged" : s <= LEAST ? "off" : s < 0 ? `${Math.round(100 * s)} %`.replace("-", "−") : `+${+s.toFixed(2)} × max`; }
+function words(s) { return !s ? "unchanged" : s <= MIN_STRENGTH ? "off" : s < 0 ? `${Math.round(100 * s)} %`.replace("-", "−") : `+${+s.toFixed(2)} × max`; }
 function place(line) {
   const s = now.edits[line.dataset.row] || 0, range = line.querySelector("input");
   range.value = s;
-  range.style.setProperty("--v", (s - LEAST) / (MOST - LEAST));
+  range.style.setProperty("--v", (s - MIN_STRENGTH) / (MAX_STRENGTH - MIN_STRENGTH));
   range.setAttribute("aria-valuetext", words(s));
   line.querySelector("output").textContent = words(s);
   line.classList.toggle("moved", s !== 0);

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How often proposed names are right, where the truth is known."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from saev_core.features.naming.names import Names
 
 
-def judge(names: Names, tells: Sequence[tuple[int, str, float]], telling: float = 0.6) -> dict[str, Any]:
+def score_names(names: Names, best_values: Sequence[tuple[int, str, float]], telling: float = 0.6) -> dict[str, Any]:
     """How often the names are right, where the truth is known.
 
-    A name is right if it is the value that the feature tells best (largest F1 on patches, `Recovery.tells`), said alone (`red`) or
+    A name is right if it is the value that the feature tells best (largest F1 on patches, `Recovery.best_value`), said alone (`red`) or
     with its factor (`colour: red`). `precision` is the share of names that are right. A feature that tells no value with an F1 of
     `telling` or more may be about two at once (red circles), where a right name counts as wrong; so of those that do, `found` is the
     share that got the right name, `silent` the share that got none, and `precision_telling` the share of their names that is right.
     """
-    truth = {feature: (value, f1) for feature, value, f1 in tells}
+    truth = {feature: (value, f1) for feature, value, f1 in best_values}
     right = {f for f, name in names.names.items() if f in truth and name.name in (truth[f][0], truth[f][0].partition(": ")[2])}
     clear = {f for f, (_, f1) in truth.items() if f1 >= telling}
     n_clear_named = len(clear & names.names.keys())
