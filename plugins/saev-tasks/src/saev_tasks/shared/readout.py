@@ -53,7 +53,7 @@ class Readout:
         self.target = Site.parse(probe.site)
         self.site = self.target if checkpoint.read.layer == "all" else Site.parse(checkpoint.site)
         if self.site not in store.sites:
-            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --layers={self.site.layer}.")
+            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --record-layers={self.site.layer}.")
         if self.target < self.site:
             raise SteerError(f"the probe reads {probe.site}, before the SAE's {self.site}: no edit reaches it; train one there or later.")
         self.n_prefix, self.n_tokens = store.grid.n_prefix, store.grid.n_tokens
