@@ -76,7 +76,7 @@ def small(folder: Path) -> Run:
     """A ViT-S whose last block runs again."""
     options = ["model.options.pretrained=false", f"sae.options.d_sae={D_SAE}", "sae.options.k=32"]
     short = ["train.n_tokens=4096", "train.n_init=1024", "train.batch_size=1024", "record.dtype=float32"]
-    command = ["run", "--out", str(folder), "--model", "timm:vit_small_patch16_224", "--dataset", "shapes:24", "--layers", "-2"]
+    command = ["run", "--out", str(folder), "--model", "timm:vit_small_patch16_224", "--dataset", "shapes:24", "--record-layers", "-2"]
     if saev([*command, "--set", *options, *short]):
         raise SystemExit("the ViT-S could not be made ready.")
     run = Run.open(folder)

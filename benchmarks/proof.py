@@ -51,7 +51,7 @@ FIDELITY = [("fidelity", "fidelity measure")]
 EXPERIMENTS = {
     "shapes": Experiment(
         "`tiny` on `shapes`",
-        ["--layers", "-2", "-1"],
+        ["--record-layers", "-2", "-1"],
         [
             *CLASSIFY,
             *SEGMENT,
@@ -72,12 +72,23 @@ EXPERIMENTS = {
     ),
     "fashion": Experiment(
         "`dinov2-focus` on Fashion-MNIST",
-        ["--model", "dinov2-focus", "--set", "model.image_px=112", "--dataset", "fashion-mnist", "--n-images", "2500", "--layers", "-2"],
+        [
+            "--model",
+            "dinov2-focus",
+            "--set",
+            "model.image_px=112",
+            "--dataset",
+            "fashion-mnist",
+            "--n-images",
+            "2500",
+            "--record-layers",
+            "-2",
+        ],
         [*CLASSIFY, *FIDELITY],
     ),
     "stamps": Experiment(
         "`dinov2-focus` on stamps",
-        ["--model", "dinov2-focus", "--dataset", f"ade20k:{HERE / 'stamps-pictures'}", "--layers", "-2"],
+        ["--model", "dinov2-focus", "--dataset", f"ade20k:{HERE / 'stamps-pictures'}", "--record-layers", "-2"],
         [*CLASSIFY, *SEGMENT, *FIDELITY],
     ),
 }

@@ -125,10 +125,10 @@ def test_single_stages_give_what_one_command_gives(run: Run, tmp_path: Path) -> 
 
 def test_layers_may_be_added_and_several_after_one_flag_give_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--n-images", "20", "--set", "model.pretrained=false"]
-    assert main(["record", str(tmp_path / "a"), "--layers", "-1", "-2", *small]) == 0
-    assert main(["record", str(tmp_path / "b"), "--layers", "3", *small]) == 0
+    assert main(["record", str(tmp_path / "a"), "--record-layers", "-1", "-2", *small]) == 0
+    assert main(["record", str(tmp_path / "b"), "--record-layers", "3", *small]) == 0
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "b" / "store").rglob("*") if p.is_file() and p.name != "zarr.json"}
-    assert main(["record", str(tmp_path / "b"), "--layers", "2"]) == 0
+    assert main(["record", str(tmp_path / "b"), "--record-layers", "2"]) == 0
     assert {p: p.stat().st_mtime_ns for p in files} == files
     a, b = (ActivationStore.open(str(tmp_path / name / "store")) for name in "ab")
     assert a.meta.fingerprint == b.meta.fingerprint

@@ -98,7 +98,7 @@ def test_a_mistyped_key_in_a_file_is_named_with_the_nearest(fails, tmp_path: Pat
 
 
 def test_a_layer_that_the_model_does_not_have(fails, tmp_path: Path) -> None:
-    line = fails(1, "run", *TINY, "--layers", 9, "--out", "r")
+    line = fails(1, "run", *TINY, "--record-layers", 9, "--out", "r")
     assert "layer 9" in line
     assert "blocks 0 to 3" in line
     assert not (tmp_path / "r" / "store").exists()

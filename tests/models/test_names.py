@@ -30,7 +30,7 @@ def test_names_come_from_a_vocabulary_through_clip_s_own_text_tower(tmp_path: Pa
     words.write_text("dog\nred star\nBlue Heart\nblue heart\nstripes # a texture\nsky\n", encoding="utf-8")
 
     small = ["--n-images", "240", "--n-tokens", "20000", "--batch-size", "256", "--heldout", "0.3", "--set", "sae.d_sae=64"]
-    assert main(["run", "--model", f"clip:{folder}", "--dataset", "shapes:240", *small, "index.names=none", "--out", str(run)]) == 0
+    assert main(["run", "--model", f"clip:{folder}", "--dataset", "shapes:240", *small, "names.source=none", "--out", str(run)]) == 0
     file = run / "features" / "topk.names.json"
     assert not file.exists()
     capsys.readouterr()

@@ -24,7 +24,7 @@ STEPS = ["--n-tokens", "40000", "--batch-size", "256", "--set", "sae.d_sae=128",
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """60 pictures at blocks 1 and 3 of `tiny`."""
     path = tmp_path_factory.mktemp("joined") / "run"
-    assert main(["record", str(path), "--n-images", "60", "--layers", "1", "3"]) == 0
+    assert main(["record", str(path), "--n-images", "60", "--record-layers", "1", "3"]) == 0
     return Run.open(path).store_url
 
 
@@ -82,9 +82,9 @@ def test_it_is_refused_before_anything_is_recorded(tmp_path: Path, capsys: pytes
 
 
 def test_a_store_that_lacks_one_of_the_blocks_is_refused_in_one_line(transcoded: Run, tmp_path: Path) -> None:
-    assert main(["record", str(tmp_path / "run"), "--n-images", "60", "--layers", "3"]) == 0
+    assert main(["record", str(tmp_path / "run"), "--n-images", "60", "--record-layers", "3"]) == 0
     checkpoint = Checkpoint.load(transcoded.sae_dir("transcoder"))
     store = ActivationStore.open(Run.open(tmp_path / "run").store_url)
     checkpoint.check(store)  # the same pictures and model: what else it holds is no part of that
-    with pytest.raises(StoreError, match=r"holds resid.3, not resid.1; .*saev record --layers 1"):
+    with pytest.raises(StoreError, match=r"holds resid.3, not resid.1; .*saev record --record-layers 1"):
         measure(checkpoint, store, EvaluateConfig())

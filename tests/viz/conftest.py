@@ -72,7 +72,7 @@ def run_of_another_model(run_of_pictures: Run, tmp_path_factory: pytest.TempPath
     """A run on the same pictures of a model with other patches and another crop, its weights random. Read only."""
     folder = tmp_path_factory.mktemp("another")
     data = f"image-folder:{run_of_pictures.path.parent / 'pictures'}"
-    command = ["run", "--out", str(folder / "another"), "--model", "timm:vit_tiny_patch16_224", "--dataset", data, "--layers", "1"]
+    command = ["run", "--out", str(folder / "another"), "--model", "timm:vit_tiny_patch16_224", "--dataset", data, "--record-layers", "1"]
     assert main([*command, "--set", *SMALL, "model.options.pretrained=false", "model.options.image_px=160"]) == 0
     return Run.open(folder / "another")
 

@@ -77,13 +77,13 @@ def test_the_table_of_commands_is_closed() -> None:
 @pytest.mark.parametrize(
     ("given", "expanded"),
     [
-        ("run --layers -1 -2 --lr 3", "run --layers -1 --layers -2 --lr 3"),
-        ("run --layers 10 11", "run --layers 10 --layers 11"),
-        ("record --layers -1 runs/a", "record --layers -1 runs/a"),
+        ("run --record-layers -1 -2 --lr 3", "run --record-layers -1 --record-layers -2 --lr 3"),
+        ("run --record-layers 10 11", "run --record-layers 10 --record-layers 11"),
+        ("record --record-layers -1 runs/a", "record --record-layers -1 runs/a"),
         ("run --set a=1 b.c=[2] --json", "run --set a=1 --set b.c=[2] --json"),
-        ("run --layers -1 --layers -2", "run --layers -1 --layers -2"),
-        ("run --layers", "run --layers"),
-        ("run -- --layers 1 2", "run -- --layers 1 2"),
+        ("run --record-layers -1 --record-layers -2", "run --record-layers -1 --record-layers -2"),
+        ("run --record-layers", "run --record-layers"),
+        ("run -- --record-layers 1 2", "run -- --record-layers 1 2"),
     ],
 )
 def test_several_values_may_follow_one_flag(given: str, expanded: str) -> None:

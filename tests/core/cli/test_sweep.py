@@ -133,7 +133,7 @@ def test_what_a_sweep_reads_is_recorded_unless_layers_are_named(tmp_path: Path, 
     assert [one["site"] for one in json.loads(capsys.readouterr().out)["passes"]] == ["resid.3", "resid.2"]
     given = {"--sweep": str(layers)}
     assert Flags(given, whole=True).config().record.layers == (-1, -2)
-    assert Flags({**given, "--layers": [-3]}, whole=True).config().record.layers == (-3,)
+    assert Flags({**given, "--record-layers": [-3]}, whole=True).config().record.layers == (-3,)
 
 
 def test_adding_points_trains_only_the_new_ones_and_a_changed_one_is_refused(
@@ -215,7 +215,7 @@ def test_a_sweep_is_evaluated_and_of_many_saes_the_best_is_indexed(swept: Path, 
     run = shutil.copytree(swept, tmp_path / "run")
     assert main(["index", str(run)]) == 1
     assert "none of the 6 SAEs" in capsys.readouterr().err
-    assert main(["evaluate", str(run), "--set", "evaluate.consensus=0"]) == 0
+    assert main(["evaluate", str(run), "--set", "evaluate.consensus=none"]) == 0
     best = Run.open(run).best
     assert best in SAES
     assert main(["index", str(run)]) == 0

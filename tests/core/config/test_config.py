@@ -1,6 +1,11 @@
+"""Configurations: what is wrong is named, what is stronger wins, and what 0 once stood for is read as a word."""
+
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -8,8 +13,10 @@ from pydantic import ValidationError
 from saev_core.cli.options import FLAGS, Flags
 from saev_core.config.base import ConfigError, PluginConfig, validate
 from saev_core.config.run import RunConfig
+from saev_core.config.stages import IndexConfig, NamesConfig
 from saev_core.config.toml_and_set import differences, load_toml, merge, set_key
 from saev_core.sae.config import SAEConfig
+from saev_core.sae.topk import TopKConfig
 
 
 def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:
@@ -25,7 +32,7 @@ def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"train": {"lr": -1}}, r"train\.lr: .*greater than or equal to 0"),
+        ({"train": {"lr": -1}}, r"^train\.lr: .*greater than 0 \(got -1\)"),
         ({"train": {"lr": float("nan")}}, r"train\.lr: "),
         ({"train": {"batch_size": "many"}}, r"train\.batch_size: .*got 'many'"),
         ({"record": {"dtype": "float8"}}, r"record\.dtype: .*'float16' or 'float32'"),
@@ -121,9 +128,9 @@ def test_defaults_then_file_then_flags_then_set(tmp_path: Path) -> None:
 
 
 def test_the_first_of_the_layers_is_trained_on_unless_a_layer_is_named() -> None:
-    assert Flags({"--layers": [10, 11]}).config().read.layer == 10
-    assert Flags({"--layers": [10, 11], "--layer": "-1"}).config().read.layer == -1
-    assert Flags({"--layers": [10, 11], "--layer": "all"}).config().read.layer == "all"
+    assert Flags({"--record-layers": [10, 11]}).config().read.layer == 10
+    assert Flags({"--record-layers": [10, 11], "--layer": "-1"}).config().read.layer == -1
+    assert Flags({"--record-layers": [10, 11], "--layer": "all"}).config().read.layer == "all"
     assert Flags({"--stream": "mlp"}).config().read.stream == "mlp"
     with pytest.raises(ConfigError, match=r"read\.layer"):
         Flags({"--layer": "last"}).config()
@@ -151,7 +158,7 @@ def test_every_typed_flag_sets_a_key_that_exists(tmp_path: Path) -> None:
         "--store": "x",
         "--names": "none",
     }
-    words |= {"--sweep": str(tmp_path / "sweep.toml")}
+    words |= {"--sweep": str(tmp_path / "sweep.toml"), "--n-images": "7", "--n-tokens": "900", "--lr": "0.5"}
     for flag in FLAGS.values():
         if flag.key:
             plain = {int: 3, float: 0.5, bool: True, list[int]: [1]}.get(flag.kind)
@@ -166,3 +173,49 @@ def test_few_training_vectors_bound_only_a_width_that_nobody_named() -> None:
     assert SAEConfig().sized(384, n_vectors=10**9).d_sae == 16 * 384
     assert SAEConfig(d_sae=6144).sized(384, n_vectors=126_000).d_sae == 6144
     assert SAEConfig().sized(384, n_vectors=100).d_sae == 64
+
+
+WORDS: dict[str, dict[str, Any]] = {
+    "record": {"n_images": "all"},
+    "train": {"n_tokens": "auto", "lr": "auto", "memory_gb": "auto", "clip_grad": None, "ema": None, "evaluate_every": None},
+    "evaluate": {"best_l0": "auto", "consensus": None},
+}
+"""Every setting of a run that may be a word instead of a number."""
+
+
+@pytest.mark.parametrize("spelt", [lambda word: word or "none", lambda _: 0, lambda _: 0.0, lambda _: "0", lambda word: word])
+def test_a_word_is_read_as_written_on_a_command_line_in_toml_and_json_and_as_the_0_of_older_files(spelt: Callable[[Any], Any]) -> None:
+    given = {table: {key: spelt(word) for key, word in settings.items()} for table, settings in WORDS.items()}
+    config = validate(RunConfig, given)
+    assert {table: {key: getattr(getattr(config, table), key) for key in settings} for table, settings in WORDS.items()} == WORDS
+    assert validate(RunConfig, json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+def test_a_number_beside_a_word_keeps_its_bounds() -> None:
+    config = validate(RunConfig, {"train": {"lr": "3e-4", "n_tokens": "100", "ema": 0.5}, "record": {"n_images": 7}})
+    assert (config.train.lr, config.train.n_tokens, config.train.ema, config.record.n_images) == (3e-4, 100, 0.5, 7)
+    for table, key, wrong in (("train", "n_tokens", -1), ("train", "ema", 1), ("train", "lr", "automatic"), ("record", "n_images", "none")):
+        with pytest.raises(ConfigError, match=rf"^{table}\.{key}: Input should be "):
+            validate(RunConfig, {table: {key: wrong}})
+
+
+def test_the_options_of_an_sae_take_words_too() -> None:
+    cfg = TopKConfig.model_validate({"d_sae": 0, "k": "auto", "k_aux": 0, "k_warmup": "none", "resample_every": 0})
+    assert cfg == TopKConfig()
+    assert (cfg.d_sae, cfg.k, cfg.k_aux, cfg.k_warmup, cfg.resample_every) == ("auto", "auto", "auto", None, None)
+    assert cfg.sized(128).model_dump()["k"] == 32
+
+
+@pytest.mark.parametrize("names", [{}, {"names": {}}, {"names": {"source": "auto", "threshold": 0.8}}])
+def test_names_that_stood_in_the_index_are_moved_into_their_own_table(names: dict[str, Any]) -> None:
+    index = {"top_k": 3, "names": "truth", "names_images": 90, "names_fires": 0.25, "names_threshold": 0.7, "names_positive": 4}
+    config = validate(RunConfig, {"index": index, **names})
+    assert config.names == NamesConfig(source="truth", n_images=90, fires=0.25, threshold=0.7, n_positive=4)
+    assert config.index == IndexConfig(top_k=3)
+    with pytest.raises(ConfigError, match=r"index\.names_imges: unknown"):
+        validate(RunConfig, {"index": {"names_imges": 3}})
+
+
+def test_set_may_still_name_a_key_where_it_was() -> None:
+    assert Flags({"--set": ["index.names=none"]}).config().names.source == "none"
+    assert Flags({"--names": "masks"}).config().names.source == "masks"

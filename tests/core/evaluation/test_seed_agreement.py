@@ -236,6 +236,21 @@ def test_points_are_grouped_by_everything_but_the_seed() -> None:
     assert groups == {"topk-lr0.001": ["topk-lr0.001-s0", "topk-lr0.001-s2", "topk-lr0.001-s11"]}
 
 
+@pytest.mark.parametrize("changed", [{"memory_gb": 2.0}, {"evaluate_every": 50, "evaluate_vectors": 64}, {"checkpoint_every": 7}])
+def test_seeds_trained_with_other_memory_or_reporting_are_still_seeds_of_one_point(changed: dict[str, Any]) -> None:
+    a = randomised("topk:3")
+    made = [checkpoint(a, "topk", seed, config=TrainConfig(**cfg).model_dump(mode="json")) for seed, cfg in enumerate([{}, changed])]
+    assert identity(made[0]) == identity(made[1])
+
+
+def test_a_seed_trained_before_zeros_became_words_is_a_seed_of_the_same_point() -> None:
+    a = randomised("topk:3")
+    old = {"n_tokens": 0, "lr": 0.0, "ema": 0.0, "evaluate_every": 0, "memory_gb": 0.0, "seed": 0}
+    assert identity(checkpoint(a, "topk", 0, config=old)) == identity(
+        checkpoint(a, "topk", 1, config=TrainConfig().model_dump(mode="json"))
+    )
+
+
 def point(name: str, l0: float, nmse: float) -> EvaluatedSAE:
     return EvaluatedSAE(name, "topk", l0, nmse, 0.0, 64, 0, 1e-3)
 

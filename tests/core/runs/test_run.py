@@ -85,7 +85,9 @@ def test_settings_that_an_artifact_was_made_with_cannot_change_and_are_named(tmp
     (run.sae_dir("topk")).mkdir(parents=True)
     (run.sae_dir("topk") / "checkpoint.json").touch()
     other = validate(RunConfig, {"train": {"lr": 0.5}, "dataset": "photos", "index": {"top_k": 3}, "record": {"layers": [-1]}})
-    with pytest.raises(RunError, match=r"dataset\.name is \"shapes\", not \"photos\"; train\.lr is 0\.0, not 0\.5\); choose another --out"):
+    with pytest.raises(
+        RunError, match=r"dataset\.name is \"shapes\", not \"photos\"; train\.lr is \"auto\", not 0\.5\); choose another --out"
+    ):
         Run.create(tmp_path, other)
     assert Run.open(tmp_path).config == RunConfig()
     # An index is made again, and a layer is added; neither touches what is there.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.config.stages import ReadConfig
@@ -65,6 +68,40 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.codes(x).dense(), made.codes(x).dense())
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["checkpoint.json", "sae.safetensors"]
+
+
+def test_how_fast_it_was_read_is_not_part_of_the_fingerprint() -> None:
+    made = checkpoint()
+    assert replace(made, read=ReadConfig(layer=2, heldout=0.25, n_threads=7)).fingerprint == made.fingerprint
+    # The buffer decides the order of the vectors, and so the SAE.
+    assert replace(made, read=ReadConfig(layer=2, heldout=0.25, buffer_mb=64)).fingerprint != made.fingerprint
+
+
+OLD_CHECKPOINT = json.loads("""
+{"saev_checkpoint": 1, "ref": {"name": "topk", "dist": "saev-core", "version": "0.1.0"}, "sae": {"d_in": 2, "n_sites": 1,
+"d_sae": 3, "expansion": 16, "data_init": true, "normalize_w_dec": true, "remove_parallel_grads": true, "ghost": 0.0,
+"resample_every": 0, "warmup_shape": "linear", "k": 1, "auxk": 0.03125, "k_aux": 0, "k_warmup": 0, "n_k_warmup": 1000},
+"norm_scale": 0.5, "site": "resid.4", "read": {"layer": -2, "stream": "resid", "tokens": "patches", "clamp": null,
+"labels": null, "heldout": 0.1, "split_seed": 0, "buffer_mb": 1024, "n_threads": 2}, "store": {"fingerprint": "ab"},
+"train": {"config": {"n_tokens": 0, "batch_size": 4096, "lr": 0.0, "optimizer": "adam", "n_lr_warmup": 500,
+"lr_decay": null, "decay": "linear", "clip_grad": 0.0, "ema": 0.0, "precision": "float32", "compile": false,
+"dead_after": 10000000, "n_init": 65536, "seed": 0, "live": false, "checkpoint_every": 1000, "log_every": 25,
+"evaluate_every": 0, "evaluate_vectors": 16384, "memory_gb": 0.0}, "lr": 0.002, "seed": 0}, "card": {}}
+""")
+"""`checkpoint.json` as it was written when 0 stood for automatic and for none."""
+
+
+def test_a_checkpoint_written_with_zeros_for_auto_and_none_opens_with_its_fingerprint(tmp_path: Path) -> None:
+    shapes = {"W_dec": (3, 2), "W_enc": (2, 3), "b_enc": (3,), "b_dec": (2,)}
+    tensors = {name: torch.arange(math.prod(shape)).view(shape).float() + i for i, (name, shape) in enumerate(shapes.items())}
+    save_file({**tensors, "norm.mean": torch.tensor([1.0, 2.0])}, tmp_path / "sae.safetensors")
+    digest = hashlib.sha256((tmp_path / "sae.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**OLD_CHECKPOINT, "sha256": digest}))
+    made = Checkpoint.load(tmp_path)
+    assert made.fingerprint == "2df7c30e33f7a22d99c888ddab3d669cebca0db61fc3e1b4e10c79cade92f8a6"
+    assert (made.sae.cfg.d_sae, made.sae.cfg.resample_every) == (3, None)
+    assert isinstance(made.sae, TopK)
+    assert (made.sae.k, made.sae.cfg.k_aux, made.sae.cfg.k_warmup) == (1, "auto", None)
 
 
 def test_other_programs_read_it_without_us(tmp_path: Path) -> None:

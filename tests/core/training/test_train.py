@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from saev_core.config.base import validate
 from saev_core.config.stages import TrainConfig
 from saev_core.errors import SaevError, StoreError, TrainError
 from saev_core.sae.base import SAE
@@ -57,7 +58,7 @@ def same(one: SAE, two: SAE) -> bool:
 
 
 def changed(**update: Any) -> TrainConfig:
-    return CFG.model_copy(update=update)
+    return validate(TrainConfig, {**CFG.model_dump(), **update})
 
 
 # Many at once.
@@ -225,6 +226,17 @@ def test_resuming_with_another_configuration_names_what_differs(
         train(source(data), [topk(**options)], cfg, out=tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_state_written_when_0_stood_for_auto_and_none_is_resumed(tmp_path: Path) -> None:
+    whole = train(source(), [topk()], CFG)
+    with pytest.raises(Stop):
+        train(source(), [topk()], CFG, out=tmp_path, emit=stopping(10))
+    (file,) = tmp_path.glob("*.training/config.json")
+    held = json.loads(file.read_text())
+    assert (held["train.ema"], held["sae.k_aux"], held["sae.resample_every"]) == (None, "auto", None)
+    file.write_text(json.dumps(held | {"train.ema": 0.0, "sae.k_aux": 0, "sae.resample_every": 0}))
+    assert same(whole[0].sae, train(source(), [topk()], CFG, out=tmp_path)[0].sae)
 
 
 def test_how_often_it_is_kept_may_change_on_resuming(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_random_features_are_of_about_the_same_frequency() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """400 drawn scenes at the last two blocks, an SAE of the third, and a probe there."""
     folder = tmp_path_factory.mktemp("classification") / "run"
-    words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:400", "--layers", "-2", "--layers", "-1"]
+    words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:400", "--record-layers", "-2", "--record-layers", "-1"]
     sizes = ["train.n_tokens=250000", "train.n_init=4096", "train.batch_size=1024", "sae.options.d_sae=384", "sae.options.k=12"]
     assert main(["record", *words, "--set", *sizes]) == 0
     for stage in ("train", "index"):
@@ -333,7 +333,7 @@ def test_an_edit_reaches_a_later_probe_through_the_rest_of_the_model(run: Run, t
 @pytest.mark.slow
 def test_another_run_can_be_validated_on(run: Run, tmp_path: Path) -> None:
     mine = copy_of(run, tmp_path / "run")
-    words = ["--out", str(tmp_path / "test"), "--model", "tiny", "--dataset", "shapes:40", "--layers", "-2"]
+    words = ["--out", str(tmp_path / "test"), "--model", "tiny", "--dataset", "shapes:40", "--record-layers", "-2"]
     assert main(["record", *words, "--set", "dataset.seed=7"]) == 0
     found = ask(mine, "train", TrainConfig(val=str(tmp_path / "test"), solver="logistic", c=(0.1,)))
     assert found["card"]["n_val"] == 40

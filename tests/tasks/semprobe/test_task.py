@@ -30,7 +30,7 @@ from saev_tasks.semprobe.sheets import heat
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small real run on drawn scenes, indexed. Its task folder is changed by the tests."""
     folder = tmp_path_factory.mktemp("semprobe") / "run"
-    options = ["train.n_tokens=100000", "train.n_init=1024", "train.batch_size=1024", "sae.options.d_sae=192", "index.names=none"]
+    options = ["train.n_tokens=100000", "train.n_init=1024", "train.batch_size=1024", "sae.options.d_sae=192", "names.source=none"]
     assert main(["record", "--out", str(folder), "--dataset", "shapes:80", "--set", *options]) == 0
     assert main(["train", str(folder)]) == 0
     assert main(["index", str(folder)]) == 0

@@ -278,7 +278,7 @@ def test_an_sae_of_all_sites_edits_the_one_that_the_probe_reads(world: Any) -> N
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """260 drawn scenes at the last two blocks, an SAE of the third, and a segmentation probe there."""
     folder = tmp_path_factory.mktemp("semseg") / "run"
-    words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:260", "--layers", "-2", "--layers", "-1"]
+    words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:260", "--record-layers", "-2", "--record-layers", "-1"]
     assert main(["record", *words, "--set", *SMALL]) == 0
     for stage in ("train", "index"):
         assert main([stage, str(folder)]) == 0
@@ -397,7 +397,7 @@ def test_a_probe_after_the_sae_is_controlled_through_the_rest_of_the_model(run: 
 
 @pytest.mark.slow
 def test_the_validation_split_may_be_a_run_of_its_own(run: Run, tmp_path: Path) -> None:
-    words = ["--model", "tiny", "--dataset", "shapes:20", "--layers", "-2", "--set", "dataset.seed=5"]
+    words = ["--model", "tiny", "--dataset", "shapes:20", "--record-layers", "-2", "--set", "dataset.seed=5"]
     assert main(["record", "--out", str(tmp_path / "val"), *words]) == 0
     other = copy_of(run, tmp_path / "run")
     told = ask(other, "train", TrainConfig(val=str(tmp_path / "val"), epochs=4, lr=(0.03,), weight_decay=(1e-3,), loss="patches"))

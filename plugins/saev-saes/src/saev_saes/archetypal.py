@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
 from saev_core.sae.config import SAEConfig
 from saev_core.sae.initialise import CALIBRATE_ON, calibrate
@@ -24,8 +25,8 @@ from saev_saes.kmeans import centroids
 class ArchetypalConfig(TopKConfig):
     """Options of `archetypal`."""
 
-    n_points: int = Field(default=0, ge=0)
-    """Centroids whose mixtures the decoder's rows are; 0: as many as features, at most 4096."""
+    n_points: Auto[PositiveInt] = "auto"
+    """Centroids whose mixtures the decoder's rows are; `auto`: as many as features, at most 4096."""
     delta: float = Field(default=0.05, ge=0)
     """How far a row may be from the mixture, as a share of sqrt(d_in), the root mean square length of activations; 0: not at all."""
     n_iter: int = Field(default=10, ge=0)
@@ -61,10 +62,10 @@ class Archetypal(TopK):
         if cfg.normalize_w_dec:
             raise ConfigError("rows of an archetypal dictionary lie in the hull of the data; leave sae.normalize_w_dec out.")
         as_buffers(self, "W_dec")
-        n_points = cfg.n_points or min(cfg.d_sae, 4096)
+        n_points = min(self.d_sae, 4096) if cfg.n_points == "auto" else cfg.n_points
         self.register_buffer("points", F.normalize(torch.randn(n_points, cfg.d_in, generator=generator), dim=1) * math.sqrt(cfg.d_in))
-        self.A = nn.Parameter(torch.zeros(cfg.d_sae, n_points))
-        self.R = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
+        self.A = nn.Parameter(torch.zeros(self.d_sae, n_points))
+        self.R = nn.Parameter(torch.zeros(self.d_sae, cfg.d_in))
         self.m = nn.Parameter(torch.zeros(()))
         with torch.no_grad():
             self._spread(generator)

@@ -48,8 +48,8 @@ class Gated(SAE):
 
     def __init__(self, cfg: GatedConfig, generator: torch.Generator | None = None) -> None:
         super().__init__(cfg, generator)
-        self.r_mag = nn.Parameter(torch.zeros(cfg.d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
 
     def magnitude(self, gate: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """How active features with these gates g are."""

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
 from saev_core.sae.base import SAE
 from saev_core.sae.codes import Codes
@@ -41,8 +42,8 @@ class JumpReLUConfig(SAEConfig):
     bandwidth: float = Field(default=0.01, gt=0)
     """Width epsilon of the window around a threshold in which its gradient is estimated. Published: 0.001 for batches of
     4096 vectors on 131,072 features; smaller runs see too few values in so narrow a window."""
-    theta: float = Field(default=0.0, ge=0)
-    """Threshold to start with (published: 0.001); 0: the one that gives four times `l0` active features on the first vectors."""
+    theta: Auto[PositiveFloat] = "auto"
+    """Threshold to start with (published: 0.001); `auto`: the one that gives four times `l0` active features on the first vectors."""
     tanh_c: float = Field(default=4.0, gt=0)
     """Steepness c of `sparsity` tanh, for f in units of sqrt(d_in)."""
 
@@ -72,9 +73,10 @@ class JumpReLU(SAE):
     def __init__(self, cfg: JumpReLUConfig, generator: torch.Generator | None = None) -> None:
         """Raises ConfigError where the target exceeds d_sae."""
         super().__init__(cfg, generator)
-        if cfg.sparsity == "target" and cfg.l0 > cfg.d_sae:
-            raise ConfigError(f"sae.l0 is {cfg.l0:g}, but there are only {cfg.d_sae} features; lower l0 or raise sae.d_sae.")
-        self.theta = nn.Parameter(torch.full((cfg.d_sae,), cfg.theta * math.sqrt(cfg.d_in)))
+        if cfg.sparsity == "target" and cfg.l0 > self.d_sae:
+            raise ConfigError(f"sae.l0 is {cfg.l0:g}, but there are only {self.d_sae} features; lower l0 or raise sae.d_sae.")
+        start = 0.0 if cfg.theta == "auto" else cfg.theta
+        self.theta = nn.Parameter(torch.full((self.d_sae,), start * math.sqrt(cfg.d_in)))
 
     @property
     def epsilon(self) -> float:
@@ -157,7 +159,7 @@ class JumpReLU(SAE):
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
         super().initialise(x, generator)
-        if self.cfg.theta:
+        if self.cfg.theta != "auto":
             return
         sample = x[:2048]
         h = self.pre(sample).reshape(-1)

@@ -47,7 +47,7 @@ class KMeans(Fitted):
         super().__init__(cfg, generator)
         if cfg.normalize_w_dec:
             raise ConfigError("rows of k-means are centroids, which have a length; leave sae.normalize_w_dec out.")
-        self.register_buffer("seen", torch.zeros(cfg.d_sae, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(self.d_sae, dtype=torch.float64))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """1 at the nearest centroid, 0 elsewhere."""

@@ -6,13 +6,14 @@ from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import PositiveInt
 from torch import Tensor
 
+from saev_core.config.words import Auto, settled
 from saev_core.errors import ConfigError
 from saev_core.sae.base import SAE
 from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
+from saev_core.sae.config import SAEConfig, k_of_width
 from saev_core.sae.kernels import ROWS
 from saev_core.sae.lean_step import grad
 from saev_core.sae.step import Progress, Step
@@ -26,13 +27,13 @@ class MatchingPursuitConfig(SAEConfig):
 
     main = "k"
 
-    k: int = Field(default=0, ge=0)
-    """Steps of the pursuit: at most so many features are active per vector; 0: one in 64, from 8 to 32."""
+    k: Auto[PositiveInt] = "auto"
+    """Steps of the pursuit: at most so many features are active per vector; `auto`: one in 64, from 8 to 32."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """As `SAEConfig.sized`, with `k` settled too, as for `topk`."""
         cfg = super().sized(d_in, n_vectors)
-        return cfg if cfg.k else cfg.model_copy(update={"k": min(max(cfg.d_sae // 64, 8), 32, cfg.d_sae)})
+        return cfg.model_copy(update={"k": k_of_width(settled(cfg.d_sae))}) if cfg.k == "auto" else cfg
 
 
 class MatchingPursuit(SAE):
@@ -58,10 +59,11 @@ class MatchingPursuit(SAE):
 
     def __init__(self, cfg: MatchingPursuitConfig, generator: torch.Generator | None = None) -> None:
         """Raises ConfigError where k exceeds d_sae, or rows are not kept at length 1."""
-        cfg = cfg if cfg.k else cfg.sized(cfg.d_in)
+        cfg = cfg.sized(cfg.d_in) if cfg.k == "auto" else cfg
         super().__init__(cfg, generator)
-        if cfg.k > cfg.d_sae:
-            raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
+        self.k = settled(cfg.k)
+        if self.k > self.d_sae:
+            raise ConfigError(f"sae.k is {self.k}, but there are only {self.d_sae} features; lower k or raise sae.d_sae.")
         if not cfg.normalize_w_dec:
             raise ConfigError("matching pursuit needs decoder rows of length 1; leave sae.normalize_w_dec out.")
 
@@ -70,7 +72,7 @@ class MatchingPursuit(SAE):
         self.check_width(x)
         r = x - self.b_dec
         z = x.new_zeros(*x.shape[:-1], self.d_sae)
-        for _ in range(self.cfg.k):
+        for _ in range(self.k):
             value, feature = (r @ self.W_dec.T).max(-1, keepdim=True)
             value = value.relu().to(x.dtype)  # the matmul gives less under autocast
             z = z.scatter_add(-1, feature, value)
@@ -89,7 +91,7 @@ class MatchingPursuit(SAE):
         With the rows' inner products at hand a step costs one row of them per vector, not a matmul with W_dec: at d_in
         384, d_sae 6144, k 32 a batch of 4096 takes 6 to 9 times one encode matmul instead of 32 times.
         """
-        n, k, m = len(x), self.cfg.k, self.d_sae
+        n, k, m = len(x), self.k, self.d_sae
         D = self.W_dec.detach()
         feature = torch.empty(n, k, dtype=torch.long, device=x.device)
         value = x.new_empty(n, k)
@@ -134,7 +136,7 @@ class MatchingPursuit(SAE):
         error = r.square().sum() / n
         g = r * (2 / n)
         dD = grad(self.W_dec).zero_()
-        for t in reversed(range(self.cfg.k)):
+        for t in reversed(range(self.k)):
             j, v = feature[:, t], value[:, t : t + 1]
             rows = D[j]  # [n, d_in]
             s = torch.linalg.vecdot(rows, g)[:, None] * (v > 0)

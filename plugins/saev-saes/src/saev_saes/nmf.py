@@ -23,7 +23,7 @@ class NMFConfig(SAEConfig):
     main = "sparsity_coeff"
 
     expansion: int = Field(default=1, ge=1)
-    """Features per input dimension, used where `d_sae` is 0; few, since each vector's codes take `2 n_iter` matmuls."""
+    """Features per input dimension, used where `d_sae` is `auto`; few, since each vector's codes take `2 n_iter` matmuls."""
     sparsity_coeff: float = Field(default=0.0, ge=0)
     """Weight c of sparsity: c sqrt(d_in) times the L1 norm of the codes, against the squared distance; 0: plain semi-NMF."""
     n_iter: int = Field(default=50, ge=1)

@@ -6,9 +6,10 @@ from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import PositiveInt
 from torch import Tensor
 
+from saev_core.config.words import Auto, settled
 from saev_core.errors import ConfigError
 from saev_core.sae.config import SAEConfig
 from saev_core.sae.step import Progress
@@ -23,8 +24,9 @@ class PCAConfig(SAEConfig):
 
     main = "k"
 
-    k: int = Field(default=0, ge=0)
-    """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; 0: half of `d_sae`, or 32 where that is 0."""
+    k: Auto[PositiveInt] = "auto"
+    """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; `auto`: half of `d_sae`, or 32 where that is
+    `auto`, too."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k settled; the number of vectors bounds neither.
@@ -32,12 +34,16 @@ class PCAConfig(SAEConfig):
         Raises:
             ConfigError: k exceeds `d_in`, or `d_sae` is another number.
         """
-        k = self.k or (self.d_sae // 2 if self.d_sae else min(32, d_in))
+        k: int = self._components(d_in) if self.k == "auto" else self.k
         if k > d_in:
             raise ConfigError(f"sae.k is {k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
-        if self.d_sae not in (0, 2 * k):
+        if self.d_sae not in ("auto", 2 * k):
             raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
         return super().sized(d_in, n_vectors).model_copy(update={"k": k, "d_sae": 2 * k})
+
+    def _components(self, d_in: int) -> int:
+        """As many as `d_sae` has room for, or 32."""
+        return min(32, d_in) if self.d_sae == "auto" else self.d_sae // 2
 
 
 class PCA(Fitted):
@@ -60,13 +66,14 @@ class PCA(Fitted):
         """Raises ConfigError where `d_sae` is not 2 k."""
         cfg = cfg.sized(cfg.d_in)
         super().__init__(cfg, generator)
+        self.k = settled(cfg.k)
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("total", torch.zeros(cfg.d_in, dtype=torch.float64))
         self.register_buffer("outer", torch.zeros(cfg.d_in, cfg.d_in, dtype=torch.float64))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         self.check_width(x)
-        half = (x - self.b_dec) @ self.W_dec[: self.cfg.k].T
+        half = (x - self.b_dec) @ self.W_dec[: self.k].T
         return torch.cat([half.relu(), (-half).relu()], -1)
 
     @torch.no_grad()
@@ -92,7 +99,7 @@ class PCA(Fitted):
     def _refit(self) -> None:
         mean = self.total / self.count
         _, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))  # ascending
-        rows = vectors.T.flip(0)[: self.cfg.k]
+        rows = vectors.T.flip(0)[: self.k]
         # An eigenvector's sign is arbitrary: the coordinate furthest from 0 is positive.
         sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
         rows = rows * sign

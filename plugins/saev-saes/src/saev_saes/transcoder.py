@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
 from saev_core.sae.config import SAEConfig
 from saev_core.sae.initialise import CALIBRATE_ON, calibrate
@@ -28,8 +29,8 @@ class TranscoderConfig(TopKConfig):
 
     skip: bool = False
     """Add a linear map of the input to the prediction, which leaves the features what is not linear."""
-    k_aux: int = Field(default=0, ge=0)
-    """Dead features that reconstruct each vector's error; 0: half of a site's width."""
+    k_aux: Auto[PositiveInt] = "auto"
+    """Dead features that reconstruct each vector's error; `auto`: half of a site's width."""
 
 
 class Transcoder(TopK):

@@ -151,7 +151,7 @@ def test_only_images_that_every_site_has_are_read(store: ActivationStore, tmp_pa
 
 
 def test_a_block_that_is_not_recorded_and_one_named_twice_are_one_line(store: ActivationStore) -> None:
-    with pytest.raises(StoreError, match=r"holds resid.6, resid.10, not resid.8; .*saev record --layers 8"):
+    with pytest.raises(StoreError, match=r"holds resid.6, resid.10, not resid.8; .*saev record --record-layers 8"):
         StoreSource(store, ReadConfig(layer=(6, 8)))
     with pytest.raises(ConfigError, match=r"names a block twice \(resid.10, resid.10\)"):
         StoreSource(store, ReadConfig(layer=(10, -2)))
@@ -163,7 +163,7 @@ def test_blocks_are_typed_with_a_comma(text: str) -> None:
     assert Flags({"--layer": text}).config().read.layer == wanted
     assert Flags({"--set": [f"read.layer={text}"]}).config().read.layer == wanted
     assert Flags({"--set": [f"read.layer=[{text}]"]}).config().read.layer == wanted
-    assert Flags({"--layers": [6, 10], "--layer": text}).config().read.layer == wanted
+    assert Flags({"--record-layers": [6, 10], "--layer": text}).config().read.layer == wanted
     assert Flags({"--layer": "all"}).config().read.layer == "all"
     assert Flags({"--layer": "-2"}).config().read.layer == -2
     again = ReadConfig.model_validate(json.loads(json.dumps(ReadConfig(layer=wanted).model_dump(mode="json"))))

@@ -390,7 +390,7 @@ def test_fingerprint_is_of_everything_but_versions():
 def test_layers_resolve_from_both_ends_and_others_are_named(two: tuple[ActivationStore, Any]):
     store, _ = two
     assert store.resolve(-2) == store.resolve(10) == TEN
-    with pytest.raises(StoreError, match=r"holds resid\.10, resid\.11, not resid\.9.*--layers -3"):
+    with pytest.raises(StoreError, match=r"holds resid\.10, resid\.11, not resid\.9.*--record-layers -3"):
         store.resolve(-3)
     with pytest.raises(StoreError, match=r"not mlp\.10"):
         store.resolve(10, "mlp")

@@ -18,7 +18,7 @@ from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
 from saev_core.cli.list_flags import expand
-from saev_core.config.stages import IndexConfig, ReadConfig
+from saev_core.config.stages import IndexConfig, NamesConfig, ReadConfig
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import CheckpointError, ConfigError, ModelError, RunError
 from saev_core.features.build import index_features
@@ -237,7 +237,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_planted_features_get_their_names_from_text_and_random_ones_none(bench: Bench, vocabulary: Path):
     words = read_vocabulary(vocabulary)
     assert words.n_twice == 1
-    names = names_from_text(bench.checkpoint, bench.store, bench.index, Shared(), bench.dataset, words, IndexConfig(names_images=400))
+    names = names_from_text(bench.checkpoint, bench.store, bench.index, Shared(), bench.dataset, words, NamesConfig(n_images=400))
     n = len(CONCEPTS)
     assert {f: name.name for f, name in names.names.items() if f < n} == dict(enumerate(CONCEPTS))
     assert [f for f in names.names if f >= n] == []
@@ -251,7 +251,7 @@ def test_planted_features_get_their_names_from_text_and_random_ones_none(bench: 
 
 def test_the_score_is_the_auroc_on_held_out_images_alone(bench: Bench, vocabulary: Path):
     model, words = Shared(noise=1.0), read_vocabulary(vocabulary)
-    cfg = IndexConfig(names_images=400, names_threshold=0.5)
+    cfg = NamesConfig(n_images=400, threshold=0.5)
     names = names_from_text(bench.checkpoint, bench.store, bench.index, model, bench.dataset, words, cfg)
     parts = divide(np.ones(N_IMAGES, bool), heldout_mask(N_IMAGES, 0.4, 0), 400)
     train, drawn = with_top_images(parts, bench.index)
@@ -279,7 +279,7 @@ def test_the_score_is_the_auroc_on_held_out_images_alone(bench: Bench, vocabular
 def test_names_from_labels_and_masks_are_right_and_random_features_stay_unnamed(bench: Bench):
     def named(source: str) -> Names:
         concepts = known_concepts(source, bench.checkpoint, bench.store, lambda: bench.dataset)
-        return names_from(bench.checkpoint, bench.store, bench.index, concepts, IndexConfig(names_images=400))
+        return names_from(bench.checkpoint, bench.store, bench.index, concepts, NamesConfig(n_images=400))
 
     masks = named("masks")
     # A patch shows concept i where it is there; features share patches with later ones, which the masks do not know.
@@ -296,13 +296,13 @@ def test_names_from_labels_and_masks_are_right_and_random_features_stay_unnamed(
 def test_few_random_features_would_get_a_name_even_at_a_low_threshold(bench: Bench, vocabulary: Path):
     """The false-name rate: of features that fire at random, with a vocabulary to choose from."""
     words = read_vocabulary(vocabulary)
-    low = IndexConfig(names_images=400, names_threshold=0.65)
+    low = NamesConfig(n_images=400, threshold=0.65)
     names = names_from_text(bench.checkpoint, bench.store, bench.index, Shared(noise=1.0), bench.dataset, words, low)
     assert sum(f >= len(CONCEPTS) for f in names.names) <= 0.1 * N_RANDOM
 
 
 def test_a_feature_that_fires_too_rarely_stays_unnamed(bench: Bench, vocabulary: Path):
-    cfg = IndexConfig(names_images=400, names_positive=60)
+    cfg = NamesConfig(n_images=400, n_positive=60)
     names = names_from_text(bench.checkpoint, bench.store, bench.index, Shared(), bench.dataset, read_vocabulary(vocabulary), cfg)
     assert names.names == {}
     assert names.n_few == names.n_alive
@@ -315,7 +315,7 @@ def test_a_model_without_text_is_told(bench: Bench, vocabulary: Path):
     assert isinstance(Shared(), TextSpace)
     assert not isinstance(Blind(), TextSpace)
     with pytest.raises(ModelError, match="has no text side to name features with"):
-        names_from_text(bench.checkpoint, bench.store, bench.index, Blind(), bench.dataset, read_vocabulary(vocabulary), IndexConfig())
+        names_from_text(bench.checkpoint, bench.store, bench.index, Blind(), bench.dataset, read_vocabulary(vocabulary), NamesConfig())
 
 
 def test_without_labels_there_is_nothing_to_name_by(tmp_path: Path, bench: Bench):

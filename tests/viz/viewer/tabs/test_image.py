@@ -33,7 +33,8 @@ def layers(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory) -> tu
     """The same pictures recorded at two layers."""
     path = tmp_path_factory.mktemp("layers") / "run"
     root = run_of_pictures.config.dataset.options["root"]
-    command = ["record", "--out", path, "--model", "tiny", "--dataset", f"image-folder:{root}", "--layers", "0", "-1", "--dtype", "float32"]
+    command = ["record", "--out", path, "--model", "tiny", "--dataset", f"image-folder:{root}"]
+    command += ["--record-layers", "0", "-1", "--dtype", "float32"]
     assert main(list(map(str, command))) == 0
     run = Run.open(path)
     return run, ActivationStore.open(run.store_url), load_model(run.config.model, "cpu")

@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_RECORD = ("--model", "--dataset", "--layers", "--stream", "--n-images", "--dtype", "--on-bad-image")
+_RECORD = ("--model", "--dataset", "--record-layers", "--stream", "--n-images", "--dtype", "--on-bad-image")
 _TRAIN = ("--sae", "--layer", "--tokens", "--labels", "--clamp", "--heldout", "--n-tokens", "--lr", "--seed", "--live")
 _SWEEP = ("--sweep", "--dry-run", "--yes")
 _INDEX = ("--top-k", "--names", "--n-features", "--include")

@@ -1,11 +1,11 @@
-"""`--layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser would not take."""
+"""`--record-layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser would not take."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
+SEVERAL = {"--record-layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
 """Flag -> what its second and later values look like; the first that does not ends the list."""
 
 ALONE = {"--names": "text"}
@@ -13,7 +13,7 @@ ALONE = {"--names": "text"}
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`, `--names` as `--names text`; all else as it is."""
+    """`--labels 1 2` as `--labels 1 --labels 2`, for every flag in `SEVERAL`, `--names` as `--names text`; all else as it is."""
     args: list[str] = []
     flag, first = "", False
     for i, arg in enumerate(argv):

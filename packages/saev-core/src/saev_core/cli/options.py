@@ -24,6 +24,8 @@ class Flag:
     kind: Any
     help: str
     panel: str = "How it is done"
+    metavar: str | None = None
+    """What stands for the value in help, where that is more than its type."""
 
 
 _WHAT, _RUN, _TALK = "What is used", "Where it goes", "What is said"
@@ -33,24 +35,26 @@ FLAGS = {
         Flag("--model", "model", str, "Model plugin, with its main option after a colon: tiny, clip:ViT-B-16/openai.", _WHAT),
         Flag("--dataset", "dataset", str, "Data set plugin, with its main option: shapes, image-folder:FOLDER.", _WHAT),
         Flag("--sae", "sae", str, "SAE plugin, with its main option: topk:32, relu.", _WHAT),
-        Flag("--layers", "record.layers", list[int], "Blocks to record, several after one flag: --layers -1 -2.", _WHAT),
+        Flag("--record-layers", "record.layers", list[int], "Blocks to record, several after one flag: --record-layers -1 -2.", _WHAT),
         Flag(
             "--layer",
             "read.layer",
             str,
-            "Recorded block to train on (default: the first of --layers); all; mean; or several, joined: 6,10.",
+            "Recorded block to train on (default: the first of --record-layers); all; mean; or several, joined: 6,10.",
             _WHAT,
         ),
         Flag("--stream", "record.stream", str, "What of each block: resid, its output, or a module inside it (mlp).", _WHAT),
         Flag("--tokens", "read.tokens", str, "Vectors to train on: patches, cls, or mean (over patches).", _WHAT),
         Flag("--labels", "read.labels", list[int], "Train only on images with these labels.", _WHAT),
         Flag("--clamp", "read.clamp", float, "Clip raw activations to plus or minus this.", _WHAT),
-        Flag("--n-images", "record.n_images", int, "Record only the first so many images; 0: all.", _WHAT),
+        Flag("--n-images", "record.n_images", str, "Record only the first so many images.", _WHAT, "NUMBER|all"),
         Flag("--dtype", "record.dtype", str, "Stored precision: float16 or float32."),
         Flag("--on-bad-image", "record.on_bad_image", str, "An unreadable image is recorded as missing, or stops the recording."),
         Flag("--part", "record.part", str, "2/4: record the second of four disjoint parts."),
-        Flag("--n-tokens", "train.n_tokens", int, "Training vectors in all; 0: 20 passes over the training images."),
-        Flag("--lr", "train.lr", float, "Peak learning rate; 0: the variant's own choice."),
+        Flag(
+            "--n-tokens", "train.n_tokens", str, "Training vectors in all; auto: 20 passes over the training images.", metavar="NUMBER|auto"
+        ),
+        Flag("--lr", "train.lr", str, "Peak learning rate; auto: the variant's own choice.", metavar="NUMBER|auto"),
         Flag("--live", "train.live", bool, "Train straight from the model; nothing is recorded."),
         Flag("--sweep", "sweep", str, "TOML file whose lists expand to a grid of SAEs, trained together where their data agree."),
         Flag("--dry-run", "", bool, "Say what would be trained, with memory, time and disk, and write nothing."),
@@ -59,7 +63,7 @@ FLAGS = {
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
         Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),
         Flag("--top-k", "index.top_k", int, "Distinct images kept per feature."),
-        Flag("--names", "index.names", str, "Names of features: a file of concepts; no value: our list; or labels, masks, truth, none."),
+        Flag("--names", "names.source", str, "Names of features: a file of concepts; no value: our list; or labels, masks, truth, none."),
         Flag("--n-features", "report.n_features", int, "Features in the report's gallery."),
         Flag("--include", "report.include", list[int], "Features the report always shows."),
         Flag("--device", "device", str, "auto picks cuda, mps or cpu; or one of these."),
@@ -109,9 +113,9 @@ class Flags:
                 place(data, key, parse_ref(key, value).model_dump() if _names_plugin(key, value) else value)
         if "--sweep" in self.given:
             data["sweep"] = load_toml(self.given["--sweep"], flag="--sweep")
-        if "--layers" in self.given and "--layer" not in self.given:
-            place(data, "read.layer", self.given["--layers"][0])
-        if "--live" in self.given and "--layers" not in self.given and (blocks := re.findall(r"-?\d+", str(data["read"]["layer"]))):
+        if "--record-layers" in self.given and "--layer" not in self.given:
+            place(data, "read.layer", self.given["--record-layers"][0])
+        if "--live" in self.given and "--record-layers" not in self.given and (blocks := re.findall(r"-?\d+", str(data["read"]["layer"]))):
             # What the SAE is trained on is what a later recording must hold.
             place(data, "record.layers", [int(block) for block in blocks])
         if "--stream" in self.given:
@@ -124,7 +128,7 @@ class Flags:
             if _names_plugin(key, data[key]):
                 data[key] = parse_ref(key, data[key]).model_dump()
         config = validate(RunConfig, data)
-        if "--sweep" in self.given and self.whole and "--layers" not in self.given:
+        if "--sweep" in self.given and self.whole and "--record-layers" not in self.given:
             config = _recording_swept_layers(config)
         return config
 
@@ -137,7 +141,7 @@ def _recording_swept_layers(config: RunConfig) -> RunConfig:
 
     read = [point.config.read.layer for point in expand(config).points]
     if any(isinstance(layer, str) for layer in read):
-        return config  # `all` and `mean` are those that --layers names
+        return config  # `all` and `mean` are those that --record-layers names
     blocks = [block for layer in read for block in (layer if isinstance(layer, tuple) else [layer])]
     data = config.model_dump(mode="json")
     place(data, "record.layers", list(dict.fromkeys(blocks)))
@@ -176,7 +180,11 @@ def takes(*names: str, run: str = "", batch: str = "") -> Callable[[Callable[[Fl
         if batch:
             typed["batch_size"] = Flag("--batch-size", f"{batch}.batch_size", int, _BATCH[batch])
         for name, flag in typed.items():
-            add(name, Annotated[flag.kind | None, typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel)], None)
+            add(
+                name,
+                Annotated[flag.kind | None, typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel, metavar=flag.metavar)],
+                None,
+            )
         add("json", Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=_TALK)], False)
         add("debug", Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.", rich_help_panel=_TALK)], False)
 

@@ -1,37 +1,41 @@
-"""TODO."""
+"""The tables of a run's configuration, one for each stage; each field states what it affects (`affects`)."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from saev_core.config.affects import affects
 from saev_core.config.base import Config
+from saev_core.config.words import Auto, OrAll, OrNone
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class RecordConfig(Config):
     """How activations are recorded."""
 
-    layers: tuple[int, ...] = Field(default=(-2,), min_length=1)
+    layers: tuple[int, ...] = affects("result", "extends", default=(-2,), min_length=1)
     """Blocks to record; negative ones count from the end."""
     stream: str = "resid"
     """What of each block: `resid`, its output, or a dotted module inside it (`mlp`)."""
     dtype: Literal["float16", "float32"] = "float16"
     """Stored precision; float16 halves the disk and refuses values above 65,504."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = affects("cost", default=64, ge=1)
     """Images per forward pass."""
-    n_workers: int = Field(default=-1, ge=-1)
+    n_workers: int = affects("cost", default=-1, ge=-1)
     """Decoding threads; -1: one per core, at most 16; 0: none, images are decoded between forward passes."""
-    on_bad_image: Literal["missing", "stop"] = "missing"
+    on_bad_image: Literal["missing", "stop"] = affects("nothing", default="missing")
     """What an unreadable image does: it is recorded as missing and listed, or it stops the recording."""
-    n_images: int = Field(default=0, ge=0)
-    """Record only the first so many images; 0: all."""
+    n_images: OrAll[PositiveInt] = "all"
+    """Record only the first so many images, or `all`."""
     chunk_images: int = Field(default=16, ge=1)
     """Images per inner chunk: the smallest piece that is read at once."""
     shard_images: int = Field(default=512, ge=1)
     """Images per shard file: the piece that resumes and that one writer owns; a multiple of chunk_images."""
-    part: str = Field(default="1/1", pattern=r"^\d+/\d+$")
+    part: str = affects("nothing", default="1/1", pattern=r"^\d+/\d+$")
     """`2/4`: record the second of four disjoint parts; several recorders may run at once."""
 
     @model_validator(mode="after")
@@ -62,9 +66,9 @@ class ReadConfig(Config):
     """Share of IMAGES kept from training, for evaluation."""
     split_seed: int = 0
     """Seed of the division into training and held-out images."""
-    buffer_mb: int = Field(default=1024, ge=1)
+    buffer_mb: int = affects("result", "order", default=1024, ge=1)
     """Memory of the shuffle buffer in MB; larger mixes better."""
-    n_threads: int = Field(default=2, ge=1)
+    n_threads: int = affects("cost", default=2, ge=1)
     """Reading threads; the order does not depend on it."""
 
     @field_validator("layer", mode="before")
@@ -84,19 +88,13 @@ class ReadConfig(Config):
 class TrainConfig(Config):
     """How SAEs are trained."""
 
-    stream: ClassVar[tuple[str, ...]] = (
-        *("n_tokens", "batch_size", "n_init", "seed", "live"),
-        *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors", "memory_gb"),
-    )
-    """Options that belong to the pass over the data, and are one for all SAEs that share it."""
-
-    n_tokens: int = Field(default=0, ge=0)
-    """Training vectors in all; 0: 20 passes over the training images, at most 100,000,000."""
-    batch_size: int = Field(default=4096, ge=1)
+    n_tokens: Auto[PositiveInt] = affects("result", "pass", default="auto")
+    """Training vectors in all; `auto`: 20 passes over the training images, at most 100,000,000."""
+    batch_size: int = affects("result", "pass", "step", default=4096, ge=1)
     """Vectors per step."""
-    lr: float = Field(default=0.0, ge=0)
-    """Peak learning rate; 0: the variant's own choice for its width, times 10 for muon, 4 for schedule-free."""
-    optimizer: Literal["adam", "muon", "schedule-free"] = "adam"
+    lr: Auto[PositiveFloat] = "auto"
+    """Peak learning rate; `auto`: the variant's own choice for its width, times 10 for muon, 4 for schedule-free."""
+    optimizer: Literal["adam", "muon", "schedule-free"] = affects("result", "step", default="adam")
     """What moves the weights: Adam; muon for matrices and Adam for the rest; Adam whose steps are averaged, with no decay."""
     n_lr_warmup: int = Field(default=500, ge=0)
     """Steps of linear learning rate warm-up, at most a tenth of the run."""
@@ -105,32 +103,32 @@ class TrainConfig(Config):
     0.2 for others; schedule-free has no such fall."""
     decay: Literal["linear", "cosine"] = "linear"
     """Shape of that fall; 1.0 and cosine: half a wave over the whole run."""
-    clip_grad: float = Field(default=1.0, ge=0)
-    """Largest gradient norm; 0: no clipping."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what a checkpoint holds; 0: none."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    clip_grad: OrNone[PositiveFloat] = affects("result", "step", default=1.0)
+    """Largest gradient norm, or `none`: no clipping."""
+    ema: OrNone[Share] = affects("result", "step", default=None)
+    """Decay of an exponential moving average of the weights, which is then what a checkpoint holds, or `none`."""
+    precision: Literal["float32", "tf32", "bf16"] = affects("result", "step", default="float32")
     """Of matmuls: tf32 on CUDA; bf16 for the sparse variants' encoder on a CPU and under autocast on CUDA. Weights stay float32."""
-    compile: bool = False
+    compile: bool = affects("result", "step", default=False)
     """Compile the loss of variants that are differentiated by torch; those with a gradient of their own ignore it."""
     dead_after: int = Field(default=10_000_000, ge=1)
     """Vectors without an activation after which a feature counts as dead; at most a hundredth of the run."""
-    n_init: int = Field(default=65_536, ge=1)
+    n_init: int = affects("result", "pass", default=65_536, ge=1)
     """Vectors used for data-driven initialisation."""
-    seed: int = 0
+    seed: int = affects("result", "pass", default=0)
     """Seed of initialisation and shuffling."""
-    live: bool = False
+    live: bool = affects("result", "pass", default=False)
     """Run the model while training, and record nothing."""
-    checkpoint_every: int = Field(default=1000, ge=1)
+    checkpoint_every: int = affects("cost", "pass", default=1000, ge=1)
     """Steps between resumable checkpoints."""
-    log_every: int = Field(default=25, ge=1)
+    log_every: int = affects("cost", "pass", default=25, ge=1)
     """Steps between metric lines."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Steps between evaluations on held-out images, and one at the end; 0: none while training."""
-    evaluate_vectors: int = Field(default=16_384, ge=1)
+    evaluate_every: OrNone[PositiveInt] = affects("cost", "pass", default=None)
+    """Steps between evaluations on held-out images, and one at the end, or `none` while training."""
+    evaluate_vectors: int = affects("cost", "pass", default=16_384, ge=1)
     """Held-out vectors that these use, the same ones each time."""
-    memory_gb: float = Field(default=0.0, ge=0)
-    """Memory in GB that the SAEs of one pass may take; 0: four fifths of what is free. More of them train in several passes."""
+    memory_gb: Auto[PositiveFloat] = affects("cost", "pass", default="auto")
+    """Memory in GB that the SAEs of one pass may take; `auto`: four fifths of what is free. More of them train in several passes."""
 
     @model_validator(mode="after")
     def _averaged_once(self) -> Self:
@@ -148,10 +146,10 @@ class EvaluateConfig(Config):
     """Frequency below which a feature that fires at all counts as almost dead."""
     dense: float = Field(default=1e-2, gt=0)
     """Frequency above which a feature counts as dense."""
-    best_l0: float = Field(default=0.0, ge=0)
-    """Largest L0 of the SAE that is called the best of several, the one with the lowest NMSE; 0: 1.1 times their median L0."""
-    consensus: float = Field(default=0.7, ge=0, lt=1)
-    """Cosine between seeds above which a feature enters their consensus, an SAE made of what all seeds found; 0: none is made."""
+    best_l0: Auto[PositiveFloat] = affects("result", "comparison", default="auto")
+    """Largest L0 of the SAE that is called the best of several, the one with the lowest NMSE; `auto`: 1.1 times their median L0."""
+    consensus: OrNone[Share] = affects("result", "comparison", default=0.7)
+    """Cosine between seeds above which a feature enters their consensus, an SAE made of what all seeds found, or `none`."""
 
 
 class IndexConfig(Config):
@@ -165,16 +163,21 @@ class IndexConfig(Config):
     """Images per step."""
     percentile: float = Field(default=99.0, gt=0, lt=100)
     """The percentile of a feature's non-zero values that heat maps take as their upper end."""
-    names: str = Field(default="auto", min_length=1)
+
+
+class NamesConfig(Config):
+    """How features are named."""
+
+    source: str = Field(default="auto", min_length=1)
     """What names are proposed from: a file of concepts, one a line, or `text`, the list that is shipped, both through the model's text
     side; `truth`, `masks` or `labels` of the data set; `auto`, the first of these three that it has; `none`."""
-    names_images: int = Field(default=3000, ge=2)
+    n_images: int = Field(default=3000, ge=2)
     """Images that names are made from, at most: two thirds to choose on, the others, held out from training, to score on."""
-    names_fires: float = Field(default=0.5, ge=0, le=1)
+    fires: float = Field(default=0.5, ge=0, le=1)
     """Share of a feature's 99th percentile from which it counts as firing when names are made; 0: any value above 0."""
-    names_threshold: float = Field(default=0.8, ge=0.5, le=1)
+    threshold: float = Field(default=0.8, ge=0.5, le=1)
     """AUROC on held-out images below which a feature stays unnamed."""
-    names_positive: int = Field(default=10, ge=1)
+    n_positive: int = Field(default=10, ge=1)
     """Held-out images that must fire a feature, and must not, for it to be named."""
 
 

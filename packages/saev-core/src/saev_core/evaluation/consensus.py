@@ -150,7 +150,7 @@ def _build(like: SAE, width: int) -> SAE:
         cfg: SAEConfig = validate(kind.Config, {**options, **limits, "d_sae": width}, where="sae")
         return kind(cfg)
     except SaevError as error:
-        raise CheckpointError(f"a {kind.__name__} of {width} features cannot be built: {error} Or set evaluate.consensus to 0.") from None
+        raise CheckpointError(f"a {kind.__name__} of {width} features cannot be built: {error} Or set evaluate.consensus=none.") from None
 
 
 def _feature_axes(wide: SAE, narrow: SAE) -> dict[str, int | None]:
@@ -167,7 +167,7 @@ def _feature_axes(wide: SAE, narrow: SAE) -> dict[str, int | None]:
         changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, small[name].shape, strict=True)) if a != b]
         if len(changed) > 1 or any(tensor.shape[axis] != wide.d_sae for axis in changed):
             raise CheckpointError(
-                f"{type(wide).__name__}'s {name} {list(tensor.shape)} has not one axis of features; set evaluate.consensus to 0."
+                f"{type(wide).__name__}'s {name} {list(tensor.shape)} has not one axis of features; set evaluate.consensus=none."
             )
         axes[name] = changed[0] if changed else None
     return axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from saev_core.sae.checkpoint import Checkpoint
 
@@ -65,20 +65,21 @@ class Pareto:
         return {"best": self.best, "best_l0": self.best_l0, "points": [asdict(point) for point in self.points]}
 
 
-def pareto(points: Iterable[EvaluatedSAE], best_l0: float = 0.0) -> Pareto:
+def pareto(points: Iterable[EvaluatedSAE], best_l0: float | Literal["auto"] = "auto") -> Pareto:
     """The L0 / NMSE front of evaluated SAEs and the best of them.
 
     On the front is an SAE if no other has both an L0 and an NMSE as low, and one of them lower.
 
     Args:
-        best_l0: largest L0 of the best one; 0: 1.1 times the median L0 of those that were trained,
+        best_l0: largest L0 of the best one; `auto`: 1.1 times the median L0 of those that were trained,
             so that a denser SAE does not win for being denser.
     """
     given = list(points)
     scores = {point.name: (point.l0, point.nmse) for point in given}
     if not given:
-        return Pareto([], best_l0)
-    bound = best_l0 or SLACK * median(point.l0 for point in given if not point.consensus or all(p.consensus for p in given))
+        return Pareto([], 0.0 if best_l0 == "auto" else best_l0)
+    typical = median(point.l0 for point in given if not point.consensus or all(p.consensus for p in given))
+    bound = SLACK * typical if best_l0 == "auto" else best_l0
     front = set(_front(scores))
     # Of equal errors the sparser one.
     allowed = [name for name, (l0, _) in scores.items() if l0 <= bound]

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from saev_core.config.affects import settings_that_matter
+from saev_core.config.base import validate
+from saev_core.config.stages import TrainConfig
 from saev_core.evaluation.match_features import EXACT, match
 from saev_core.sae.checkpoint import Checkpoint
 
 LEVELS = (0.9, 0.7)
 """Cosines above which a feature's share is told."""
-_NO_MARK = ("seed", "checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors")
-"""Training options in which checkpoints of one point may differ: the seed, and what leaves no mark."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ def identity(checkpoint: Checkpoint) -> str:
     if "consensus" in checkpoint.train:
         return ""
     train = {key: value for key, value in checkpoint.train.items() if key != "seed"}
-    train["config"] = {key: value for key, value in train.get("config", {}).items() if key not in _NO_MARK}
+    config = settings_that_matter(validate(TrainConfig, train.get("config", {}), where="train.config"))
+    train["config"] = {key: value for key, value in config.items() if key != "seed"}
     mean = hashlib.sha256(checkpoint.norm.mean.cpu().numpy().tobytes()).hexdigest()
     store = checkpoint.store.get("fingerprint", "")
     parts = [checkpoint.ref["name"], checkpoint.sae.describe(), checkpoint.site, store, checkpoint.norm.scale, mean, train]
-    return json.dumps([*parts, checkpoint.read.model_dump(mode="json", exclude={"n_threads"})], sort_keys=True)
+    return json.dumps([*parts, settings_that_matter(checkpoint.read)], sort_keys=True)
 
 
 def points(identities: Mapping[str, str], seeds: Mapping[str, int]) -> dict[str, list[str]]:

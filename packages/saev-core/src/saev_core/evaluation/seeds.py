@@ -74,14 +74,14 @@ def compare_seeds(
     name: str,
     checkpoints: Mapping[str, Checkpoint],
     frequency: Mapping[str, Float[np.ndarray, " d_sae"]],
-    above: float,
+    above: float | None,
     x: Float[Tensor, "n d_in"] | None = None,
 ) -> dict[str, Any]:
     """Match the seeds of one point, write what each feature's stability is, and make their consensus.
 
     Args:
         name: of the point; the consensus is called `<name>-consensus`.
-        above: least cosine of a feature of the consensus; 0: none is made.
+        above: least cosine of a feature of the consensus; None: there is none.
         x: raw training vectors that it is scaled on.
 
     Returns:
@@ -93,7 +93,7 @@ def compare_seeds(
     for i, each in enumerate(found.names):
         np.save(folder / f"{each}.npy", found.per_feature(i))
     entry = found.to_json()
-    if not above:
+    if above is None:
         return entry
     made = run.sae_dir(f"{name}-consensus")
     try:

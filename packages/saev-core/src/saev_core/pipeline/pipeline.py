@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from saev_core.activations.recording.identity import dataset_ref, model_ref
+from saev_core.activations.recording.plan import n_recorded
 from saev_core.activations.recording.record import record
 from saev_core.activations.sources.base import ActivationSource
 from saev_core.activations.sources.expected import expected
@@ -281,7 +282,7 @@ class Pipeline(NamesStage):
             points, todo, _ = self._points()
         else:
             points = todo = list(expand(config).points)
-            n_images = min(len(self.dataset), config.record.n_images or len(self.dataset))
+            n_images = n_recorded(config.record, self.dataset)
             source = partial(expected, model=self.model, n_images=n_images)
         return plan_of(make_passes(todo, source, self.run.sae_dir, device, limit=limit, n_timed=3), len(points), limit)
 
@@ -367,7 +368,7 @@ class Pipeline(NamesStage):
             began = time.monotonic()
             checkpoints = {name: self.checkpoint(name) for name in seeds}
             frequency = {name: self._frequency(name, c) for name, c in checkpoints.items()}
-            x = self.source(checkpoints[seeds[0]].read).sample(CALIBRATE_ON, 0) if above else None
+            x = self.source(checkpoints[seeds[0]].read).sample(CALIBRATE_ON, 0) if above is not None else None
             entry = compare_seeds(self.run, point, checkpoints, frequency, above, x)
             self.run.write_result("stability", {**self.run.result("stability"), point: entry})
             self._stamp(stage, key, began)

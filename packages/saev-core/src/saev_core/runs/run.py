@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saev_core.config.affects import effect_of
 from saev_core.config.base import validate
 from saev_core.config.run import RunConfig
 from saev_core.config.toml_and_set import differences
 from saev_core.errors import RunError
 from saev_core.runs.checks import check_config, default_path, plugin_versions
-from saev_core.runs.sweep import HOW, expand
+from saev_core.runs.sweep import expand
 from saev_core.support.files import write_json
 
 FORMAT = 1
@@ -31,9 +32,6 @@ _STAGE_OF = {
     "train": "train",
 }
 """Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
-_FREE = ("device", "trackers", "record.layers", "record.batch_size", "record.n_workers", "record.part", "record.on_bad_image")
-_FREE_TRAIN = HOW
-"""Keys that change how, not what: layers may be added to a store, and the rest leaves no mark on an artifact."""
 
 
 class Run:
@@ -205,7 +203,7 @@ class Run:
         for key, old, new in differences(self.config.model_dump(mode="json"), config.model_dump(mode="json")):
             if swept and _STAGE_OF.get(key.split(".")[0]) == "train":
                 continue
-            if key not in _FREE + _FREE_TRAIN and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
+            if _fixes(key) and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
                 changes.append(f"{key} is {_text(old)}, not {_text(new)}")
         if made["train"] and self.config.sweep and not config.sweep:
             changes.append("it has a sweep, and none is given now: pass --sweep again, or go on with saev train RUN")
@@ -221,6 +219,12 @@ class Run:
             if (self.sae_dir(name) / "checkpoint.json").exists()
             for key, old, new in differences(stamps.get(f"train:{name}", {}).get("says", says), says)
         ]
+
+
+def _fixes(key: str) -> bool:
+    """Whether what is already made would be another with another value of this key; layers, for one, are added."""
+    effect = effect_of(RunConfig, key)
+    return effect.what == "result" and "extends" not in effect.scopes
 
 
 def _text(value: Any) -> str:

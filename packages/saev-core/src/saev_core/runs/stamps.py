@@ -6,16 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.base import Config
 from saev_core.errors import SaevError
 from saev_core.runs.run import Run
 from saev_core.support.digest import digest
 from saev_core.support.files import write_json
-
-NAMING = frozenset({"names", "names_images", "names_fires", "names_threshold", "names_positive"})
-"""Settings of the index that decide names alone."""
-_HOW = {"evaluate": {"best_l0", "consensus"}, "index": NAMING}
-"""Settings that leave no mark on what a stage makes."""
 
 
 class Stamps:
@@ -28,11 +24,8 @@ class Stamps:
         """What the stages found, for a table at the end and for `--json`."""
 
     def _key(self, *parts: Any) -> str:
-        plain = [part.model_dump(mode="json") if isinstance(part, Config) else part for part in parts]
-        for part, settings in zip(parts, plain, strict=True):
-            for free in _HOW.get(type(part).__name__.removesuffix("Config").lower(), ()):
-                settings.pop(free, None)
-        return digest(plain)
+        # What is measured of one SAE does not depend on how several are compared.
+        return digest([settings_that_matter(part, without=["comparison"]) if isinstance(part, Config) else part for part in parts])
 
     def _valid(self, stage: str, key: str, opens: Callable[[], object] = lambda: None) -> bool:
         """Whether `stage` was finished with this key and its artifact can still be opened."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from saev_core.config.base import Config, validate
+from saev_core.config.affects import effect_of, settings_that_matter, settings_within
+from saev_core.config.base import validate
 from saev_core.config.run import RunConfig
 from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.config.toml_and_set import merge
@@ -31,22 +32,13 @@ MOST = 100_000
 
 TABLES = ("sae", "read", "train", "sweep", "point")
 """What a sweep file may hold."""
-HOW = (
-    "read.n_threads",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.evaluate_every",
-    "train.evaluate_vectors",
-    "train.memory_gb",
-)
-"""Keys that leave no mark on an SAE, so that there is nothing to sweep."""
 
 _RANGE, _SIGNIFICANT = {"min", "max", "log", "choices"}, 4
 _ONE_STORE = "a sweep trains on one store; record another one into a run of its own (saev record --out) and sweep there"
 _FOR_ALL = "it is the same for every SAE of a run; pass it with --set or --config"
 _REFUSED = {
     **dict.fromkeys(("model", "dataset", "record", "store"), _ONE_STORE),
-    **dict.fromkeys(("device", "trackers", "evaluate", "index", "report"), _FOR_ALL),
+    **dict.fromkeys(("device", "trackers", "evaluate", "index", "names", "report"), _FOR_ALL),
 }
 
 
@@ -67,15 +59,11 @@ class Point:
         """Everything that decides its result on a given store, but for what stands at its default."""
         plugin = find("sae", self.config.sae.name)
         _, options = resolve("sae", self.config.sae)
-        said: dict[str, dict[str, Any]] = {
-            "sae": {"name": f"{plugin.dist}:{plugin.name}", **_set_in(options)},
-            "read": _set_in(self.config.read),
-            "train": _set_in(self.config.train) | {"seed": self.seed, "stream_seed": self.config.train.seed},
+        return {
+            "sae": {"name": f"{plugin.dist}:{plugin.name}", **settings_that_matter(options, defaults=False)},
+            "read": settings_that_matter(self.config.read, defaults=False),
+            "train": settings_that_matter(self.config.train, defaults=False) | {"seed": self.seed, "stream_seed": self.config.train.seed},
         }
-        for key in HOW:
-            section, _, last = key.partition(".")
-            said[section].pop(last, None)
-        return said
 
 
 @dataclass(frozen=True)
@@ -152,9 +140,8 @@ def grouped(points: Iterable[Point]) -> list[list[Point]]:
 
 def stream_of(config: RunConfig) -> dict[str, Any]:
     """What decides the stream of batches that an SAE sees."""
-    read = config.read.model_dump(mode="json", exclude={"n_threads"})
-    train = config.train.model_dump(mode="json", include=set(TrainConfig.stream))
-    return {"read": read, "train": train}
+    train = config.train.model_dump(mode="json", include=set(settings_within(TrainConfig, "pass")))
+    return {"read": settings_that_matter(config.read), "train": train}
 
 
 def plain(name: str) -> str:
@@ -243,7 +230,7 @@ def _parse(sweep: Mapping[str, Any]) -> tuple[_Head, list[_Block]]:
     if not any(settings):
         raise ConfigError("sweep: it sets nothing; write for example [train] lr = [1e-3, 2e-3].")
     for block, key, _ in settings:
-        if key in HOW:
+        if effect_of(RunConfig, key).what != "result":
             raise ConfigError(f"{block.where}{key} leaves no mark on an SAE; pass it with --set {key}=...")
         if key == "train.live":
             raise ConfigError(f"{block.where}{key} is the same for every SAE of a run; pass it with --set {key}=...")
@@ -372,11 +359,6 @@ def _list_depth(annotation: Any) -> int:
 
 
 # Points.
-
-
-def _set_in(config: Config) -> dict[str, Any]:
-    """What differs from the defaults."""
-    return config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _point(base: dict[str, Any], settings: dict[str, Any], named: Set[str]) -> Point:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saev_core.config.base import PluginRef
+from saev_core.config.words import settled
 from saev_core.errors import ConfigError, ShapeError
 from saev_core.plugins.registry import resolve
 from saev_core.sae.codes import Codes
@@ -57,7 +58,7 @@ class SAE(nn.Module):
 
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if cfg.d_in < 1 or cfg.d_sae < 1:
+        if cfg.d_in < 1 or cfg.d_sae == "auto":
             raise ConfigError("an SAE needs d_in and d_sae; use cfg.sized(d_in) or make_sae.")
         if cfg.ghost and self.tied:
             raise ConfigError("ghost gradients act on an encoder, and this SAE has none; leave sae.ghost out.")
@@ -77,7 +78,7 @@ class SAE(nn.Module):
 
     @property
     def d_sae(self) -> int:
-        return self.cfg.d_sae
+        return settled(self.cfg.d_sae)
 
     @property
     def d_out(self) -> int:
@@ -197,12 +198,12 @@ class SAE(nn.Module):
             ghost_backward(self, x, self.split(x)[1] - step.x_hat, progress.dead)
 
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
-        """Start dead features anew after a step, if `cfg.resample_every` says so; which ones, for the optimiser to forget."""
+        """Start dead features anew after a step, every `cfg.resample_every` of them; which ones, for the optimiser to forget."""
         from saev_core.sae.revive import resample
 
         every, done = self.cfg.resample_every, progress.step + 1
         # A feature that starts in the last fifth, when the learning rate falls, would not become anything.
-        if not every or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
+        if every is None or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
             return None
         dead = progress.dead & (step.counts() == 0)
         if not bool(dead.any()):

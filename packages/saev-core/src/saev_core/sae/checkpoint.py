@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.base import PluginRef, validate
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, SaevError
@@ -97,8 +98,8 @@ class Checkpoint:
         meta = self._meta()
         parts = {key: meta[key] for key in ("norm_scale", "site", "store")}
         # Without what stands at its default: an option that a later version adds must not make this another checkpoint.
-        parts |= {"ref": self.ref["name"], "sae": self.sae.cfg.model_dump(mode="json", exclude_defaults=True)}
-        parts["read"] = self.read.model_dump(mode="json", exclude_defaults=True)
+        parts |= {"ref": self.ref["name"], "sae": settings_that_matter(self.sae.cfg, defaults=False)}
+        parts["read"] = settings_that_matter(self.read, defaults=False)
         return hashlib.sha256(json.dumps([parts, _digest(self._weights())], sort_keys=True).encode()).hexdigest()
 
     @property

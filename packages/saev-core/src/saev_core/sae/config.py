@@ -1,12 +1,13 @@
-"""TODO."""
+"""`SAEConfig`: the options that every SAE variant has."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from saev_core.config.base import PluginConfig
+from saev_core.config.words import Auto, OrNone
 from saev_core.errors import ConfigError
 
 VECTORS_PER_FEATURE = 128
@@ -23,10 +24,10 @@ class SAEConfig(PluginConfig):
     """Width of the activations; filled in from the store."""
     n_sites: int = Field(default=1, ge=1)
     """Sites joined in each vector; filled in from `read.layer`."""
-    d_sae: int = Field(default=0, ge=0)
-    """Number of features; 0: `expansion` per dimension, but at most one for each 128 training vectors of a pass."""
+    d_sae: Auto[PositiveInt] = "auto"
+    """Number of features; `auto`: `expansion` per dimension, but at most one for each 128 training vectors of a pass."""
     expansion: int = Field(default=16, ge=1)
-    """Features per dimension of one site, used where `d_sae` is 0."""
+    """Features per dimension of one site, used where `d_sae` is `auto`."""
     data_init: bool = True
     """Start decoder rows from training vectors; false: from random directions."""
     normalize_w_dec: bool = True
@@ -35,8 +36,8 @@ class SAEConfig(PluginConfig):
     """Take out the part of the decoder's gradient that only changes its rows' lengths."""
     ghost: float = Field(default=0.0, ge=0)
     """Weight of ghost gradients, which revive dead features; 1 as published, 0: none."""
-    resample_every: int = Field(default=0, ge=0)
-    """Steps between resamplings of dead features, in the first four fifths of the run; 0: none."""
+    resample_every: OrNone[PositiveInt] = None
+    """Steps between resamplings of dead features, in the first four fifths of the run, or `none`."""
     warmup_shape: Literal["linear", "cosine"] = "linear"
     """Shape of the variant's own schedules: how the weight of sparsity rises, how k falls."""
 
@@ -54,8 +55,15 @@ class SAEConfig(PluginConfig):
             raise ConfigError(f"sae.d_in is {self.d_in}, but the activations are {d_in} wide; leave sae.d_in out.")
         if d_in % self.n_sites:
             raise ConfigError(f"sae.n_sites is {self.n_sites}, but the activations are {d_in} wide; leave sae.n_sites out.")
-        d_sae = self.d_sae or self.expansion * d_in // self.n_sites
-        if n_vectors and not self.d_sae:
-            affordable = n_vectors // VECTORS_PER_FEATURE // WIDTH_STEP * WIDTH_STEP
-            d_sae = min(d_sae, max(affordable, WIDTH_STEP))
+        d_sae = self.d_sae
+        if d_sae == "auto":
+            d_sae = self.expansion * d_in // self.n_sites
+            if n_vectors:
+                affordable = n_vectors // VECTORS_PER_FEATURE // WIDTH_STEP * WIDTH_STEP
+                d_sae = min(d_sae, max(affordable, WIDTH_STEP))
         return type(self).model_validate({**self.model_dump(), "d_in": d_in, "d_sae": d_sae})
+
+
+def k_of_width(d_sae: int) -> int:
+    """Active features per vector where nobody names a number: one in 64, from 8 to 32."""
+    return min(max(d_sae // 64, 8), 32, d_sae)

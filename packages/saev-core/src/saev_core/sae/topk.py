@@ -9,14 +9,15 @@ from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from saev_core.config.words import Auto, OrNone, settled
 from saev_core.errors import ConfigError
 from saev_core.sae.auxk import auxk_backward, auxk_loss
 from saev_core.sae.base import SAE
 from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
+from saev_core.sae.config import SAEConfig, k_of_width
 from saev_core.sae.kernels import encode_top_k
 from saev_core.sae.step import Progress, Step
 
@@ -24,21 +25,21 @@ from saev_core.sae.step import Progress, Step
 class TopKConfig(SAEConfig):
     """Options of `topk`."""
 
-    k: int = Field(default=0, ge=0)
-    """Active features per vector; 0: one in 64, from 8 to 32."""
+    k: Auto[PositiveInt] = "auto"
+    """Active features per vector; `auto`: one in 64, from 8 to 32."""
     auxk: float = Field(default=1 / 32, ge=0)
     """Weight of the loss that revives dead features; 0: none."""
-    k_aux: int = Field(default=0, ge=0)
-    """Dead features that reconstruct each vector's error; 0: half of `d_in`."""
-    k_warmup: int = Field(default=0, ge=0)
-    """k of the first step, from where it falls to `k`; 0: it is `k` from the start."""
+    k_aux: Auto[PositiveInt] = "auto"
+    """Dead features that reconstruct each vector's error; `auto`: half of `d_in`."""
+    k_warmup: OrNone[PositiveInt] = None
+    """k of the first step, from where it falls to `k`, or `none`: it is `k` from the start."""
     n_k_warmup: int = Field(default=1000, ge=1)
     """Steps over which it falls, at most half of the run."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
         """As `SAEConfig.sized`, with `k` settled too."""
         cfg = super().sized(d_in, n_vectors)
-        return cfg if cfg.k else cfg.model_copy(update={"k": min(max(cfg.d_sae // 64, 8), 32, cfg.d_sae)})
+        return cfg.model_copy(update={"k": k_of_width(settled(cfg.d_sae))}) if cfg.k == "auto" else cfg
 
 
 class TopK(SAE):
@@ -57,25 +58,27 @@ class TopK(SAE):
 
     def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
         """Raises ConfigError where k exceeds d_sae."""
-        cfg = cfg if cfg.k else cfg.sized(cfg.d_in)
+        cfg = cfg.sized(cfg.d_in) if cfg.k == "auto" else cfg
         super().__init__(cfg, generator)
-        if cfg.k > cfg.d_sae:
-            raise ConfigError(f"sae.k is {cfg.k}, but there are only {cfg.d_sae} features; lower k or raise sae.d_sae.")
-        if cfg.k_warmup and not cfg.k <= cfg.k_warmup <= cfg.d_sae:
-            raise ConfigError(f"sae.k_warmup is {cfg.k_warmup}; k falls from there, so it is k ({cfg.k}) to d_sae ({cfg.d_sae}), or 0.")
-        self.k = cfg.k
+        k, d_sae = settled(cfg.k), self.d_sae
+        if k > d_sae:
+            raise ConfigError(f"sae.k is {k}, but there are only {d_sae} features; lower k or raise sae.d_sae.")
+        if cfg.k_warmup is not None and not k <= cfg.k_warmup <= d_sae:
+            raise ConfigError(f"sae.k_warmup is {cfg.k_warmup}; k falls from there, so it is k ({k}) to d_sae ({d_sae}), or none.")
+        self.k = k
         """Active features per vector: `cfg.k`, but `k_at` inside a training step."""
 
     def k_at(self, progress: Progress) -> int:
         """Active features per vector of this training step."""
-        if not self.cfg.k_warmup:
-            return self.cfg.k
+        k = settled(self.cfg.k)
+        if self.cfg.k_warmup is None:
+            return k
         fallen = progress.warmup(self.n_k_warmup(progress), self.cfg.warmup_shape)
-        return self.cfg.k_warmup - round((self.cfg.k_warmup - self.cfg.k) * fallen)
+        return self.cfg.k_warmup - round((self.cfg.k_warmup - k) * fallen)
 
     def n_k_warmup(self, progress: Progress) -> int:
         """Steps after which k is `cfg.k`."""
-        return min(self.cfg.n_k_warmup, progress.n_steps // 2) if self.cfg.k_warmup else 0
+        return 0 if self.cfg.k_warmup is None else min(self.cfg.n_k_warmup, progress.n_steps // 2)
 
     @contextmanager
     def at(self, progress: Progress) -> Iterator[None]:
@@ -84,7 +87,7 @@ class TopK(SAE):
         try:
             yield
         finally:
-            self.k = self.cfg.k
+            self.k = settled(self.cfg.k)
 
     def default_lr(self) -> float:
         """Three times the usual, at most 6e-3, with a linear decay over the whole run: features that die of it AuxK revives.
@@ -108,7 +111,7 @@ class TopK(SAE):
 
     @property
     def k_aux(self) -> int:
-        return self.cfg.k_aux or max(1, self.d_out // 2)
+        return max(1, self.d_out // 2) if self.cfg.k_aux == "auto" else self.cfg.k_aux
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         with self.at(progress):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from saev_core.config.affects import settings_within
+from saev_core.config.stages import TrainConfig
+from saev_core.sae.config import SAEConfig
 from saev_core.sae.kernels import Workspace
 from saev_core.training.sae_trainer import Job
 from saev_core.training.saved_state import KEEP
@@ -26,12 +29,6 @@ TIMED_S = 0.3
 """Seconds of steps that are timed at least, where ten times as many as asked for do not take that long."""
 INIT_BYTES = 16
 """Per number of the sample that weights start from: raw, normalised, and once in float64."""
-
-_APART = {
-    *("seed", "lr", "n_tokens", "dead_after", "n_lr_warmup", "n_init", "live", "memory_gb"),
-    *("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors"),
-}
-"""Keys of `train` that a step does not feel."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,13 @@ def _step_seconds(job: Job, x: Tensor, n: int) -> float:
     return sorted(seconds)[len(seconds) // 4]
 
 
-def shape_of(options: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an SAE's and a training configuration decides how much memory and time a step takes.
+def shape_of(options: SAEConfig, train: TrainConfig) -> dict[str, Any]:
+    """What of an SAE's options and a training configuration decides how much memory and time a step takes.
 
     Numbers with a fraction are weights and rates: only whether they are 0 matters.
     """
-    both = {f"sae.{key}": value for key, value in options.items()}
-    both |= {f"train.{key}": value for key, value in train.items() if key not in _APART}
+    both = {f"sae.{key}": value for key, value in options.model_dump(mode="json").items()}
+    both |= {f"train.{key}": getattr(train, key) for key in settings_within(TrainConfig, "step")}
     return {key: bool(value) if isinstance(value, float) else value for key, value in both.items()}
 
 

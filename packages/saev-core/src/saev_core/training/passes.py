@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -150,9 +150,9 @@ def make_passes(
     return made
 
 
-def limit_of(memory_gb: float, device: torch.device) -> int:
+def limit_of(memory_gb: float | Literal["auto"], device: torch.device) -> int:
     """Bytes that a pass may take: what was asked for, or four fifths of what is free."""
-    return int(memory_gb * 1e9) or int(SHARE_OF_FREE * available(device))
+    return int(SHARE_OF_FREE * available(device)) if memory_gb == "auto" else int(memory_gb * 1e9)
 
 
 def shared_bytes(source: ActivationSource, point: Point, device: torch.device) -> int:
@@ -195,7 +195,7 @@ class _Measured:
             sized = options.model_copy(update={"n_sites": source.n_sites}).sized(source.d_model, source.n_vectors)
         except ConfigError as error:
             raise ConfigError(f"{point.name}: {error}") from None
-        shape = json.dumps([point.config.sae.name, shape_of(sized.model_dump(mode="json"), cfg.model_dump(mode="json"))], sort_keys=True)
+        shape = json.dumps([point.config.sae.name, shape_of(sized, cfg)], sort_keys=True)
         if shape not in self._needs:
             job = Job(Trainee(point.name, build(point, source), cfg, point.seed), cfg, Schedule.of(cfg, source.n_vectors), self.device)
             self._needs[shape] = need_of(job, self._vectors(point, source), n_timed=self.n_timed)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saev_core.config.affects import settings_within
 from saev_core.config.stages import TrainConfig
 from saev_core.errors import TrainError
 from saev_core.sae.base import SAE
@@ -30,7 +31,7 @@ class Trainee:
     """Its folder's name."""
     sae: SAE
     cfg: TrainConfig | None = None
-    """Its own configuration where it differs from the group's; what belongs to the stream (`TrainConfig.stream`) must not."""
+    """Its own configuration where it differs from the group's; what all SAEs of a pass share must not."""
     seed: int | None = None
     """Seed of its initialisation and of what it draws; none: `train.seed`."""
     ref: dict[str, str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Trainee:
             TrainError: it differs from the group's in what belongs to the stream; says where.
         """
         cfg = self.cfg or group
-        differ = [key for key in TrainConfig.stream if getattr(cfg, key) != getattr(group, key)]
+        differ = [key for key in settings_within(TrainConfig, "pass") if getattr(cfg, key) != getattr(group, key)]
         if differ:
             told = ", ".join(f"train.{key} {getattr(cfg, key)} (the group's is {getattr(group, key)})" for key in differ)
             raise TrainError(f"{self.name} wants {told}; SAEs on one pass share these: train it in a run of its own.")
@@ -72,8 +73,9 @@ class Job:
         except TrainError as error:
             raise TrainError(f"{self.name}: {error}") from None
         # A variant's own learning rate was measured with Adam; the others keep to the law, times what suits them.
-        self.lr = cfg.lr or (self.sae.default_lr() if cfg.optimizer == "adam" else self.optimizer.rate * self.sae.base_lr())
-        self.average = Average(self.sae.named_parameters(), cfg.ema) if cfg.ema else None
+        own = self.sae.default_lr() if cfg.optimizer == "adam" else self.optimizer.rate * self.sae.base_lr()
+        self.lr = own if cfg.lr == "auto" else cfg.lr
+        self.average = None if cfg.ema is None else Average(self.sae.named_parameters(), cfg.ema)
         if cfg.precision == "tf32" and device.type != "cuda":
             log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)
         if cfg.compile:
@@ -96,7 +98,7 @@ class Job:
         self.sae.revive(x, done, progress)
         self.sae.project_gradient()
         # A baseline fitted by its own rule has no parameters, of which torch would warn.
-        if self.cfg.clip_grad and (parameters := list(self.sae.parameters())):
+        if self.cfg.clip_grad is not None and (parameters := list(self.sae.parameters())):
             torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip_grad)
         self.optimizer.step(self.lr_at(step))
         self.sae.after_step()

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from saev_core.config.stages import TrainConfig
+from saev_core.config.affects import settings_that_matter
+from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
 from saev_core.support.files import sync, write_synced
 from saev_core.training.schedule import Schedule
@@ -29,25 +30,26 @@ from saev_core.training.schedule import Schedule
 log = logging.getLogger(__name__)
 
 KEEP = 2
-FREE = (
-    *(f"train.{key}" for key in ("checkpoint_every", "log_every", "evaluate_every", "evaluate_vectors", "memory_gb")),
-    "source.read.n_threads",
-)
-"""Keys that leave no mark on the result, and may change between a run and its resumption."""
+"""States that are kept."""
 
 
 def config_of(
     cfg: TrainConfig, sae: dict[str, Any], source: dict[str, Any], *, sae_name: str, lr: float, seed: int, schedule: Schedule
 ) -> dict[str, Any]:
-    """Everything that decides one SAE's result, as flat dotted keys."""
+    """Everything that decides one SAE's result, as flat dotted keys; what else was set may change until a run is resumed."""
+    read = {"read": settings_that_matter(ReadConfig.model_validate(source["read"]))} if "read" in source else {}
     nested = {
-        "train": {**cfg.model_dump(mode="json"), "lr": lr, "seed": seed, "stream_seed": cfg.seed},
+        "train": {**settings_that_matter(cfg), "lr": lr, "seed": seed, "stream_seed": cfg.seed},
         "sae": {"name": sae_name, **sae},
-        "source": source,
+        "source": {**source, **read},
         "schedule": asdict(schedule),
     }
-    flat = _flat(json.loads(json.dumps(nested)))
-    return {key: value for key, value in flat.items() if key not in FREE}
+    return _flat(json.loads(json.dumps(nested)))
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Whether two values of one key are the same; 0 in a state that an older version wrote is what is now `auto` or none."""
+    return bool(theirs == ours) or (theirs == 0 and ours in (None, "auto"))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,7 +78,7 @@ class States:
         try:
             if self.steps():
                 theirs = json.loads(file.read_text(encoding="utf-8"))
-                if differ := sorted(key for key in theirs.keys() | config.keys() if theirs.get(key) != config.get(key)):
+                if differ := sorted(key for key in theirs.keys() | config.keys() if not _same(theirs.get(key), config.get(key))):
                     was = "; ".join(f"{key} was {theirs.get(key)!r}, now {config.get(key)!r}" for key in differ[:5])
                     more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
                     raise TrainError(

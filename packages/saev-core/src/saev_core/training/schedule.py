@@ -41,7 +41,7 @@ class Schedule:
         """
         if n_vectors < cfg.batch_size:
             raise TrainError(f"the source has {n_vectors} training vectors, less than a batch of {cfg.batch_size}; lower train.batch_size.")
-        n_tokens = cfg.n_tokens or min(PASSES * n_vectors, MOST_VECTORS)
+        n_tokens = min(PASSES * n_vectors, MOST_VECTORS) if cfg.n_tokens == "auto" else cfg.n_tokens
         n_steps = n_tokens // cfg.batch_size
         if n_steps == 0:
             raise TrainError(f"train.n_tokens {n_tokens} is less than one batch of {cfg.batch_size}; raise it or lower train.batch_size.")

@@ -135,13 +135,13 @@ class Group:
     def run(self, track: Track) -> None:
         """Every step that is left."""
         start, state = self._resume()
-        if self.cfg.evaluate_every:
+        if self.cfg.evaluate_every is not None:
             if self.heldout_of is None:
-                raise TrainError("train.evaluate_every needs something to measure with; pass heldout_of=Heldout.of, or set it to 0.")
+                raise TrainError("train.evaluate_every needs something to measure with; pass heldout_of=Heldout.of, or set it to none.")
             self.heldout = self.heldout_of(self.source, self.cfg, self.device)
         if start == 0:
             self._initialise()
-        size, n_steps = self.cfg.batch_size, self.schedule.n_steps
+        size, n_steps, every = self.cfg.batch_size, self.schedule.n_steps, self.cfg.evaluate_every
         stream = self.source.batches(size, self.cfg.seed, state)
         x, factor = torch.empty(size, self.source.d_model, device=self.device), self.norm.factor
         clock, since = time.perf_counter(), start
@@ -163,7 +163,7 @@ class Group:
                         rate = (done - since) * size / max(now - clock, 1e-9)
                         clock, since = now, done
                         facts = self._report(x, steps, done, rate)
-                    if self.heldout is not None and (done % self.cfg.evaluate_every == 0 or last):
+                    if self.heldout is not None and every is not None and (done % every == 0 or last):
                         began = time.perf_counter()
                         facts |= self._evaluate(self.heldout, done)
                         clock += time.perf_counter() - began  # not part of the rate

@@ -60,7 +60,7 @@ class Readout:
         self._model, self._lock = model, Lock()
         self._refuse_what_cannot_reach()
         if self.site not in store.sites:
-            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --layers={self.site.layer}.")
+            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --record-layers={self.site.layer}.")
         if not self.linear and self._model is None:
             raise SteerError(f"the probe reads {self.target}, after the SAE's {self.site}: the rest of the model must run; give it.")
         # A CLS token does not depend on the patches at its own site: there the token itself is edited.

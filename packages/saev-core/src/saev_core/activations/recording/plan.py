@@ -114,11 +114,16 @@ def describe(
         n_prefix=grid.n_prefix,
         d_model=d_model,
         dtype=cfg.dtype,
-        n_images=min(len(dataset), cfg.n_images or len(dataset)),
+        n_images=n_recorded(cfg, dataset),
         chunk_images=cfg.chunk_images,
         shard_images=cfg.shard_images,
         has_mask=dataset.mask_classes is not None,
     )
+
+
+def n_recorded(cfg: RecordConfig, dataset: ImageDataset) -> int:
+    """Images that a recording of the data set holds."""
+    return len(dataset) if cfg.n_images == "all" else min(len(dataset), cfg.n_images)
 
 
 def _width(model: VisionModel, sites: list[Site]) -> int:

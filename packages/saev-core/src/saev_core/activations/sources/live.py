@@ -24,6 +24,7 @@ from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.selection import joined, site_name
 from saev_core.activations.sources.shuffle import Schedule, WindowStream
 from saev_core.activations.store.shard_writer import not_finite
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig, RecordConfig
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, StoreError
@@ -98,7 +99,7 @@ class Forward:
         return site_name(self.read, self.sites)
 
     def identity(self) -> list[Any]:
-        read = self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})
+        read = settings_that_matter(self.read, without=["order"])
         return ["live", self.meta.fingerprint, [str(site) for site in self.sites], read, self.record.batch_size]
 
     def pool(self) -> ThreadPoolExecutor:
@@ -268,7 +269,7 @@ class LiveSource(ActivationSource):
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "live",
-            "store": {"fingerprint": self.meta.fingerprint, **self.meta.model_dump(mode="json", exclude={"versions"})},
+            "store": {"fingerprint": self.meta.fingerprint, **settings_that_matter(self.meta)},
             "site": self.site,
             "sites": [str(site) for site in self.feed.sites],
             "read": self.read.model_dump(mode="json"),

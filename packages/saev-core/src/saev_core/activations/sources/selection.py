@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saev_core.activations.store.shard_writer import RECORDED
 from saev_core.activations.store.store import ActivationStore
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import ConfigError, StoreError
 from saev_core.types import Site
@@ -82,7 +83,7 @@ class Reading:
 
     def identity(self) -> list[Any]:
         """All that decides the vectors and their images, as JSON."""
-        return [self.store.meta.fingerprint, self.site, self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})]
+        return [self.store.meta.fingerprint, self.site, settings_that_matter(self.read, without=["order"])]
 
     def pool(self) -> ThreadPoolExecutor:
         """The threads that `fill` works in."""

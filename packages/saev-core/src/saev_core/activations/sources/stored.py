@@ -18,6 +18,7 @@ from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.selection import Reading, copy_alone
 from saev_core.activations.sources.shuffle import Schedule, WindowStream
 from saev_core.activations.store.store import ActivationStore
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
 from saev_core.sae.norm import Norm
@@ -91,7 +92,7 @@ class StoreSource(ActivationSource):
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "store",
-            "store": {"fingerprint": self.store.meta.fingerprint, **self.store.meta.model_dump(mode="json", exclude={"versions"})},
+            "store": {"fingerprint": self.store.meta.fingerprint, **settings_that_matter(self.store.meta)},
             "site": self.site,
             "sites": [str(site) for site in self._reading.sites],
             "read": self.read.model_dump(mode="json"),

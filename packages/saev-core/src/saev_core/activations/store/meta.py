@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from saev_core.activations.store.arrays import Table
 from saev_core.activations.store.shard_file import Layout
+from saev_core.config.affects import affects, settings_that_matter
 from saev_core.config.base import Config
 from saev_core.types import Grid
 
@@ -31,7 +32,7 @@ class StoreMeta(Config):
     """`name`, `options` (without locations) and `identity` of the data set plugin."""
     transform: str = ""
     """The transform that fed the model, as text."""
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = affects("nothing", default_factory=dict)
     """Versions of the distributions that recorded; not part of the fingerprint."""
     rows: int = Field(ge=1)
     """Rows of patches."""
@@ -66,8 +67,8 @@ class StoreMeta(Config):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hex, of everything but `versions`."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"versions"}), sort_keys=True)
+        """sha256, hex, of everything that affects the activations."""
+        text = json.dumps(settings_that_matter(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

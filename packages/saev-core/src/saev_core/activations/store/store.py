@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from saev_core.activations.store.arrays import Arrays, Reader, Table, create_arrays, local_path
 from saev_core.activations.store.meta import FORMAT, StoreMeta
 from saev_core.activations.store.shard_file import TOKENS, Layout
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.toml_and_set import differences
 from saev_core.errors import StoreError
 from saev_core.support.progress import Track, silent
@@ -93,7 +94,7 @@ class ActivationStore:
     def _expect(self, meta: StoreMeta) -> ActivationStore:
         if self.meta.fingerprint == meta.fingerprint:
             return self
-        have, want = self.meta.model_dump(exclude={"versions"}), meta.model_dump(exclude={"versions"})
+        have, want = settings_that_matter(self.meta), settings_that_matter(meta)
         changed = "; ".join(f"{key} {a} there, {b} here" for key, a, b in differences(have, want))
         raise StoreError(f"{self.url} was recorded otherwise ({changed}); record into another folder with --store.")
 
@@ -263,7 +264,7 @@ class ActivationStore:
             asked = f"{stream}.{number}" if number >= 0 else f"layer {layer}"
             raise StoreError(
                 f"{self.url} holds {', '.join(map(str, held)) or 'no site yet'}, not {asked}; "
-                f"choose one of these layers, or add it with saev record --layers {layer}."
+                f"choose one of these layers, or add it with saev record --record-layers {layer}."
             )
         return Site(number, stream)
 

@@ -23,7 +23,7 @@ from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
     from saev_core.activations.store.store import ActivationStore
-    from saev_core.config.stages import IndexConfig
+    from saev_core.config.stages import NamesConfig
     from saev_core.features.index import FeatureIndex
     from saev_core.sae.checkpoint import Checkpoint
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def names_from(
-    checkpoint: Checkpoint, store: ActivationStore, index: FeatureIndex, concepts: Concepts, cfg: IndexConfig, *, track: Track = silent
+    checkpoint: Checkpoint, store: ActivationStore, index: FeatureIndex, concepts: Concepts, cfg: NamesConfig, *, track: Track = silent
 ) -> Names:
     """Names from yes-or-no concepts: on training images the most specific of those with the best AUROC, scored on held-out ones.
 
     Raises:
         CheckpointError: no image is held out.
     """
-    parts, least = division_of(checkpoint, store, cfg.names_images), fires_from(index, cfg.names_fires)
+    parts, least = division_of(checkpoint, store, cfg.n_images), fires_from(index, cfg.fires)
     d_sae = checkpoint.sae.d_sae
     tallies = [Agreement(len(concepts.names), d_sae) for _ in range(2)]
     per_image = store.grid.n_patches if concepts.per_patch else 1
@@ -53,13 +53,13 @@ def names_from(
     scores = held.of(choice)
     few = train.fires == 0
     silent_ones = held.n - held.fires if concepts.per_patch else held.n_images - held.images
-    few |= (held.images < cfg.names_positive) | (silent_ones < cfg.names_positive)
+    few |= (held.images < cfg.n_positive) | (silent_ones < cfg.n_positive)
     source: Source = "truth" if isinstance(concepts, Truth) else "masks" if isinstance(concepts, Masks) else "labels"
     alive = (train.fires > 0) | (held.fires > 0)
     runner = choice[:, 1] if choice.shape[1] > 1 else np.full(d_sae, -1)
-    names = chosen(concepts.names, choice[:, 0], runner, scores[:, 0], held.images, few, cfg.names_threshold)
+    names = chosen(concepts.names, choice[:, 0], runner, scores[:, 0], held.images, few, cfg.threshold)
     return Names(
-        source, checkpoint.fingerprint, cfg.names_threshold, cfg.names_positive, names, d_sae, int(alive.sum()), int((alive & few).sum()),
+        source, checkpoint.fingerprint, cfg.threshold, cfg.n_positive, names, d_sae, int(alive.sum()), int((alive & few).sum()),
         len(parts.train), len(parts.heldout), about={"unit": "patch" if concepts.per_patch else "image", "n_concepts": len(concepts.names)},
     )  # fmt: skip
 

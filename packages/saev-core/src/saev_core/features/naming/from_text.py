@@ -35,7 +35,7 @@ from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
     from saev_core.activations.store.store import ActivationStore
-    from saev_core.config.stages import IndexConfig
+    from saev_core.config.stages import NamesConfig
     from saev_core.data.dataset import ImageDataset
     from saev_core.features.index import FeatureIndex
     from saev_core.features.naming.vocabulary import Vocabulary
@@ -61,11 +61,11 @@ def names_from_text(
     model: VisionModel,
     dataset: ImageDataset,
     vocabulary: Vocabulary,
-    cfg: IndexConfig,
+    cfg: NamesConfig,
     *,
     track: Track = silent,
 ) -> Names:
-    """Names from a vocabulary. `cfg.names_images` images go through the model: a third of them held out; of the rest half drawn
+    """Names from a vocabulary. `cfg.n_images` images go through the model: a third of them held out; of the rest half drawn
     at random and half among the features' top images.
 
     Raises:
@@ -74,7 +74,7 @@ def names_from_text(
     """
     if not isinstance(model, TextSpace):
         raise ModelError(f"{type(model).__name__} has no text side to name features with; use clip or siglip, or names from labels.")
-    parts = division_of(checkpoint, store, cfg.names_images)
+    parts = division_of(checkpoint, store, cfg.n_images)
     wanted, drawn = with_top_images(parts, index)
     train, on_train = _embed(model, dataset, wanted, _IMAGES, track)
     heldout, on_heldout = _embed(model, dataset, parts.heldout, _IMAGES, track)
@@ -85,7 +85,7 @@ def names_from_text(
     mean = on_train[random if random.any() else slice(None)].mean(0)
     on_train, on_heldout = centred(on_train, mean), centred(on_heldout, mean)
     text = embed_text(model, vocabulary.concepts, track)
-    least = fires_from(index, cfg.names_fires)
+    least = fires_from(index, cfg.fires)
     peaks, peaks_heldout = (_peaks(checkpoint, store, images, least, track) for images in (train, heldout))
     sides = {"decoder direction": of_directions(checkpoint, model, index), "top images": of_top_images(peaks, on_train)}
     near = {side: nearest(x, text, N_CANDIDATES) for side, x in sides.items() if x is not None}
@@ -93,15 +93,15 @@ def names_from_text(
     best, runner_up = two_best(candidates, auroc(text @ on_train.T, peaks, candidates))
     score = auroc(text @ on_heldout.T, peaks_heldout, best[:, None])[:, 0]
     n_positive = np.diff(peaks_heldout.indptr)
-    few = (n_positive < cfg.names_positive) | (len(heldout) - n_positive < cfg.names_positive) | (best < 0)
+    few = (n_positive < cfg.n_positive) | (len(heldout) - n_positive < cfg.n_positive) | (best < 0)
     alive = (np.diff(peaks.indptr) > 0) | (n_positive > 0)
-    names = chosen(vocabulary.concepts, best, runner_up, score, n_positive, few, cfg.names_threshold)
+    names = chosen(vocabulary.concepts, best, runner_up, score, n_positive, few, cfg.threshold)
     put_forward = {side: sum(bool((found[f] == best[f]).any()) for f in names) for side, found in near.items()}
     return Names(
         "text",
         checkpoint.fingerprint,
-        cfg.names_threshold,
-        cfg.names_positive,
+        cfg.threshold,
+        cfg.n_positive,
         names,
         n_features=checkpoint.sae.d_sae,
         n_alive=int(alive.sum()),
