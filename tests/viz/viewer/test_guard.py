@@ -235,7 +235,7 @@ def send(address: str, data: bytes, name: str = "a.png") -> httpx.Response:
     ("data", "why"),
     [
         (b"", "the file is empty"),
-        (b"%PDF-1.4 not a picture", "no image format that is known"),
+        (b"%PDF-1.4 not a picture", "unknown image format"),
         (png()[:60], ""),
         (png("RGB", (400, 300), format="JPEG")[:900], ""),
         (bomb(), "it has too many pixels"),

@@ -1,4 +1,4 @@
-"""Every error a person can meet: one line that says what is wrong, where, and what to do."""
+"""Exceptions that users can see; each message is one line: what is wrong, where, and what to do."""
 
 
 class SaevError(Exception):
@@ -32,7 +32,7 @@ class NoViewerError(PluginError):
 
 
 class ModelError(SaevError):
-    """A model cannot be loaded, or lacks the block that was asked for."""
+    """A model cannot be loaded, or lacks the requested block."""
 
 
 class DatasetError(SaevError):
@@ -40,11 +40,11 @@ class DatasetError(SaevError):
 
 
 class DownloadError(DatasetError):
-    """An archive cannot be fetched or unpacked, or is not what it should be."""
+    """An archive cannot be fetched or unpacked, or does not match its checksum or size."""
 
 
 class BadImageError(DatasetError):
-    """One image cannot be decoded. `path` names it as the data set knows it."""
+    """One image cannot be decoded. `path` is its name in the data set."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path} is not a readable image ({why}); drop it, or record it as missing with --on-bad-image missing.")
@@ -53,7 +53,7 @@ class BadImageError(DatasetError):
 
 
 class StoreError(SaevError):
-    """An activation store is missing, damaged, of another model or format, or cannot be written."""
+    """An activation store is missing, damaged, of another model or format, or cannot be written to."""
 
 
 class CheckpointError(SaevError):
@@ -61,23 +61,23 @@ class CheckpointError(SaevError):
 
 
 class ProbeError(SaevError):
-    """A probe is missing, damaged, does not match what it is to read, or cannot be trained."""
+    """A probe is missing, damaged, does not match its inputs, or cannot be trained."""
 
 
 class SteerError(SaevError):
-    """An edit names a feature, site or patch that is not there, or cannot be written into the model."""
+    """An edit names a feature, site or patch that does not exist, or cannot be applied to the model."""
 
 
 class TrainError(SaevError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class RunError(SaevError):
-    """A folder is not a run, or lacks the artifact that was asked for."""
+    """A folder is not a run, or lacks the requested artifact."""
 
 
 class DeviceError(UsageError):
-    """The device that was asked for is absent."""
+    """The requested device is not available."""
 
 
 class ShapeError(SaevError, ValueError):

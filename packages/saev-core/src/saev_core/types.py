@@ -1,4 +1,4 @@
-"""The nouns that cross room borders: token geometry, places in a model, examples. Imports no torch."""
+"""Shared value types: token geometry, sites in a model, examples. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Box(NamedTuple):
 class Grid:
     """Token geometry of a model: `rows` x `cols` patches of `patch_px` pixels, after `n_prefix` tokens (CLS, registers).
 
-    `token` counts patches alone, row by row from 0: prefix tokens are stored apart and never shift it.
+    `token` counts patches only, row by row from 0: prefix tokens are stored separately and never shift it.
     """
 
     rows: int
@@ -52,14 +52,14 @@ class Grid:
         return self.cols * self.patch_px
 
     def box(self, token: int, crop: Box | None = None) -> Box:
-        """Where patch `token` lies: in pixels of the transformed image, or, given `crop`, of the original.
+        """The rectangle of patch `token`, in pixels of the transformed image or, given `crop`, of the original.
 
         Args:
             token: patch number, 0 to `n_patches - 1`.
-            crop: what part of the original the transformed image shows (`ActivationStore.crop`).
+            crop: the part of the original that the transformed image shows (`ActivationStore.crop`).
 
         Raises:
-            IndexError: no such patch.
+            IndexError: there is no such patch.
         """
         if not 0 <= token < self.n_patches:
             raise IndexError(f"patch {token} of a {self.rows} x {self.cols} grid")
@@ -81,7 +81,7 @@ class Site:
 
     `resid` is the block's own output, the residual stream after it. Any other stream is a dotted module
     name within the block (`mlp`, `attn.proj`). Layers are resolved to block numbers, never negative.
-    Prints as `resid.10`; that is also the name of its group in a store.
+    `str` gives `resid.10`, which is also the name of its group in a store.
     """
 
     layer: int
@@ -111,7 +111,7 @@ class Site:
 class Example:
     """One image of a data set.
 
-    `index` is the data set's own number of it, for ever; `image` is PIL RGB; `label` a class number;
+    `index` is its permanent number in the data set; `image` is PIL RGB; `label` a class number;
     `mask` uint8 or uint16 `[height, width]`, the size of the original image.
     """
 

@@ -223,7 +223,7 @@ def test_a_picture_of_ones_own_is_shown_and_what_is_none_is_told(opened: Any, tm
     Image.new("RGB", (300, 100), "teal").save(tmp_path / "mine.png")
     (tmp_path / "letter.png").write_bytes(b"no picture at all")
     page.set_input_files("#saev-look input[type=file]", tmp_path / "letter.png")
-    page.get_by_text("letter.png cannot be shown: no image format that is known.").wait_for()
+    page.get_by_text("letter.png cannot be shown: unknown image format.").wait_for()
     page.set_input_files("#saev-look input[type=file]", tmp_path / "mine.png")
     caption(page, "mine.png · your picture, 300 × 100 pixels · the model did not see the part that is pale")
     assert not page.is_visible("#saev-look .trouble")

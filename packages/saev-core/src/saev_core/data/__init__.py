@@ -1,4 +1,4 @@
-"""Images: the base class of data sets, decoding, downloading and unpacking, and `shapes`, the data set that is built in.
+"""Images: the base class of data sets, decoding, downloading and unpacking, and the built-in data set `shapes`.
 
-Import `ImageDataset`, `DatasetConfig`, `load_dataset`, `open_rgb`. It knows nothing of models, activations or SAEs.
+Import `ImageDataset`, `DatasetConfig`, `load_dataset`, `open_rgb`. Independent of models, activations and SAEs.
 """

@@ -1,4 +1,4 @@
-"""`ImageDataset`: numbered images, with labels and masks where there are any."""
+"""`ImageDataset`: numbered images, optionally with labels and masks."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 class DatasetConfig(PluginConfig):
-    """Options every data set has; a data set plugin adds its own."""
+    """Options common to all data sets; a plugin adds its own."""
 
     locations: ClassVar[tuple[str, ...]] = ("root",)
-    """Options that say where the data lie, not what they are: kept out of the store's identity."""
+    """Options that locate the data but do not change it: excluded from the store's identity."""
 
 
 class ImageDataset:
     """Base of every data set plugin: define `__init__(cfg)`, `__len__` and `__getitem__(index) -> Example`.
 
-    `index` is the image's number for ever: it never shifts because a neighbour is missing or unreadable.
+    `index` is an image's permanent number: a missing or unreadable image does not shift the others.
     `__getitem__` is called from several threads at once and raises `BadImageError` for an image it cannot read.
     """
 
     Config: ClassVar[type[DatasetConfig]] = DatasetConfig
 
     sources: ClassVar[Sequence[Archive]] = ()
-    """Archives that unpack to what the first of the config's `locations` names: what `saev data download` brings."""
+    """Archives that `saev data download` fetches; they unpack into the folder named by the first of the config's `locations`."""
     whole: ClassVar[Mapping[str, Any]] = {}
-    """Options under which it is all its images, where by default it is a part of them."""
+    """Options that select all images, for a data set that is a subset by default."""
 
     classes: Sequence[str] | None = None
-    """Names of the labels, by number; None where there are no labels."""
+    """Names of the labels, by number; None without labels."""
     mask_classes: Sequence[str] | None = None
-    """Names of the mask values, by number; None where there are no masks."""
+    """Names of the mask values, by number; None without masks."""
     sequential: bool = False
     """True for a stream that can only be read in order, through `examples`."""
 
@@ -53,7 +53,7 @@ class ImageDataset:
         raise NotImplementedError
 
     def examples(self, start: int, stop: int) -> Iterator[Example | BadImageError]:
-        """Images `start` to `stop - 1` in order; an unreadable one comes as its error, in its place."""
+        """Images `start` to `stop - 1` in order; an unreadable one is yielded as its error."""
         for index in range(start, stop):
             try:
                 yield self[index]
@@ -61,7 +61,7 @@ class ImageDataset:
                 yield error
 
     def name(self, index: int) -> str:
-        """How a person finds image `index`: its path, where it has one."""
+        """Human-readable name of image `index`: its path, if it has one."""
         return f"image {index}"
 
     def label(self, index: int) -> int | None:
@@ -72,18 +72,18 @@ class ImageDataset:
         return self[index].label
 
     def identity(self) -> str:
-        """A digest that differs where the images do; equal for a copy in another place.
+        """A digest that changes with the images; equal for a copy at another location.
 
-        The default covers the number of images and the class names. Override it where more is known (file names).
+        The default covers the number of images and the class names. Override it if more is known (file names).
         """
         return digest(len(self), list(self.classes or ()))
 
 
 def load_dataset(ref: PluginRef | str) -> ImageDataset:
-    """A data set plugin, built. `load_dataset("image-folder:photos/")`.
+    """Build a data set: `load_dataset("image-folder:photos/")`.
 
     Raises:
-        UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
+        UnknownPluginError, PluginError, ConfigError: see `plugins.resolve`.
         DatasetError: it is missing, empty, gated or unreadable.
     """
     cls, cfg = resolve("dataset", ref)
@@ -91,7 +91,7 @@ def load_dataset(ref: PluginRef | str) -> ImageDataset:
     if not isinstance(dataset, ImageDataset):
         raise DatasetError(f"dataset plugin {cls.__module__}.{cls.__qualname__} is not an ImageDataset.")
     if len(dataset) == 0:
-        raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set holds no image.")
+        raise DatasetError(f"{ref if isinstance(ref, str) else ref.name}: the data set has no images.")
     return dataset
 
 
@@ -102,10 +102,10 @@ def knows_truth(ref: PluginRef) -> bool:
 
 @runtime_checkable
 class KnownTruth(Protocol):
-    """What a data set offers whose pictures are known patch by patch; `shapes` does."""
+    """A data set whose ground truth is known for every patch, such as `shapes`."""
 
     factors: Sequence[str]
-    """Names of the factor values, `colour=red`."""
+    """Names of the factor values, such as `colour=red`."""
 
     def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
-        """1 where a factor value is true of a patch, 0 where not, -1 where the patch is not counted."""
+        """1 where a factor value is true of a patch, 0 where it is not, -1 where the patch is not counted."""

@@ -1,4 +1,4 @@
-"""Reading one image safely: whatever its format and mode, it comes out as upright 8-bit RGB, or as a `BadImageError`."""
+"""Decode one image safely: any format and mode gives upright 8-bit RGB or a `BadImageError`."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from saev_core.errors import BadImageError, DatasetError
 
 logger = logging.getLogger(__name__)
 
-# EPS and WMF are left out on purpose: Pillow hands them to another program.
+# EPS and WMF are excluded on purpose: Pillow passes them to an external program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "DIB", "ICO")
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif .tga .ico".split()  # noqa: SIM905
 )
-"""File name endings, in lower case, that count as images."""
+"""Lower-case file name suffixes that count as images."""
 
 
 def open_rgb(source: Path | str | bytes, name: str = "") -> Image.Image:
-    """An image file as 8-bit RGB, decoded in full and turned upright.
+    """An image file as 8-bit RGB, fully decoded and upright.
 
-    EXIF orientation is applied, as every viewer does. Transparency is laid on white. 16-bit grayscale is divided by
-    257 (65535 becomes 255), never stretched; floating point counts as 0 to 1, or 0 to 255 where it exceeds 1. Of an
-    animation the first frame counts. Colour profiles are ignored. Safe to call from several threads.
+    EXIF orientation is applied. Transparency is composited on white. 16-bit grayscale is divided by 257 (65535 becomes
+    255), never stretched; floating point is read as 0 to 1, or as 0 to 255 if it exceeds 1. Animations give their
+    first frame. Colour profiles are ignored. Safe to call from several threads.
 
     Args:
         source: a file, or the bytes of one.
-        name: how an error names it; a file's own path by default.
+        name: its name in errors; by default the file's path.
 
     Raises:
         BadImageError: it cannot be read or decoded, is truncated, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
-        DatasetError: the machine has no file handle left, which is not the image's fault.
+        DatasetError: the process is out of file handles, which is not the image's fault.
     """
     name = name or (str(source) if isinstance(source, Path | str) else "image")
     try:
@@ -49,13 +49,13 @@ def open_rgb(source: Path | str | bytes, name: str = "") -> Image.Image:
     except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(name, "no image format that is known") from error
+        raise BadImageError(name, "unknown image format") from error
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, EOFError, zlib.error
         raise BadImageError(name, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
 
 
 def open_mask(source: Path | str | bytes, name: str = "") -> np.ndarray[Any, Any]:
-    """Class numbers `[height, width]` of a label image, uint8 or uint16, as they are stored: no palette, no turning.
+    """Class numbers `[height, width]` of a label image, uint8 or uint16, as stored: no palette, no rotation.
 
     Raises:
         BadImageError: it cannot be decoded, or has several channels.
@@ -70,13 +70,13 @@ def open_mask(source: Path | str | bytes, name: str = "") -> np.ndarray[Any, Any
     except Exception as error:
         raise BadImageError(name, f"{type(error).__name__}: {error}") from error
     if values.ndim != 2:
-        raise BadImageError(name, f"a mask has one channel, this has shape {values.shape}")
+        raise BadImageError(name, f"a mask has one channel, this one has shape {values.shape}")
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.dtype == np.uint8:
         return values
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise BadImageError(name, "mask values beyond 0 to 65535")
+        raise BadImageError(name, "mask values outside 0 to 65535")
     return values.astype(np.uint16)
 
 
@@ -108,7 +108,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, OverflowError, struct.error) as error:
-        logger.debug("unreadable EXIF is ignored: %s", error)
+        logger.debug("ignoring unreadable EXIF: %s", error)
         return image
     return ImageOps.exif_transpose(image) if turned else image
 

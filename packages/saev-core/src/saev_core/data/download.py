@@ -1,4 +1,4 @@
-"""`Archive`, which a data set declares, and `download`, which brings and unpacks archives into the folder that the data set reads."""
+"""`Archive`, declared by a data set, and `download`, which fetches and unpacks archives into the folder that the data set reads."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from saev_core.support.progress import Track, silent
 log = logging.getLogger(__name__)
 
 RECEIPT = "downloaded.json"
-"""What came, in the folder itself: addresses, sha256, and the entries that were made."""
+"""Record of a download, in the folder itself: URLs, sha256, and the entries created."""
 WORK = ".download"
-"""Archives and parts of them, in the folder itself, until all is unpacked."""
+"""Complete and partial archives, in the folder itself, until all are unpacked."""
 RATIO, SLACK = 30, 100_000_000
-"""An archive of pictures hardly shrinks: what unpacks to 30 times its size and 100 MB more, and has not declared it, is no such archive."""
+"""Images hardly compress: an archive that unpacks to over 30 times its size plus 100 MB, and does not declare it, is rejected."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the network that belongs to a data set: a zip or tar file, or one that is taken as it is."""
+    """A remote file of a data set: a zip or tar file, or any other file, taken as it is."""
 
     url: str
     checksum: str = ""
-    """`md5:...`, `sha1:...` or `sha256:...` as published; empty where none is."""
+    """`md5:...`, `sha1:...` or `sha256:...` as published; empty if none is."""
     size: int = 0
-    """Bytes, about: for the room that is needed."""
+    """Approximate bytes, for the disk space check."""
     unpacked: int = 0
-    """Bytes that come out of it, about; 0: about as many as it has."""
+    """Approximate bytes after unpacking; 0: about `size`."""
     inner: tuple[str, ...] = ()
-    """Archives inside it that are unpacked where they lie."""
+    """Archives inside it, unpacked in place."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """File name."""
         return self.url.partition("?")[0].rpartition("/")[2]
 
     @property
     def room(self) -> int:
-        """Bytes of disk that it takes while it is unpacked."""
+        """Bytes of disk needed while it is unpacked."""
         return self.size + (self.unpacked or self.size) * (2 if self.inner else 1)
 
 
@@ -62,27 +62,27 @@ def download(
     tries: int = 5,
     pause_s: float = 1.0,
 ) -> dict[str, Any]:
-    """Bring archives and unpack them into `folder`, each entry of which appears whole or not at all.
+    """Download archives and unpack them into `folder`; each entry appears whole or not at all.
 
-    A broken transfer is gone on with by another call. What was fetched before is compared with what comes now.
+    Calling it again resumes a broken transfer. A file downloaded before is compared with the new one.
 
     Args:
-        again: fetch although all is there.
+        again: download even if everything is up to date.
         keep: keep the archives in `folder/.download`.
-        track: told how far each transfer is.
-        say: given a line for a person.
+        track: receives the progress of each transfer.
+        say: called with human-readable status lines.
 
     Returns:
-        What `downloaded.json` holds.
+        The contents of `downloaded.json`.
 
     Raises:
-        DownloadError: the disk is too small, the network away, or an archive damaged, changed or malicious; or `folder` holds
-            other things of the same name.
+        DownloadError: the disk is too small, the network unreachable, or an archive damaged, changed or malicious; or `folder` holds
+            other entries of the same name.
     """
     folder = Path(folder).expanduser()
     receipt = read_receipt(folder)
     if receipt.get("complete") and not again and set(receipt["archives"]) == {each.name for each in archives}:
-        say(f"{folder} is complete already.")
+        say(f"{folder} is up to date, skipping.")
         return receipt
     work = folder / WORK
     try:
@@ -105,7 +105,7 @@ def _download(
     tries: int,
     pause_s: float,
 ) -> dict[str, Any]:
-    from saev_core.data.http import fetch  # urllib, which importing a data set should not wait for
+    from saev_core.data.http import fetch  # lazy: urllib would slow down importing a data set
 
     _need_room(archives, work)
     made = work / "unpacked"
@@ -123,8 +123,8 @@ def _download(
     entries = sorted(entry.name for entry in made.iterdir())
     ours = set(receipt.get("entries", []))
     if strange := [name for name in entries if (folder / name).exists() and name not in ours]:
-        raise DownloadError(f"{folder / strange[0]} is there already, and is not from here; move it away, or choose another folder.")
-    # Before the entries: if this process dies between them, the next one knows that they are ours.
+        raise DownloadError(f"{folder / strange[0]} already exists and was not downloaded here; move it away, or choose another folder.")
+    # Before the entries: if this process dies in between, the next one knows that they are ours.
     receipt = {"complete": False, "archives": came, "entries": sorted(ours | set(entries))}
     _write_receipt(folder, receipt)
     for name in entries:
@@ -140,7 +140,7 @@ def _download(
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Nobody else downloads into the same folder meanwhile, where the system has locks; one ends with its process."""
+    """Lock the folder against other downloads, where the file system has locks; a lock ends with its process."""
     try:
         import fcntl
     except ImportError:
@@ -150,17 +150,17 @@ def _alone(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DownloadError(f"another process is downloading into {work.parent}; wait for it.") from None
+            raise DownloadError(f"another process is downloading into {work.parent}; wait until it is done.") from None
         except OSError:  # a file system without locks
             log.debug("no lock in %s", work)
         yield
 
 
 def read_receipt(folder: Path) -> dict[str, Any]:
-    """What was downloaded into a folder; empty where nothing was.
+    """The record of what was downloaded into a folder; empty if nothing was.
 
     Raises:
-        DownloadError: its receipt is not readable.
+        DownloadError: the receipt is not readable.
     """
     path = folder / RECEIPT
     try:
@@ -170,16 +170,16 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError) as error:
-        raise DownloadError(f"{path} cannot be read ({error}); delete it to download anew.") from None
+        raise DownloadError(f"{path} cannot be read ({error}); delete it to download again.") from None
     return dict(found)
 
 
 def _need_room(archives: Sequence[Archive], work: Path) -> None:
-    # Archives that have come, or parts of them, take no further room.
+    # What has been downloaded of the archives needs no further space.
     there = sum(path.stat().st_size for path in work.iterdir() if path.is_file())
     need, free = sum(each.room for each in archives) - there, shutil.disk_usage(work).free
     if need > free:
-        raise DownloadError(f"{work.parent} has room for {free / 1e9:,.1f} GB, and {need / 1e9:,.1f} GB are needed; choose another folder.")
+        raise DownloadError(f"{work.parent} has {free / 1e9:,.1f} GB free, and {need / 1e9:,.1f} GB are needed; choose another folder.")
 
 
 def _compare(archive: Archive, about: dict[str, Any], receipt: dict[str, Any], work: Path, say: Callable[[str], None]) -> None:
@@ -187,9 +187,9 @@ def _compare(archive: Archive, about: dict[str, Any], receipt: dict[str, Any], w
     if before != about["sha256"]:
         bad = work / f"{archive.name}.bad"
         (work / archive.name).replace(bad)
-        raise DownloadError(f"{archive.url} is not what it was: its sha256 is {about['sha256']}, and was {before}; kept as {bad}.")
+        raise DownloadError(f"{archive.url} has changed: its sha256 is {about['sha256']}, and was {before}; kept as {bad}.")
     if not archive.checksum:
-        say(f"no checksum is published for {archive.name}; its sha256 {about['sha256']} is kept in {RECEIPT} to compare with next time.")
+        say(f"no checksum is published for {archive.name}; its sha256 {about['sha256']} is saved in {RECEIPT} for later comparison.")
 
 
 def _unpack(archive: Archive, work: Path, made: Path) -> None:
@@ -203,13 +203,13 @@ def _unpack(archive: Archive, work: Path, made: Path) -> None:
     for name in archive.inner:
         inside = made / name
         if not inside.is_file():
-            raise DownloadError(f"{archive.url} holds no {name}, as it did; it has changed.")
+            raise DownloadError(f"{archive.url} does not contain {name}; the archive has changed.")
         limit -= unpack(inside, inside.parent, limit)
         inside.unlink()
 
 
 def _replace(source: Path, target: Path, work: Path) -> None:
-    """Rename; what stood there of an earlier download goes."""
+    """Rename, replacing what an earlier download left there."""
     old = work / f"old-{target.name}"
     if target.exists():
         target.rename(old)

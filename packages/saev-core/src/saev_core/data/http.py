@@ -1,4 +1,4 @@
-"""Fetching one file over HTTP: resumed where it broke off, tried again with growing pauses, checked by its checksum."""
+"""Fetch one file over HTTP: resumes partial downloads, retries with exponential backoff, verifies the checksum."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class _Begun:
-    """What is known of a file of which a part has come: kept beside the part."""
+    """What the server said about a partially downloaded file; stored beside the partial file."""
 
     url: str
     etag: str = ""
@@ -41,7 +41,7 @@ class _Begun:
 
 
 class _Broken(Exception):
-    """The transfer broke off; it may be gone on with."""
+    """The transfer broke off and can be resumed."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
         super().__init__(why)
@@ -58,22 +58,22 @@ def fetch(
     tries: int = 5,
     pause_s: float = 1.0,
 ) -> dict[str, Any]:
-    """Bring `url` to `path`. A part that came before is gone on with, if the server still has the same file.
+    """Download `url` to `path`. A partial download is resumed if the file on the server is unchanged.
 
     Args:
-        checksum: `md5:...`, `sha1:...` or `sha256:...`; empty: none is known.
-        size: bytes, about; more than twice as many are refused. 0: not known.
-        tries: attempts in a row that bring nothing; of those that find no such host, two.
-        pause_s: seconds after the first of them; each further one doubles it.
+        checksum: `md5:...`, `sha1:...` or `sha256:...`; empty: unknown.
+        size: approximate bytes; more than twice as many are refused. 0: unknown.
+        tries: consecutive attempts that receive nothing before giving up; two if the host is not found.
+        pause_s: seconds to wait after the first of them, doubled after each further one.
 
     Returns:
-        `url`, `sha256`, `size`, and `checked`: the checksum that was compared, or None.
+        `url`, `sha256`, `size`, and `checked`: the checksum that was verified, or None.
 
     Raises:
-        DownloadError: it cannot be reached or written, or is not what it should be; then it is kept as `NAME.bad`.
+        DownloadError: it cannot be reached or written, or does not match its checksum; the file is then kept as `NAME.bad`.
     """
     if not re.match(r"https?://", url):
-        raise DownloadError(f"{url}: only http and https addresses are fetched.")
+        raise DownloadError(f"{url}: only http and https URLs are supported.")
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def fetch(
 
 
 def check(url: str, path: Path, checksum: str) -> dict[str, Any]:
-    """What came, compared with its checksum.
+    """Verify a downloaded file against its checksum.
 
     Raises:
         DownloadError: they differ; the file is renamed to `NAME.bad`.
@@ -100,8 +100,8 @@ def check(url: str, path: Path, checksum: str) -> dict[str, Any]:
         bad = path.with_name(f"{path.name}.bad")
         path.replace(bad)
         raise DownloadError(
-            f"{url}: the {algorithm} of what came is {found}, not {wanted}: damaged on the way, or another file than it was; "
-            f"kept as {bad}. Run the same command to fetch it again."
+            f"{url}: {algorithm} is {found}, expected {wanted}: the download is corrupt or the file has changed; "
+            f"kept as {bad}. Re-run the same command to download it again."
         )
     return {"url": url, "sha256": sums["sha256"].hexdigest(), "size": path.stat().st_size, "checked": checksum or None}
 
@@ -117,25 +117,25 @@ def _bring(url: str, path: Path, size: int, track: Track, tries: int, pause_s: f
             failed = 1 if _size(part) > before else failed + 1
             if failed >= (min(tries, 2) if isinstance(error.__cause__, socket.gaierror) else tries):
                 kept = (
-                    f" The {_size(part) / 1e6:,.1f} MB that have come are kept: run the same command again to go on." if _size(part) else ""
+                    f" The {_size(part) / 1e6:,.1f} MB received so far are kept: re-run the same command to resume." if _size(part) else ""
                 )
                 raise DownloadError(f"{url} cannot be fetched ({error}); is this machine online?{kept}") from None
             wait = min(max(error.wait_s, pause_s * 2 ** (failed - 1)), LONGEST_PAUSE_S)
-            log.warning("%s: %s; going on in %.0f s", url, error, wait)
+            log.warning("%s: %s; resuming in %.0f s", url, error, wait)
             time.sleep(wait)
             continue
         part.replace(path)
         _notes(part).unlink(missing_ok=True)
         return
-    raise DownloadError(f"{url} broke off {MOST_ATTEMPTS} times; what has come is kept: run the same command again to go on.")
+    raise DownloadError(f"{url}: the transfer broke off {MOST_ATTEMPTS} times; partial data is kept: re-run the same command to resume.")
 
 
 def _transfer(url: str, part: Path, size: int, track: Track) -> None:
     """One attempt.
 
     Raises:
-        _Broken: it may be tried again.
-        DownloadError: it need not be.
+        _Broken: it can be retried.
+        DownloadError: a retry would not help.
     """
     have, begun = _size(part), _known(part)
     headers = {"User-Agent": "saev", "Accept-Encoding": "identity"}
@@ -154,13 +154,13 @@ def _transfer(url: str, part: Path, size: int, track: Track) -> None:
                 if have and have == begun.total:
                     return
                 part.unlink(missing_ok=True)
-                raise _Broken("the server has another file now") from None
+                raise _Broken("the file on the server has changed") from None
             if error.code in _AGAIN:
                 after = error.headers.get("Retry-After", "")
                 raise _Broken(f"{error.code} {error.reason}", float(after) if after.isdigit() else 0.0) from None
             raise DownloadError(
-                f"{url} answers {error.code} {error.reason}; if it has moved, put the file that it was at {part.with_suffix('')} "
-                "and run the same command again."
+                f"{url} returned {error.code} {error.reason}; if it has moved, save the file as {part.with_suffix('')} "
+                "and re-run the same command."
             ) from None
     except (http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
@@ -176,15 +176,15 @@ def _receive(url: str, part: Path, response: Any, have: int, begun: _Begun, size
         same = response.headers.get("ETag", begun.etag) == begun.etag or not begun.etag
         if not found or int(found[1]) != have or total != begun.total or not same:
             part.unlink(missing_ok=True)
-            raise _Broken("the server has another file now")
+            raise _Broken("the file on the server has changed")
     else:
         have, total = 0, int(length) if length else -1
     if size and total > 2 * size + 10**6:
-        raise DownloadError(f"{url} is {total / 1e6:,.0f} MB, and should be about {size / 1e6:,.0f}; nothing is fetched.")
+        raise DownloadError(f"{url} is {total / 1e6:,.0f} MB, expected about {size / 1e6:,.0f} MB; not downloading it.")
     room = shutil.disk_usage(part.parent).free
     if total - have > room:
         raise DownloadError(
-            f"{part.parent} has room for {room / 1e6:,.0f} MB, and {url} needs {(total - have) / 1e6:,.0f}; make room first."
+            f"{part.parent} has {room / 1e6:,.0f} MB free, {url} needs {(total - have) / 1e6:,.0f} MB; free some disk space."
         )
     etag = response.headers.get("ETag", "")
     known = _Begun(url, "" if etag.startswith("W/") else etag, response.headers.get("Last-Modified", ""), total)
@@ -209,10 +209,10 @@ def _pour(url: str, part: Path, response: Any, have: int, total: int, most: int,
             meter.update(int((came + len(data)) / 1e6) - int(came / 1e6))
             came += len(data)
             if most and came > most:
-                raise DownloadError(f"{url} sends more than {most / 1e6:,.0f} MB, twice what it should be; given up.")
+                raise DownloadError(f"{url} sent more than {most / 1e6:,.0f} MB, twice the expected size; giving up.")
     if came < total:
-        # http.client ends quietly when the connection does.
-        raise _Broken(f"it broke off after {came:,} of {total:,} bytes")
+        # http.client does not raise when the connection drops.
+        raise _Broken(f"connection lost after {came:,} of {total:,} bytes")
 
 
 def _write(path: Path, data: bytes, mode: str) -> None:
@@ -225,7 +225,7 @@ def _write(path: Path, data: bytes, mode: str) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> DownloadError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    todo = "make room and run the same command again; what has come is kept" if full else "check its permissions"
+    todo = "free some disk space and re-run the same command to resume" if full else "check its permissions"
     return DownloadError(f"{path} cannot be written ({error.strerror or error}); {todo}.")
 
 
@@ -244,7 +244,7 @@ def _known(part: Path) -> _Begun:
     try:
         return _Begun(**json.loads(_notes(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return _Begun("")  # half a note: begin anew
+        return _Begun("")  # truncated: start over
 
 
 __all__ = ["check", "fetch"]

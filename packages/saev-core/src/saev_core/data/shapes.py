@@ -1,8 +1,8 @@
-"""`Shapes`: scenes drawn from a seed, with the truth of every object known: the pipeline's own known-answer data.
+"""`Shapes`: scenes drawn from a seed, with the ground truth of every object: a built-in data set with known answers.
 
 A scene is one large object and one to three small ones on a muted background. Shape, colour, texture and place of
 each are drawn independently; objects never touch. Hue, shade, tilt, texture phase and position inside a place vary,
-and noise lies over all, so that no two patches of a kind are equal.
+and noise is added everywhere, so that no two patches of a kind are equal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saev_core.support.digest import digest
 from saev_core.types import Box, Example, Grid
 
 VERSION = 1
-"""Goes into the data set's identity; raise it whenever a scene looks different."""
+"""Part of the data set's identity; raise it whenever scenes change in appearance."""
 
 Array = np.ndarray[Any, Any]
 
@@ -41,9 +41,9 @@ SIZES = ("small", "large")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 
 _RADIUS = {"small": (0.125, 0.140), "large": (0.195, 0.215)}
-"""Radius of the circle around an object, as a share of the picture's side."""
+"""Radius of the circle around an object, as a fraction of the image's side."""
 _REACH = 0.065
-"""How far an object's centre may lie from the centre of its place, as a share of the picture's side."""
+"""Largest offset of an object's centre from the centre of its place, as a fraction of the image's side."""
 
 
 def _regular(n: int, turn: float = 0.0, radius: float = 1.0) -> Array:
@@ -103,7 +103,7 @@ VALUES: dict[str, Sequence[str]] = {"shape": SHAPES, "colour": tuple(COLOURS), "
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: the value of each factor; its centre and radius in pixels of the picture, its tilt in radians."""
+    """One object: the value of each factor; its centre and radius in pixels, its tilt in radians."""
 
     shape: str
     colour: str
@@ -118,7 +118,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a scene holds: its objects, the large one first, and which of them each pixel shows (0: none, i + 1: object i)."""
+    """Ground truth of a scene: its objects, the large one first, and which one each pixel shows (0: none, i + 1: object i)."""
 
     things: tuple[Thing, ...]
     instances: UInt8[np.ndarray, "height width"]
@@ -126,7 +126,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where in the picture an object lies, and how much of each pixel there it covers."""
+    """Bounding box of an object in the image, and the fraction of each pixel there that it covers."""
 
     rows: slice
     cols: slice
@@ -141,9 +141,9 @@ class ShapesConfig(DatasetConfig):
     n: int = Field(default=3000, ge=1)
     """Number of scenes."""
     seed: int = Field(default=0, ge=0)
-    """Seed of all scenes; scene i depends on the seed, the size and i alone."""
+    """Seed of all scenes; scene i depends only on the seed, the size and i."""
     size: int = Field(default=192, ge=48, le=1024)
-    """Side of the square pictures in pixels."""
+    """Side of the square images in pixels."""
 
 
 class Shapes(ImageDataset):
@@ -174,19 +174,19 @@ class Shapes(ImageDataset):
         return digest("shapes", VERSION, self.cfg.n, self.cfg.seed, self.cfg.size)
 
     def truth(self, index: int) -> Truth:
-        """The objects of scene `index` and where each is seen."""
+        """The objects of scene `index` and the pixels where each is visible."""
         return self._scene(index)[1]
 
     def patch_factors(self, index: int, grid: Grid, crop: Box) -> Int8[np.ndarray, "n_factors n_patches"]:
         """For each of `factors`, whether it is true of each patch: 1 yes, 0 no, -1 not counted.
 
-        A patch shows an object if at least half of it is covered by that object, and background if at most an eighth is
-        covered by objects at all. Patches in between are not counted: which side they fall on is a matter of the
-        rule, not of the picture.
+        A patch shows an object if that object covers at least half of it, and background if objects cover at most an
+        eighth of it. Patches in between are not counted: their value would depend on the choice of threshold, not on
+        the image.
 
         Args:
             grid: the model's patches.
-            crop: the part of the picture that the grid covers.
+            crop: the part of the image that the grid covers.
         """
         truth = self.truth(index)
         share = _coverage(np.stack([truth.instances == i + 1 for i in range(len(truth.things))]), grid, crop)
@@ -201,14 +201,14 @@ class Shapes(ImageDataset):
     def _scene(self, index: int) -> tuple[np.random.Generator, Truth, list[_Part]]:
         if not 0 <= index < self.cfg.n:
             raise IndexError(f"scene {index} of {self.cfg.n}")
-        # PCG64's doubles are the same for ever; numpy's derived distributions need not be.
+        # PCG64's doubles are stable across numpy versions; its derived distributions need not be.
         rng = np.random.Generator(np.random.PCG64([self.cfg.seed, index]))
         truth, parts = _outline(_things(rng, self.cfg.size), self.cfg.size)
         return rng, truth, parts
 
 
 def _coverage(regions: Array, grid: Grid, crop: Box) -> Array:
-    """The share of each patch that each of `regions [n, height, width]` covers, `[n, n_patches]`; exact, fractions of pixels too."""
+    """Fraction of each patch that each of `regions [n, height, width]` covers, `[n, n_patches]`; exact, including partial pixels."""
     _, height, width = regions.shape
     down = _overlap(np.linspace(crop.top, crop.bottom, grid.rows + 1), height)
     across = _overlap(np.linspace(crop.left, crop.right, grid.cols + 1), width)
@@ -217,7 +217,7 @@ def _coverage(regions: Array, grid: Grid, crop: Box) -> Array:
 
 
 def _overlap(edges: Array, size: int) -> Array:
-    """What share of the stretch between two edges each pixel of an axis is, `[n_edges - 1, size]`."""
+    """Share of each pixel of an axis in the interval between two neighbouring edges, `[n_edges - 1, size]`."""
     pixel = np.arange(size)
     shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
     share: Array = (np.maximum(shared, 0) / np.diff(edges)[:, None]).astype(np.float32)
@@ -265,7 +265,7 @@ def _outline(things: tuple[Thing, ...], size: int) -> tuple[Truth, list[_Part]]:
 
 
 def _alpha(thing: Thing, left: int, top: int, right: int, bottom: int) -> Array:
-    """How much of each pixel of a box the object covers; drawn at twice the size and averaged."""
+    """Fraction of each pixel of a box that the object covers; drawn at twice the size and averaged."""
     turn = np.array([[math.cos(thing.tilt), math.sin(thing.tilt)], [-math.sin(thing.tilt), math.cos(thing.tilt)]])
     canvas = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
     pen = ImageDraw.Draw(canvas)
@@ -289,7 +289,7 @@ def _paint(rng: np.random.Generator, truth: Truth, parts: list[_Part]) -> Array:
 
 
 def _surface(rng: np.random.Generator, thing: Thing, part: _Part, size: int) -> Array:
-    """The object's paint over its box, `[h, w, 3]`: its colour, and where the texture says so a darker shade of it."""
+    """The object's pixels over its box, `[h, w, 3]`: its colour, and a darker shade of it where the texture is dark."""
     shade = _within(rng, 0.88, 1.08)
     colour = np.array(COLOURS[thing.colour], np.float32) * shade + np.array([_within(rng, -12, 12) for _ in range(3)], np.float32)
     phase_x, phase_y = float(rng.random()), float(rng.random())
@@ -309,7 +309,7 @@ def _surface(rng: np.random.Generator, thing: Thing, part: _Part, size: int) -> 
 
 
 def _background(rng: np.random.Generator, size: int) -> Array:
-    """A muted ground, `[size, size, 3]`: plain, sloping, or with soft waves."""
+    """A muted background, `[size, size, 3]`: plain, a gradient, or soft waves."""
     kind = _pick(rng, ("plain", "slope", "waves"))
     grey = _within(rng, 70, 190)
     tint = np.array([_within(rng, -14, 14) for _ in range(3)], np.float32)

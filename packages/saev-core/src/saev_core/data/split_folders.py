@@ -1,4 +1,4 @@
-"""`write_split`: a data set of image files as two trees of class folders, train and test, divided at random."""
+"""`write_split`: write a data set of image files as two trees of class folders, train and test, split at random."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saev_core.errors import DatasetError
 
 
 def divide(labels: Int[np.ndarray, " n"], share: float, seed: int) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_test"]]:
-    """Image numbers for training and for testing: of every class, a random `share` and the rest, at least one each.
+    """Image numbers for training and testing: a random `share` of every class, and the rest; at least one each.
 
-    Within each class, because the trees must have the same classes: one that a tree lacks would shift the numbers of those after it.
+    Split by class, because both trees need the same classes: a class missing from one would shift the numbers after it.
 
     Raises:
         DatasetError: a class has fewer than two images.
@@ -27,7 +27,7 @@ def divide(labels: Int[np.ndarray, " n"], share: float, seed: int) -> tuple[Int[
     for label in np.unique(labels):
         images = rng.permutation(np.flatnonzero(labels == label))
         if len(images) < 2:
-            raise DatasetError(f"class {label} has one image, which cannot be in both parts of a split.")
+            raise DatasetError(f"class {label} has only one image; a split needs at least two.")
         n = min(max(round(share * len(images)), 1), len(images) - 1)
         train.append(images[:n])
         test.append(images[n:])
@@ -35,20 +35,20 @@ def divide(labels: Int[np.ndarray, " n"], share: float, seed: int) -> tuple[Int[
 
 
 def write_split(dataset: ImageDataset, folder: str | Path, share: float, seed: int) -> dict[str, int]:
-    """Write `folder/train` and `folder/test`, each a tree that `image-folder` reads; hard links where the disk has them, else copies.
+    """Write `folder/train` and `folder/test`, each a tree that `image-folder` reads; hard links where the disk supports them, else copies.
 
     Returns:
-        Images of each.
+        Number of images in each.
 
     Raises:
-        DatasetError: the images are no files, or have no classes, or a class has only one; or the folder cannot be written.
+        DatasetError: the images are not files, or have no classes, or a class has only one; or the folder cannot be written.
     """
     folder = Path(folder).expanduser()
     if dataset.classes is None:
-        raise DatasetError("the data set has no classes, and only such can be split into class folders.")
+        raise DatasetError("the data set has no classes, so it cannot be split into class folders.")
     files = [Path(dataset.name(index)) for index in range(len(dataset))]
     if missing := next((file for file in files if not file.is_file()), None):
-        raise DatasetError(f"{missing} is no image file; only data sets of image files can be split.")
+        raise DatasetError(f"{missing} is not an image file; only data sets of image files can be split.")
     labels = np.array([-1 if (label := dataset.label(index)) is None else label for index in range(len(dataset))])
     if (labels < 0).any():
         raise DatasetError(f"{files[int(np.flatnonzero(labels < 0)[0])]} has no class.")
@@ -70,14 +70,14 @@ def write_split(dataset: ImageDataset, folder: str | Path, share: float, seed: i
 
 
 def folder_name(name: str) -> str:
-    """A class's name as a folder may be called."""
+    """A class's name as a valid folder name."""
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "-", name).strip(" .") or "class"
 
 
 def _place(file: Path, folder: Path, index: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / file.name
-    if target.exists():  # two folders of the data set have files of one name
+    if target.exists():  # two folders of the data set have files of the same name
         target = folder / f"{file.stem}-{index}{file.suffix}"
     try:
         os.link(file.resolve(), target)

@@ -1,4 +1,4 @@
-"""Unpacking archives of strangers: no member leaves the folder, no link or device is made, and no more is written than was expected."""
+"""Unpack untrusted archives: no member leaves the folder, no link or device is created, and the bytes written are limited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_MEMBERS = 5_000_000
 CHUNK = 1 << 20
 
 KINDS = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
-"""File name's ending -> how it is unpacked; any other file is taken as it is."""
+"""File name suffix -> kind of archive; any other file is taken as it is."""
 
 
 def kind_of(name: str) -> str:
@@ -28,25 +28,25 @@ def kind_of(name: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> int:
-    """Unpack a zip or tar file into `folder`; file modes, owners and times are not taken over.
+    """Unpack a zip or tar file into `folder`; file modes, owners and times are not restored.
 
     Args:
-        folder: new or empty; whoever calls renames it when all is well.
-        limit: bytes that may come out of it, at most.
+        folder: new or empty; the caller renames it on success.
+        limit: maximum number of bytes to write.
 
     Returns:
-        How many bytes were written.
+        Number of bytes written.
 
     Raises:
-        DownloadError: it is damaged or encrypted; a member would leave the folder, or is a link or a device; more than `limit`
-            bytes or five million members come out of it; or the disk is full.
+        DownloadError: it is damaged or encrypted; a member would leave the folder, or is a link or a device; it unpacks
+            to more than `limit` bytes or five million members; or the disk is full.
     """
     members = _zip(archive) if kind_of(archive.name) == "zip" else _tar(archive)
     written = 0
     try:
         for number, (name, stream) in enumerate(members):
             if number >= MAX_MEMBERS:
-                raise DownloadError(f"{archive} holds more than {MAX_MEMBERS:,} members; that is no data set of images.")
+                raise DownloadError(f"{archive} has more than {MAX_MEMBERS:,} members, too many for a data set of images.")
             path = folder.joinpath(*parts_of(name, archive))
             if stream is None:
                 _make(path)
@@ -59,15 +59,15 @@ def unpack(archive: Path, folder: Path, limit: int) -> int:
 
 
 def parts_of(name: str, archive: Path) -> list[str]:
-    """A member's name as the folders and the file of a path that stays below.
+    """A member's name as path components that stay inside the folder.
 
     Raises:
-        DownloadError: it is absolute, climbs, or names a drive.
+        DownloadError: it is absolute, contains `..`, or names a drive.
     """
     plain = name.replace("\\", "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     if plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", plain) or "\0" in plain:
-        raise DownloadError(f"{archive} holds the member {name!r}, which would be written outside its folder; nothing of it is used.")
+        raise DownloadError(f"{archive} contains {name!r}, which would be written outside its folder; the archive was rejected.")
     return parts
 
 
@@ -76,7 +76,7 @@ def _zip(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
         for member in opened.infolist():
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DownloadError(f"{archive} holds {member.filename!r}, a link or a device; nothing of it is used.")
+                raise DownloadError(f"{archive} contains {member.filename!r}, a link or a device; the archive was rejected.")
             if member.flag_bits & 1:
                 raise DownloadError(f"{archive} is encrypted; it cannot be unpacked.")
             if member.is_dir():
@@ -97,7 +97,7 @@ def _tar(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                 assert stream is not None
                 yield member.name, stream
             else:
-                raise DownloadError(f"{archive} holds {member.name!r}, a link or a device; nothing of it is used.")
+                raise DownloadError(f"{archive} contains {member.name!r}, a link or a device; the archive was rejected.")
 
 
 def _make(folder: Path) -> None:
@@ -117,7 +117,7 @@ def _copy(stream: IO[bytes], path: Path, archive: Path, written: int, limit: int
             written += len(data)
             if written > limit:
                 raise DownloadError(
-                    f"{archive} unpacks to more than {limit / 1e6:,.0f} MB, which is too much for it; nothing of it is used."
+                    f"{archive} unpacks to more than {limit / 1e6:,.0f} MB, more than expected; the archive was rejected."
                 )
             try:
                 file.write(data)
@@ -127,5 +127,5 @@ def _copy(stream: IO[bytes], path: Path, archive: Path, written: int, limit: int
 
 
 def _cannot_write(path: Path, error: OSError) -> DownloadError:
-    full = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    full = "; free some disk space and re-run the same command" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return DownloadError(f"{path} cannot be written ({error.strerror or error}){full}.")
