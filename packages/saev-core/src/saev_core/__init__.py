@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from saev_core.pipeline.pipeline import Pipeline as Pipeline
     from saev_core.runs.hooks import hookimpl as hookimpl
     from saev_core.runs.run import Run as Run
+    from saev_core.runs.viewer import RunViewer as RunViewer
     from saev_core.sae.base import SAE as SAE
     from saev_core.sae.base import make_sae as make_sae
     from saev_core.sae.checkpoint import Checkpoint as Checkpoint
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from saev_core.tasks.probe import Probe as Probe
     from saev_core.tasks.task import Task as Task
     from saev_core.tasks.task import verb as verb
+    from saev_core.tasks.viewer_tab import TabHost as TabHost
+    from saev_core.tasks.viewer_tab import ViewerTab as ViewerTab
     from saev_core.training.train import train as train
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
@@ -95,6 +98,7 @@ _HOME = {
     "RecordConfig": "saev_core.config.stages",
     "Run": "saev_core.runs.run",
     "RunConfig": "saev_core.config.run",
+    "RunViewer": "saev_core.runs.viewer",
     "SAE": "saev_core.sae.base",
     "SAEConfig": "saev_core.sae.config",
     "SaevError": "saev_core.errors",
@@ -102,10 +106,12 @@ _HOME = {
     "Step": "saev_core.sae.step",
     "StoreMeta": "saev_core.activations.store.meta",
     "StoreSource": "saev_core.activations.sources.stored",
+    "TabHost": "saev_core.tasks.viewer_tab",
     "Task": "saev_core.tasks.task",
     "TaskContext": "saev_core.tasks.context",
     "TextSpace": "saev_core.models.base",
     "TrainConfig": "saev_core.config.stages",
+    "ViewerTab": "saev_core.tasks.viewer_tab",
     "VisionModel": "saev_core.models.base",
     "apply_edits": "saev_core.interventions.apply",
     "evaluate": "saev_core.evaluation.measure",

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from saev_core.interventions.edit import Edit
 from saev_core.sae.codes import Codes
 from saev_core.tasks.fit_probes import train_test_indices
 from saev_core.tasks.probe import Probe
+from saev_core.tasks.viewer_tab import SAEView
 from saev_tasks.shared.readout import Readout
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ class EditedPicture:
         SteerError, StoreError: as `Readout`.
     """
 
-    def __init__(self, view: Any, task: str) -> None:
+    def __init__(self, view: SAEView, task: str) -> None:
         """
         Args:
-            view: one SAE of a run, as the viewer has it: `checkpoint`, `index`, `table`, and `library` with the run.
+            view: the SAE, as the viewer holds it.
             task: `classification` or `semseg`: whose probe.
         """
         self.view, self.library, self.task = view, view.library, task
