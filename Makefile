@@ -48,7 +48,7 @@ types: setup
 fix: setup ## put right what a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/python -m scripts.write_reference docs
+	$(BIN)/python scripts/write_reference.py docs
 
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
