@@ -82,8 +82,9 @@ def config_page() -> str:
 
     lines = [
         f"{_STAMP}# Configuration\n\nDefaults, then `--config run.toml`, then flags, then `--set KEY=VALUE`: the later wins. A run keeps",
-        "what came of it in `config.json`. Where the default or the meaning names `auto`, `none` or `all`, that word may stand for a number;",
-        'in TOML it is a string (`lr = "auto"`). Older files, in which 0 said the same, still open.\n\n## `run.toml`\n\n| key | default | meaning |\n| --- | --- | --- |',
+        "what came of it in `config.json`. `auto`, `none` and `all` may stand for a number where the table names them; in TOML they are",
+        'strings (`lr = "auto"`). Older files, in which 0 said the same, still open.',
+        "\n## `run.toml`\n\n| key | default | meaning |\n| --- | --- | --- |",
     ]
     for name, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config) and not field.description:
