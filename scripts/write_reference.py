@@ -1,6 +1,6 @@
 """Pages of the documentation that are written from the code: commands, configuration, hooks.
 
-`python -m scripts.write_reference docs` writes them; a test fails when one is stale.
+`python scripts/write_reference.py docs` writes them; a test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
+
+from typer.models import ArgumentInfo, OptionInfo
 
 _STAMP = "<!-- Written by `make fix` from the code; edit that. -->\n\n"
 
@@ -52,11 +55,22 @@ def _parameter(parameter: inspect.Parameter) -> str:
     if get_origin(parameter.annotation) is not Annotated:
         return ""
     annotation, info = get_args(parameter.annotation)
-    plain = str(annotation)
-    kind = "" if annotation is bool else "text" if "str" in plain else "number"
-    name = getattr(info, "metavar", None) or info.default if info.default is not ... else info.metavar
+    name = info.metavar if isinstance(info, ArgumentInfo) else info.default
     text = info.help.replace("<", "&lt;").replace("|", "\\|")
-    return f"| `{name}` | {kind}{', several' if 'list' in plain else ''} | {text} |"
+    return f"| `{name}` | {_value(annotation, info)} | {text} |"
+
+
+def _value(annotation: Any, info: ArgumentInfo | OptionInfo) -> str:
+    """What is typed for a flag or an argument; empty where nothing is."""
+    kinds = {kind for kind in get_args(annotation) or [annotation] if kind is not NoneType}
+    if kinds == {bool}:
+        return ""
+    several = any(get_origin(kind) is list for kind in kinds)
+    if isinstance(info, OptionInfo) and info.metavar:
+        shown = " or ".join(word.lower() for word in info.metavar.split("|"))
+    else:
+        shown = "text" if kinds & {str, list[str]} else "number"
+    return f"{shown}, several" if several else shown
 
 
 def config_page() -> str:
@@ -68,7 +82,9 @@ def config_page() -> str:
 
     lines = [
         f"{_STAMP}# Configuration\n\nDefaults, then `--config run.toml`, then flags, then `--set KEY=VALUE`: the later wins. A run keeps",
-        "what came of it in `config.json`.\n\n## `run.toml`\n\n| key | default | meaning |\n| --- | --- | --- |",
+        "what came of it in `config.json`. `auto`, `none` and `all` may stand for a number where the table names them; in TOML they are",
+        'strings (`lr = "auto"`). Older files, in which 0 said the same, still open.',
+        "\n## `run.toml`\n\n| key | default | meaning |\n| --- | --- | --- |",
     ]
     for name, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config) and not field.description:
@@ -123,9 +139,13 @@ def _row(name: str, field: Any) -> str:
 
 def _cells(field: Any) -> tuple[str, str]:
     """A field's default and meaning."""
+    from saev_core.config.words import Word
+
     default = field.get_default(call_default_factory=True)
     if hasattr(default, "name"):
         default = default.name
+    if default is None and any(isinstance(mark, Word) for mark in field.metadata):
+        default = "none"
     shown = "required" if field.is_required() else f"`{list(default) if isinstance(default, tuple) else default!r}`"
     text = " ".join((field.description or "").split()).replace("|", "\\|")
     return shown, text
@@ -148,8 +168,21 @@ def hooks_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-_VERBS = ("record.record", "train.train", "evaluate.evaluate", "indexing.index_features", "recovery.recover", "pipeline.Pipeline")
-_LOADERS = ("model.load_model", "dataset.load_dataset", "sae.make_sae", "source.split", "source.ordered")
+_VERBS = (
+    "activations.recording.record.record",
+    "training.train.train",
+    "evaluation.measure.measure",
+    "features.build.index_features",
+    "evaluation.known_truth.recover",
+    "pipeline.pipeline.Pipeline",
+)
+_BUILDERS = (
+    "models.base.load_model",
+    "data.dataset.load_dataset",
+    "sae.base.make_sae",
+    "activations.sources.heldout.split",
+    "activations.sources.stored.ordered",
+)
 
 
 def names_page() -> str:
@@ -161,10 +194,10 @@ def names_page() -> str:
         "| | |\n| --- | --- |",
     ]
     lines += [f"| `{name}` | {_first_line(getattr(saev_core, name))} |" for name in saev_core.__all__]
-    for title, names in (("Verbs", _VERBS), ("Builders", _LOADERS)):
+    for title, names in (("Verbs", _VERBS), ("Builders", _BUILDERS)):
         lines.append(f"\n## {title}\n")
         for name in names:
-            room, _, what = name.partition(".")
+            room, _, what = name.rpartition(".")
             found = getattr(import_module(f"saev_core.{room}"), what)
             arguments = ", ".join(inspect.signature(found).parameters)
             text = inspect.cleandoc(found.__doc__ or "").replace("\n    ", "\n- ")

@@ -95,16 +95,26 @@ def test_every_make_target_on_a_page_exists(page: str) -> None:
     assert {name for names in named for name in names if name} <= targets
 
 
+def test_the_table_of_commands_says_what_a_flag_takes() -> None:
+    rows = {flag: value.strip() for flag, value in re.findall(r"^\| `(.+?)` \|(.*?)\|", (DOCS / "cli.md").read_text(), re.M)}
+    assert {rows[flag] for flag in ("--live", "--dry-run", "--yes", "--json")} == {""}
+    assert rows["--seed"] == "number"
+    assert rows["--lr"] == "number or auto"
+    assert rows["--record-layers"] == "number, several"
+    assert rows["--model"] == rows["RUN"] == "text"
+    assert (rows["--with"], rows["--export"]) == ("run, several", "folder")
+
+
 @pytest.mark.slow
 def test_generated_pages_are_fresh() -> None:
     # In a process of its own, so that plugins of other tests are not seen.
     script = """
 import sys
 from pathlib import Path
-from scripts.write_reference import pages
+from write_reference import pages
 print(*[name for name, text in pages().items() if (Path(sys.argv[1]) / name).read_text(encoding="utf-8") != text])
 """
-    done = subprocess.run([sys.executable, "-c", script, str(DOCS)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(DOCS)], cwd=ROOT / "scripts", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], "run make fix"
 

@@ -111,6 +111,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert "--modle" in line
     assert "--model" in line
     assert line.endswith("See saev run --help.")
+    for command in ("run", "train"):
+        code, line = fails(capsys, command, "--layers", "-1", "-2")
+        assert (code, "--record-layers for the blocks to record" in line) == (2, True)
     code, line = fails(capsys, "rn")
     assert code == 2
     assert "rn" in line

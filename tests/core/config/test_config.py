@@ -191,6 +191,14 @@ def test_a_word_is_read_as_written_on_a_command_line_in_toml_and_json_and_as_the
     assert validate(RunConfig, json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
+def test_none_is_written_as_a_word_where_0_is_a_number(tmp_path: Path) -> None:
+    given = {"read": {"clamp": "none", "labels": "none"}, "train": {"lr_decay": "none"}}
+    assert validate(RunConfig, given) == validate(RunConfig, {"read": {"clamp": None, "labels": None}}) == RunConfig()
+    config = validate(RunConfig, {"read": {"labels": [0, 3]}, "train": {"lr_decay": 0}})
+    assert (config.read.labels, config.train.lr_decay) == ((0, 3), 0.0)
+    assert config.read.model_dump(mode="json")["labels"] == [0, 3]
+
+
 def test_a_number_beside_a_word_keeps_its_bounds() -> None:
     config = validate(RunConfig, {"train": {"lr": "3e-4", "n_tokens": "100", "ema": 0.5}, "record": {"n_images": 7}})
     assert (config.train.lr, config.train.n_tokens, config.train.ema, config.record.n_images) == (3e-4, 100, 0.5, 7)

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage(error: Exception) -> str:
     format_message = getattr(error, "format_message", None)
     text = " ".join((format_message() if format_message else str(error)).split())
+    if getattr(error, "option_name", "") == "--layers":
+        text += " Use --record-layers for the blocks to record, --layer for the one to train on."
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "saev"
     return f"{text} See {command} --help." if text else f"See {command} --help."

@@ -180,11 +180,8 @@ def takes(*names: str, run: str = "", batch: str = "") -> Callable[[Callable[[Fl
         if batch:
             typed["batch_size"] = Flag("--batch-size", f"{batch}.batch_size", int, _BATCH[batch])
         for name, flag in typed.items():
-            add(
-                name,
-                Annotated[flag.kind | None, typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel, metavar=flag.metavar)],
-                None,
-            )
+            option = typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel, metavar=flag.metavar)
+            add(name, Annotated[flag.kind | None, option], None)
         add("json", Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=_TALK)], False)
         add("debug", Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.", rich_help_panel=_TALK)], False)
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from saev_core.config.affects import affects
 from saev_core.config.base import Config
-from saev_core.config.words import Auto, OrAll, OrNone
+from saev_core.config.words import Auto, Off, OrAll, OrNone
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -58,10 +58,10 @@ class ReadConfig(Config):
     """Stream of the site, as recorded."""
     tokens: Literal["patches", "cls", "mean"] = "patches"
     """Patches, the CLS token, or the mean over patches."""
-    clamp: float | None = Field(default=None, gt=0)
-    """Clip raw activations to [-clamp, clamp] before normalising; none: do not."""
-    labels: tuple[int, ...] | None = None
-    """Use only images with these labels; none: all."""
+    clamp: OrNone[PositiveFloat] = None
+    """Clip raw activations to [-clamp, clamp] before normalising, or `none`."""
+    labels: OrNone[tuple[int, ...]] = None
+    """Use only images with these labels; `none`: all."""
     heldout: float = Field(default=0.1, ge=0, lt=1)
     """Share of IMAGES kept from training, for evaluation."""
     split_seed: int = 0
@@ -98,14 +98,14 @@ class TrainConfig(Config):
     """What moves the weights: Adam; muon for matrices and Adam for the rest; Adam whose steps are averaged, with no decay."""
     n_lr_warmup: int = Field(default=500, ge=0)
     """Steps of linear learning rate warm-up, at most a tenth of the run."""
-    lr_decay: float | None = Field(default=None, ge=0, le=1)
-    """Share of the run over which the learning rate falls to 0 at the end; none: the variant's own choice, 1 for those with a k,
+    lr_decay: OrNone[Annotated[float, Field(ge=0, le=1)]] = None
+    """Share of the run over which the learning rate falls to 0 at the end; `none`: the variant's own choice, 1 for those with a k,
     0.2 for others; schedule-free has no such fall."""
     decay: Literal["linear", "cosine"] = "linear"
     """Shape of that fall; 1.0 and cosine: half a wave over the whole run."""
-    clip_grad: OrNone[PositiveFloat] = affects("result", "step", default=1.0)
+    clip_grad: Off[PositiveFloat] = affects("result", "step", default=1.0)
     """Largest gradient norm, or `none`: no clipping."""
-    ema: OrNone[Share] = affects("result", "step", default=None)
+    ema: Off[Share] = affects("result", "step", default=None)
     """Decay of an exponential moving average of the weights, which is then what a checkpoint holds, or `none`."""
     precision: Literal["float32", "tf32", "bf16"] = affects("result", "step", default="float32")
     """Of matmuls: tf32 on CUDA; bf16 for the sparse variants' encoder on a CPU and under autocast on CUDA. Weights stay float32."""
@@ -123,7 +123,7 @@ class TrainConfig(Config):
     """Steps between resumable checkpoints."""
     log_every: int = affects("cost", "pass", default=25, ge=1)
     """Steps between metric lines."""
-    evaluate_every: OrNone[PositiveInt] = affects("cost", "pass", default=None)
+    evaluate_every: Off[PositiveInt] = affects("cost", "pass", default=None)
     """Steps between evaluations on held-out images, and one at the end, or `none` while training."""
     evaluate_vectors: int = affects("cost", "pass", default=16_384, ge=1)
     """Held-out vectors that these use, the same ones each time."""
@@ -148,7 +148,7 @@ class EvaluateConfig(Config):
     """Frequency above which a feature counts as dense."""
     best_l0: Auto[PositiveFloat] = affects("result", "comparison", default="auto")
     """Largest L0 of the SAE that is called the best of several, the one with the lowest NMSE; `auto`: 1.1 times their median L0."""
-    consensus: OrNone[Share] = affects("result", "comparison", default=0.7)
+    consensus: Off[Share] = affects("result", "comparison", default=0.7)
     """Cosine between seeds above which a feature enters their consensus, an SAE made of what all seeds found, or `none`."""
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt
 
 from saev_core.config.base import PluginConfig
-from saev_core.config.words import Auto, OrNone
+from saev_core.config.words import Auto, Off
 from saev_core.errors import ConfigError
 
 VECTORS_PER_FEATURE = 128
@@ -36,7 +36,7 @@ class SAEConfig(PluginConfig):
     """Take out the part of the decoder's gradient that only changes its rows' lengths."""
     ghost: float = Field(default=0.0, ge=0)
     """Weight of ghost gradients, which revive dead features; 1 as published, 0: none."""
-    resample_every: OrNone[PositiveInt] = None
+    resample_every: Off[PositiveInt] = None
     """Steps between resamplings of dead features, in the first four fifths of the run, or `none`."""
     warmup_shape: Literal["linear", "cosine"] = "linear"
     """Shape of the variant's own schedules: how the weight of sparsity rises, how k falls."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from saev_core.config.words import Auto, OrNone, settled
+from saev_core.config.words import Auto, Off, settled
 from saev_core.errors import ConfigError
 from saev_core.sae.auxk import auxk_backward, auxk_loss
 from saev_core.sae.base import SAE
@@ -31,7 +31,7 @@ class TopKConfig(SAEConfig):
     """Weight of the loss that revives dead features; 0: none."""
     k_aux: Auto[PositiveInt] = "auto"
     """Dead features that reconstruct each vector's error; `auto`: half of `d_in`."""
-    k_warmup: OrNone[PositiveInt] = None
+    k_warmup: Off[PositiveInt] = None
     """k of the first step, from where it falls to `k`, or `none`: it is `k` from the start."""
     n_k_warmup: int = Field(default=1000, ge=1)
     """Steps over which it falls, at most half of the run."""
