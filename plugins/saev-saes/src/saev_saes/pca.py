@@ -22,6 +22,7 @@ class PCAConfig(SAEConfig):
     """Options of `pca`."""
 
     main = "k"
+    at_most_width = ("k",)
 
     k: int = Field(default=0, ge=0)
     """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; 0: half of `d_sae`, or 32 where that is 0."""

@@ -16,7 +16,7 @@ from saev_core.errors import StoreError
 from saev_core.features.histogram import LogHistogram
 from saev_core.features.monosemanticity import Monosemanticity
 from saev_core.features.random_images import Samples
-from saev_core.features.top_images import TopImages, roomy
+from saev_core.features.top_images import TopImages, zeros_on_disk_if_large
 from saev_core.sae.codes import Codes
 from saev_core.support.files import replace_folder
 
@@ -62,7 +62,7 @@ class FeatureAccumulator:
         self.patch_active = np.zeros(1, np.int64)
         self.image_active = np.zeros(1, np.int64)
         self.position = np.zeros((d_sae, n_patches), np.float32)
-        self.label_count = roomy((n_labels, d_sae), np.int32, folder)
+        self.label_count = zeros_on_disk_if_large((n_labels, d_sae), np.int32, folder)
         self.label_images = np.zeros(n_labels, np.int64)
 
     def add(
