@@ -12,11 +12,11 @@ from torch import Tensor
 
 from saev_core.config.stages import TrainConfig
 from saev_core.sae.base import SAE
-from saev_core.sae.kernels import Workspace
 from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.training.schedule import Schedule
-from saev_core.training.train import Job, Trainee
+from saev_core.training.train import SAETrainer, TrainSpec
 from saev_saes.batchtopk import BatchTopK, BatchTopKConfig
 
 ENCODE, FIVE, ADAM, OURS = "one encode matmul", "five matmuls", "fused Adam alone", "ours"
@@ -109,9 +109,9 @@ def make(row: Row, who: str, x: Tensor) -> Callable[[], object]:
         return _floor(row.size, who, x)
     if who == OURS:
         jobs = [ours(row, seed) for seed in range(row.saes)]
-        work = Workspace()
+        scratch = Scratch()
         for job in jobs:
-            job.sae.work = work
+            job.use_scratch(scratch)
         return lambda: [job.step(x, 1) for job in jobs][-1] and None
     rivals = [rival(row, who, seed, x) for seed in range(row.saes)]
     if row.saes > 1:
@@ -145,7 +145,7 @@ def _floor(size: Size, who: str, x: Tensor) -> Callable[[], object]:
     return five
 
 
-def trainee(variant: str, size: Size, seed: int = 0) -> Trainee:
+def trainee(variant: str, size: Size, seed: int = 0) -> TrainSpec:
     generator = torch.Generator().manual_seed(seed)
     shape: dict[str, Any] = {"d_in": size.d, "d_sae": size.width}
     if variant == "relu":
@@ -154,18 +154,18 @@ def trainee(variant: str, size: Size, seed: int = 0) -> Trainee:
         sae = BatchTopK(BatchTopKConfig(**shape, k=size.k), generator)
     else:
         sae = TopK(TopKConfig(**shape, k=size.k), generator)
-    return Trainee(f"t{seed}", sae)
+    return TrainSpec(f"t{seed}", sae)
 
 
 @torch.no_grad()
-def ours(row: Row, seed: int, device: str = "cpu", **options: Any) -> Job:
+def ours(row: Row, seed: int, device: str = "cpu", **options: Any) -> SAETrainer:
     """Our SAE of a row, ready to step.
 
     Args:
         options: of `TrainConfig`.
     """
     made = trainee(row.variant, row.size, seed)
-    job = Job(made, TrainConfig(batch_size=row.size.batch, lr=STILL, **options), SCHEDULE, torch.device(device))
+    job = SAETrainer(made, TrainConfig(batch_size=row.size.batch, lr=STILL, **options), SCHEDULE, torch.device(device))
     if row.sparse:
         made.sae.b_enc.sub_(SPARSE)  # its encoder's columns are of length 1 here, so pre-activations have variance 1
     if row.dead:

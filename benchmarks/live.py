@@ -30,7 +30,7 @@ from saev_core.data.dataset import load_dataset
 from saev_core.models.base import load_model
 from saev_core.plugins.registry import parse_ref
 from saev_core.sae.topk import TopK, TopKConfig
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 BUFFERS_MB = (2, 4, 8, 16, 1024)
 Source = StoreSource | LiveSource
@@ -123,7 +123,7 @@ def speed(store: ActivationStore, live: Callable[[int], LiveSource], batch: int,
         sae = TopK(TopKConfig(d_in=source.d_model, d_sae=1024, k=16))
         cfg = TrainConfig(batch_size=batch, n_tokens=source.n_vectors, n_init=8192)
         source.norm  # noqa: B018 - estimated beforehand: this is about the steps
-        train(source, [Trainee("topk", sae)], cfg)
+        train(source, [TrainSpec("topk", sae)], cfg)
         return float(source.n_vectors)
 
     steps = interleave(

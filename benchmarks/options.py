@@ -28,7 +28,7 @@ from saev_core.data.dataset import load_dataset
 from saev_core.evaluation.measure import evaluate
 from saev_core.models.base import load_model
 from saev_core.sae.base import make_sae
-from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.sae_trainer import SAETrainer, TrainSpec
 from saev_core.training.schedule import Schedule
 from saev_core.training.train import train
 
@@ -80,7 +80,7 @@ def ready(variant: str, sae: dict[str, Any], options: dict[str, Any], width: int
     plugin, _, plain = variant.partition(", ")
     made = make_sae(PluginRef(name=plugin, options={"d_sae": width, **sae}), D)
     cfg = TrainConfig.model_validate({"batch_size": BATCH, "lr": 1e-9, **options})
-    job = Job(Trainee(variant, made), cfg, SCHEDULE, torch.device("cpu"))
+    job = SAETrainer(TrainSpec(variant, made), cfg, SCHEDULE, torch.device("cpu"))
     if plain:
         made.backward = made.backward_autograd  # type: ignore[method-assign]
     return lambda: job.step(x, 5)
@@ -128,7 +128,7 @@ def quality(steps: int, seeds: int, images: int = 300, batch: int = 512, width: 
             for variant, sae, options in QUALITY:
                 made = make_sae(PluginRef(name=variant, options={"d_sae": width, **sae}), source.d_model, seed)
                 own = TrainConfig.model_validate({**shared, "seed": seed, **options})
-                trainees.append(Trainee(named(variant, sae, options), made, own))
+                trainees.append(TrainSpec(named(variant, sae, options), made, own))
             for trainee, checkpoint in zip(trainees, train(source, trainees, group), strict=True):
                 cards.setdefault(trainee.name, []).append(evaluate(checkpoint, store, EvaluateConfig()))
         seconds = time.perf_counter() - seconds

@@ -43,7 +43,7 @@ from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
 from saev_core.sae.config import SAEConfig
 from saev_core.sae.norm import Norm
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 ROOT = Path(__file__).resolve().parent.parent / "bench-cache" / "quality"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -173,7 +173,7 @@ def train_ours(source: StoreSource, work: Work) -> tuple[SAE, str, float]:
     k = {"k": work.size["k"]} if work.variant in WITH_K else {"l0": work.size["k"]} if work.variant == "jumprelu" else {}
     sae = make_sae(PluginRef(name=work.variant, options={"d_sae": work.size["d_sae"], **k, **options}), source.d_model, work.seed)
     began = time.perf_counter()
-    (made,) = train(source, [Trainee(work.variant, sae)], cfg)
+    (made,) = train(source, [TrainSpec(work.variant, sae)], cfg)
     return made.sae, f"lr {made.train['lr']:.2g}", time.perf_counter() - began
 
 

@@ -16,7 +16,7 @@ from saev_core.sae.auxk import auxk_loss
 from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.archetypal import Archetypal, ArchetypalConfig, project_simplex
 
 
@@ -81,7 +81,7 @@ def test_every_row_stays_within_delta_of_the_hull_of_data() -> None:
     x = planted(3000)[0]
     source = ArraySource(x)
     sae = Archetypal(ArchetypalConfig(d_in=32, d_sae=60, k=4, n_points=40, delta=0.1))
-    train(source, [Trainee("a", sae)], TrainConfig(batch_size=128, n_tokens=128 * 60, lr=1e-2))
+    train(source, [TrainSpec("a", sae)], TrainConfig(batch_size=128, n_tokens=128 * 60, lr=1e-2))
     A, limit = sae.A.detach(), 0.1 * math.sqrt(32)
     assert bool((A >= 0).all())
     torch.testing.assert_close(A.sum(1), torch.ones(60), rtol=0, atol=1e-5)

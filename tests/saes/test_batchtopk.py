@@ -10,7 +10,7 @@ from saev_core.config.stages import TrainConfig
 from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.batchtopk import BatchTopK, BatchTopKConfig
 from saev_saes.thresholds import encode_batch_top_k, largest
 
@@ -80,7 +80,7 @@ def trained() -> Checkpoint:
     source = ArraySource(planted(4000)[0])
     cfg = TrainConfig(batch_size=256, n_tokens=256 * 300, lr=3e-3, n_init=2000)
     sae = BatchTopK(BatchTopKConfig(d_in=32, d_sae=96, k=4), torch.Generator().manual_seed(0))
-    (checkpoint,) = train(source, [Trainee("mine", sae)], cfg)
+    (checkpoint,) = train(source, [TrainSpec("mine", sae)], cfg)
     return checkpoint
 
 

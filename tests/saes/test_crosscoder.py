@@ -14,7 +14,7 @@ from saev_core.errors import ConfigError
 from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import recovery
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.crosscoder import Crosscoder, CrosscoderConfig
 
 
@@ -106,7 +106,7 @@ def trained(**options: Any) -> tuple[Crosscoder, torch.Tensor]:
     kind = CrosscoderConfig.model_validate({"d_in": 64, "n_sites": 2, "d_sae": 128, "k": 3, **options})
     sae = Crosscoder(kind, torch.Generator().manual_seed(0))
     cfg = TrainConfig(batch_size=256, n_tokens=256 * 1000, lr=3e-3)
-    (checkpoint,) = train(ArraySource(x, n_sites=2), [Trainee("mine", sae)], cfg)
+    (checkpoint,) = train(ArraySource(x, n_sites=2), [TrainSpec("mine", sae)], cfg)
     assert isinstance(checkpoint.sae, Crosscoder)
     return checkpoint.sae, directions
 

@@ -9,7 +9,7 @@ from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
 from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.jumprelu import JumpReLU, JumpReLUConfig
 
 
@@ -84,7 +84,7 @@ def test_dense_codes_take_the_dense_step() -> None:
 def test_training_arrives_at_the_l0_that_was_asked_for(target: float) -> None:
     x = planted(4000)[0]
     sae = JumpReLU(JumpReLUConfig(d_in=32, d_sae=96, l0=target), torch.Generator().manual_seed(0))
-    (checkpoint,) = train(ArraySource(x), [Trainee("mine", sae)], TrainConfig(batch_size=256, n_tokens=256 * 400, lr=3e-3, n_init=2000))
+    (checkpoint,) = train(ArraySource(x), [TrainSpec("mine", sae)], TrainConfig(batch_size=256, n_tokens=256 * 400, lr=3e-3, n_init=2000))
     assert float(checkpoint.codes(x).counts().sum()) / len(x) == pytest.approx(target, rel=0.15)
 
 

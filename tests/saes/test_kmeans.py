@@ -13,7 +13,7 @@ from saev_core.config.stages import TrainConfig
 from saev_core.errors import ConfigError
 from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.kmeans import KMeans, KMeansConfig, centroids, nearest
 
 
@@ -71,7 +71,7 @@ def test_true_clusters_are_found() -> None:
     x, centres = clusters()
     sae = KMeans(KMeansConfig(d_in=8, d_sae=12), torch.Generator().manual_seed(0))
     source = ArraySource(x)
-    (checkpoint,) = train(source, [Trainee("k", sae)], TrainConfig(batch_size=200, n_tokens=6000))
+    (checkpoint,) = train(source, [TrainSpec("k", sae)], TrainConfig(batch_size=200, n_tokens=6000))
     found = source.norm.inverse(sae.W_dec + sae.b_dec)
     assert float(torch.cdist(centres, found).min(1).values.max()) < 0.1
     codes = checkpoint.codes(x)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saev_core.errors import ConfigError
-from saev_core.sae.kernels import Workspace
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Progress
 from saev_core.testing import SAEContract
 from saev_saes.matching_pursuit import MatchingPursuit, MatchingPursuitConfig
@@ -97,7 +97,7 @@ def test_both_ways_to_the_inner_products_agree(monkeypatch: pytest.MonkeyPatch) 
     sae, x = small(), vectors()
     with_gram = sae.codes(x).dense()
     monkeypatch.setattr("saev_saes.matching_pursuit.GRAM_WIDTH", 0)
-    sae.work = Workspace()
+    sae.share_scratch(Scratch())
     torch.testing.assert_close(sae.codes(x).dense(), with_gram, rtol=1e-12, atol=1e-12)
 
 

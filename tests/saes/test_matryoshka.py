@@ -11,7 +11,7 @@ from saev_core.errors import ConfigError
 from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.sae.step import Progress, Step
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.jumprelu import JumpReLU
 from saev_saes.matryoshka import Matryoshka, MatryoshkaConfig
 
@@ -110,7 +110,7 @@ def test_the_first_prefix_reconstructs_better_than_without_nesting() -> None:
     x = planted(4000)[0]
     shared = {"d_in": 32, "d_sae": 96, "k": 4, "n_groups": 3}
     trainees = [
-        Trainee(f"{full}", Matryoshka(MatryoshkaConfig.model_validate({**shared, "full_weight": full}), torch.Generator().manual_seed(0)))
+        TrainSpec(f"{full}", Matryoshka(MatryoshkaConfig.model_validate({**shared, "full_weight": full}), torch.Generator().manual_seed(0)))
         for full in (0.5, 1.0)
     ]
     errors = []

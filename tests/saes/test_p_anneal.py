@@ -9,7 +9,7 @@ from saev_core.config.stages import TrainConfig
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.step import Progress
 from saev_core.testing.sae_contract import ArraySource, SAEContract, planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.p_anneal import PAnneal, PAnnealConfig
 
 
@@ -84,7 +84,7 @@ def test_it_ends_sparser_than_plain_l1_at_an_equal_error() -> None:
     """What it is for: small values go, large ones do not shrink."""
     x = planted(4000)[0]
     trainees = [
-        Trainee(f"{p_end}", PAnneal(PAnnealConfig(d_in=32, d_sae=96, p_end=p_end), torch.Generator().manual_seed(0)))
+        TrainSpec(f"{p_end}", PAnneal(PAnnealConfig(d_in=32, d_sae=96, p_end=p_end), torch.Generator().manual_seed(0)))
         for p_end in (1.0, 0.2)
     ]
     plain, annealed = train(ArraySource(x), trainees, TrainConfig(batch_size=256, n_tokens=256 * 500, lr=3e-3, n_init=2000))

@@ -16,7 +16,7 @@ from saev_core.sae.base import make_sae
 from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.pca import PCA, PCAConfig
 
 
@@ -60,7 +60,7 @@ def test_training_ends_with_the_components_of_all_it_saw() -> None:
     source = ArraySource(x)
     sae = PCA(PCAConfig(d_in=32, k=8))
     # 250 steps: neither the first sample nor the last round number of steps is all.
-    (checkpoint,) = train(source, [Trainee("p", sae)], TrainConfig(batch_size=160, n_tokens=160 * 250, n_init=300))
+    (checkpoint,) = train(source, [TrainSpec("p", sae)], TrainConfig(batch_size=160, n_tokens=160 * 250, n_init=300))
     assert int(sae.count) == 300 + 160 * 250
     s = np.linalg.svd((x - x.mean(0)).double().numpy(), compute_uv=False)
     rest = (x - checkpoint.decode(checkpoint.codes(x))).double().square().sum()

@@ -15,7 +15,7 @@ from saev_core.sae.norm import Norm
 from saev_core.sae.step import Progress
 from saev_core.testing import ArraySource, SAEContract
 from saev_core.testing.sae_contract import recovery
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_saes.transcoder import Transcoder, TranscoderConfig
 
 
@@ -63,6 +63,11 @@ def small(**options: Any) -> Transcoder:
     return sae.double()
 
 
+def test_its_skip_connection_has_no_features_though_it_may_be_as_long() -> None:
+    assert small(skip=True, d_sae=6).feature_axes() == {"W_enc": 1, "b_enc": 0, "W_dec": 0, "b_dec": None, "W_skip": None}
+    assert "W_skip" not in small(d_sae=6).feature_axes()
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_forward_loss_and_gradient_are_those_of_the_papers(skip: bool) -> None:
     sae = small(skip=skip)
@@ -99,7 +104,7 @@ def test_encoder_columns_find_the_earlier_sites_directions_of_the_same_features(
     sae = Transcoder(TranscoderConfig(d_in=64, n_sites=2, d_sae=128, k=3), torch.Generator().manual_seed(0))
     source = ArraySource(x, n_sites=2)
     cfg = TrainConfig(batch_size=256, n_tokens=256 * 1000, lr=3e-3)
-    (checkpoint,) = train(source, [Trainee("mine", sae)], cfg)
+    (checkpoint,) = train(source, [TrainSpec("mine", sae)], cfg)
     assert recovery(checkpoint.sae, other) > 0.9
     rows = F.normalize(checkpoint.sae.W_dec.detach(), dim=1)
     best = (other @ rows.T).argmax(1)
@@ -120,7 +125,7 @@ def test_the_skip_connection_takes_what_is_linear() -> None:
 
     def error(skip: bool) -> float:
         sae = Transcoder(TranscoderConfig(d_in=64, n_sites=2, d_sae=96, k=3, skip=skip), torch.Generator().manual_seed(0))
-        (checkpoint,) = train(source, [Trainee("mine", sae)], cfg)
+        (checkpoint,) = train(source, [TrainSpec("mine", sae)], cfg)
         target = x[:, 32:]
         return float((target - checkpoint.reconstruct(x)).square().sum() / (target - target.mean(0)).square().sum())
 
@@ -173,7 +178,7 @@ def test_other_than_two_sites_are_refused_in_one_line(n_sites: int) -> None:
 
 def test_a_source_that_joins_nothing_is_refused() -> None:
     with pytest.raises(TrainError, match="for 2 joined sites, the source joins 1"):
-        train(ArraySource(torch.randn(300, 12)), [Trainee("mine", small().float())], TrainConfig(batch_size=64, n_tokens=640))
+        train(ArraySource(torch.randn(300, 12)), [TrainSpec("mine", small().float())], TrainConfig(batch_size=64, n_tokens=640))
 
 
 def test_raw_predictions_are_in_the_later_sites_units() -> None:

@@ -20,7 +20,7 @@ from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing.sae_contract import planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_core.types import Site
 
 SITE = Site(1)
@@ -44,7 +44,7 @@ def store_of(tmp_path: Path, x: torch.Tensor, missing: tuple[int, ...] = ()) -> 
 def trained(store: ActivationStore, read: ReadConfig) -> Checkpoint:
     source = StoreSource(store, read)
     sae = TopK(TopKConfig(d_in=12, d_sae=40, k=3), torch.Generator().manual_seed(0))
-    (checkpoint,) = train(source, [Trainee("a", sae)], TrainConfig(batch_size=32, n_tokens=32 * 60, n_init=100))
+    (checkpoint,) = train(source, [TrainSpec("a", sae)], TrainConfig(batch_size=32, n_tokens=32 * 60, n_init=100))
     return checkpoint
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saev_core.config.base import PluginRef
 from saev_core.config.stages import TrainConfig
 from saev_core.errors import CheckpointError
 from saev_core.evaluation.consensus import consensus
@@ -22,8 +23,9 @@ from saev_core.evaluation.seed_agreement import Stability, identity, points, sta
 from saev_core.sae.base import SAE, make_sae
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.norm import Norm
+from saev_core.sae.topk import TopK
 from saev_core.testing.sae_contract import ArraySource, planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 VARIANTS = ("topk:3", "relu", "batchtopk:3", "jumprelu:3", "gated", "matryoshka", "p-anneal", "mp:3", "kmeans", "transcoder", "crosscoder")
 
@@ -180,6 +182,15 @@ def test_a_computed_dictionary_is_refused_in_one_line() -> None:
         consensus(group, compared(group), 0.5)
 
 
+def test_options_that_the_width_bounds_are_lowered_with_it() -> None:
+    a = make_sae(PluginRef(name="topk", options={"k": 3, "k_warmup": 40}), 24, n_vectors=128 * 64)
+    live = {"a": np.arange(64) < 2, "b": np.arange(64) < 2}
+    group = {name: checkpoint(a, "topk", seed) for seed, name in enumerate("ab")}
+    made = consensus(group, stability(group, live), 0.9).sae
+    assert isinstance(made, TopK)
+    assert (made.d_sae, made.cfg.k, made.cfg.k_warmup) == (2, 2, 2)
+
+
 def test_a_width_that_the_variant_cannot_have_is_refused_in_one_line() -> None:
     a = randomised("matryoshka")
     live = {"a": np.arange(64) < 9, "b": np.arange(64) < 9}
@@ -192,7 +203,7 @@ def test_a_width_that_the_variant_cannot_have_is_refused_in_one_line() -> None:
 def test_seeds_that_were_really_trained_agree_on_planted_directions(tmp_path: Path) -> None:
     x, directions = planted(4000, 32, 48)
     trainees = [
-        Trainee(f"{name}-s{seed}", make_sae(f"{name}:3", 32, seed=seed, n_vectors=64 * 128), seed=seed)
+        TrainSpec(f"{name}-s{seed}", make_sae(f"{name}:3", 32, seed=seed, n_vectors=64 * 128), seed=seed)
         for name, n_seeds in (("topk", 3), ("batchtopk", 2))
         for seed in range(1, n_seeds + 1)
     ]

@@ -19,7 +19,7 @@ from saev_core.pipeline.pipeline import Pipeline
 from saev_core.runs.run import Run
 from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 SETTINGS = {"record": {"n_images": 64}, "train": {"n_tokens": 256 * 40, "batch_size": 256, "n_init": 2048}, "index": {"top_k": 4}}
 
@@ -32,8 +32,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     work = Pipeline(run)
     work.run_stages(["record"])
     source = work.source(run.config.read)
-    trainees = [Trainee(f"topk-k4-s{s}", make_sae("topk:4", source.d_model, seed=s, n_vectors=source.n_vectors), seed=s) for s in (1, 2, 3)]
-    trainees.append(Trainee("jumprelu-s1", make_sae("jumprelu:8", source.d_model, seed=1, n_vectors=source.n_vectors), seed=1))
+    trainees = [
+        TrainSpec(f"topk-k4-s{s}", make_sae("topk:4", source.d_model, seed=s, n_vectors=source.n_vectors), seed=s) for s in (1, 2, 3)
+    ]
+    trainees.append(TrainSpec("jumprelu-s1", make_sae("jumprelu:8", source.d_model, seed=1, n_vectors=source.n_vectors), seed=1))
     train(source, trainees, run.config.train, out=run.sae_dir)
     return run
 

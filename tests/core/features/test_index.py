@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed import killed_before_rename
 
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.base import PluginRef, validate
@@ -224,6 +225,25 @@ def test_a_killed_write_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypa
 
 def test_writing_again_replaces_the_old_index(tmp_path: Path) -> None:
     accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
+    accumulate(activations(0, n=50), 16).write(tmp_path / "a.zarr", HEAD)
+    assert FeatureIndex.open(tmp_path / "a.zarr").n_images == 50
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_replacement_killed_between_its_renames_is_put_back(tmp_path: Path) -> None:
+    accumulate(activations(0), 16).write(tmp_path / "a.zarr", HEAD)
+    script = f"""
+import torch
+from pathlib import Path
+from saev_core.features.accumulate import FeatureAccumulator
+from saev_core.sae.codes import Codes
+found = FeatureAccumulator({D}, {T}, {K})
+found.add([0], Codes.from_dense(torch.ones({T}, {D})))
+found.write(Path({str(tmp_path / "a.zarr")!r}), {{"grid": "another"}})
+"""
+    killed_before_rename(2, script)
+    assert not (tmp_path / "a.zarr").exists()
+    assert FeatureIndex.open(tmp_path / "a.zarr").n_images == N
     accumulate(activations(0, n=50), 16).write(tmp_path / "a.zarr", HEAD)
     assert FeatureIndex.open(tmp_path / "a.zarr").n_images == 50
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]

@@ -37,6 +37,16 @@ def test_everything_in_a_run_is_found_from_its_path(tmp_path: Path) -> None:
     assert elsewhere.store_url == "s3://bucket/store"
 
 
+def test_an_opened_run_has_what_was_being_replaced_when_saev_was_killed(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "a", RunConfig())
+    for folder in (run.sae_dir("b"), run.features_path("b")):
+        hidden = folder.parent / ".incomplete" / f"{folder.name}.old"
+        hidden.mkdir(parents=True)
+        (hidden / "checkpoint.json").touch()
+    assert Run.open(tmp_path / "a").sae_names == ["b"]
+    assert run.features_path("b").exists()
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="not empty and not a run; choose another --out"):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saev_core.sae.codes import Codes
-from saev_core.sae.kernels import DENSE_ROWS, ROWS, SPARSE_BELOW, Workspace, encode_above, encode_top_k, top_k
+from saev_core.sae.kernels import DENSE_ROWS, ROWS, SPARSE_BELOW, encode_above, encode_top_k, top_k
 from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Progress
 from saev_core.sae.topk import TopK, TopKConfig
 
@@ -53,8 +54,8 @@ def test_chunking_changes_nothing(n: int) -> None:
     x, W, b = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((n, 8), (8, 50), (50,)))
     pre = x @ W + b
     dense = torch.zeros_like(pre).scatter(1, (top := pre.relu().topk(5)).indices, top.values)
-    torch.testing.assert_close(encode_top_k(x, W, b, 5, Workspace()).dense(), dense)
-    codes = encode_above(x, W, b, Workspace())
+    torch.testing.assert_close(encode_top_k(x, W, b, 5, Scratch()).dense(), dense)
+    codes = encode_above(x, W, b, Scratch())
     assert codes is not None
     torch.testing.assert_close(codes.dense(), pre.relu())
     assert len(codes) == n
@@ -62,8 +63,8 @@ def test_chunking_changes_nothing(n: int) -> None:
 
 def test_dense_batches_are_turned_away_from_the_sparse_path() -> None:
     x, W = torch.randn(40, 8), torch.randn(8, 50)
-    assert encode_above(x, W, torch.full((50,), 9.0), Workspace(), below=SPARSE_BELOW) is None
-    assert encode_above(x, W, torch.full((50,), -99.0), Workspace(), below=SPARSE_BELOW) is not None
+    assert encode_above(x, W, torch.full((50,), 9.0), Scratch(), below=SPARSE_BELOW) is None
+    assert encode_above(x, W, torch.full((50,), -99.0), Scratch(), below=SPARSE_BELOW) is not None
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 64 + ROWS, 64 + ROWS + 1])
@@ -71,13 +72,13 @@ def test_looking_at_the_first_rows_loses_none(n: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x, W = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((n, 8), (8, 50)))
     b = torch.full((50,), -7.0).double()
-    codes = encode_above(x, W, b, Workspace(), below=SPARSE_BELOW)
+    codes = encode_above(x, W, b, Scratch(), below=SPARSE_BELOW)
     assert codes is not None
     torch.testing.assert_close(codes.dense(), (x @ W + b).relu())
 
 
 def test_no_vectors_have_no_codes() -> None:
-    codes = encode_above(torch.zeros(0, 8), torch.randn(8, 50), torch.zeros(50), Workspace())
+    codes = encode_above(torch.zeros(0, 8), torch.randn(8, 50), torch.zeros(50), Scratch())
     assert codes is not None
     assert codes.dense().shape == (0, 50)
 
@@ -133,7 +134,7 @@ def test_a_step_repeats_to_the_last_bit() -> None:
 
 
 def test_a_workspace_gives_the_same_memory_again() -> None:
-    work, like = Workspace(), torch.zeros(1)
+    work, like = Scratch(), torch.zeros(1)
     first = work.get("a", (4, 5), like)
     assert work.get("a", (2, 3), like).data_ptr() == first.data_ptr()
     assert work.get("b", (2, 3), like).data_ptr() != first.data_ptr()

@@ -19,7 +19,7 @@ from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
 from saev_core.training.optim import Adam
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_the_optimiser_forgets_resampled_features_and_nothing_else() -> None:
     for p in sae.parameters():
         p.grad = torch.ones_like(p)
     adam.step(0.1)
-    adam.forget(torch.tensor([1, 5]), 8)
+    adam.reset_features(torch.tensor([1, 5]), sae.feature_axes())
     gone = torch.zeros(8, dtype=torch.bool)
     gone[[1, 5]] = True
     for kind in ("mean", "square"):
@@ -140,7 +140,7 @@ CFG = TrainConfig(batch_size=256, n_tokens=256 * 400, lr=3e-3, dead_after=3000, 
 
 def trained(out: Path | None = None, **options: Any) -> SAE:
     sae = HalfDead(ReLUConfig.model_validate({"d_in": 32, "d_sae": 96, "sparsity_coeff": 0.1, **options}), torch.Generator().manual_seed(0))
-    return train(ArraySource(planted(8000)[0]), [Trainee("r", sae)], CFG, out=out)[0].sae
+    return train(ArraySource(planted(8000)[0]), [TrainSpec("r", sae)], CFG, out=out)[0].sae
 
 
 def dead_share(sae: SAE) -> float:
@@ -165,7 +165,7 @@ def test_resampling_survives_an_interruption_to_the_last_bit(tmp_path: Path) -> 
 
     source = ArraySource(planted(8000)[0])
     with pytest.raises(KeyboardInterrupt):
-        train(source, [Trainee("r", sae)], CFG, out=tmp_path, emit=interrupt)
+        train(source, [TrainSpec("r", sae)], CFG, out=tmp_path, emit=interrupt)
     resumed = trained(tmp_path, resample_every=40)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

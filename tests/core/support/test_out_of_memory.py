@@ -35,14 +35,14 @@ from saev_core.errors import TrainError
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 torch.set_num_threads(1)
 source = ArraySource(planted(700, 16)[0])
 sae = TopK(TopKConfig(d_in=16, d_sae=100_000, k=4))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1))
 try:
-    train(source, [Trainee("wide", sae)], TrainConfig(batch_size=256, n_tokens=2560, n_init=500))
+    train(source, [TrainSpec("wide", sae)], TrainConfig(batch_size=256, n_tokens=2560, n_init=500))
 except TrainError as error:
     print(error)
 """

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from saev_core.support.threads import ahead, behind
+from saev_core.support.threads import read_ahead, write_behind
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +25,11 @@ def test_ahead_gives_the_same_items_and_then_the_error() -> None:
         yield from range(5)
         raise RuntimeError("the sixth")
 
-    some = ahead(items(), 2)
+    some = read_ahead(items(), 2)
     assert [next(some) for _ in range(5)] == list(range(5))
     with pytest.raises(RuntimeError, match="the sixth"):
         next(some)
-    assert list(ahead(iter(range(3)), 1)) == [0, 1, 2]
+    assert list(read_ahead(iter(range(3)), 1)) == [0, 1, 2]
 
 
 def test_ahead_stays_within_its_depth() -> None:
@@ -40,7 +40,7 @@ def test_ahead_stays_within_its_depth() -> None:
             made.append(i)
             yield i
 
-    with closing(ahead(items(), 3)) as some:
+    with closing(read_ahead(items(), 3)) as some:
         assert next(some) == 0
         time.sleep(0.05)
         assert len(made) <= 1 + 3 + 1
@@ -56,14 +56,14 @@ def test_ahead_closes_its_items_when_it_is_closed() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    with closing(ahead(items(), 2)) as some:
+    with closing(read_ahead(items(), 2)) as some:
         next(some)
     assert closed == ["saev-ahead"]
 
 
 def test_behind_works_off_everything_in_order() -> None:
     got: list[int] = []
-    with behind(got.extend, 2) as hand_over:
+    with write_behind(got.extend, 2) as hand_over:
         for i in range(50):
             hand_over(i)
     assert got == list(range(50))
@@ -77,7 +77,7 @@ def test_behind_lets_only_so_many_wait() -> None:
             time.sleep(0.01)
             got.append(item)
 
-    with behind(slowly, 2) as hand_over:
+    with write_behind(slowly, 2) as hand_over:
         for i in range(10):
             hand_over(i)
             assert i + 1 - len(got) <= 2 + 2  # waiting, in hand, and just taken
@@ -91,7 +91,7 @@ def test_an_error_behind_reaches_the_one_who_hands_over(after: int) -> None:
                 raise RuntimeError("the disk is full")
 
     def hand_ten() -> None:
-        with behind(fails, 1) as hand_over:
+        with write_behind(fails, 1) as hand_over:
             for i in range(10):
                 hand_over(i)
 
@@ -113,7 +113,7 @@ def test_a_caller_that_fails_drops_the_unfinished_after_the_finished(error: type
             raise
 
     def hand_two_and_fail() -> None:
-        with behind(work, 4) as hand_over:
+        with write_behind(work, 4) as hand_over:
             hand_over(1)
             hand_over(2)
             raise error
@@ -125,7 +125,7 @@ def test_a_caller_that_fails_drops_the_unfinished_after_the_finished(error: type
 
 def test_the_callers_torch_threads_stay() -> None:
     before = torch.get_num_threads()
-    with behind(list, 1) as hand_over:
+    with write_behind(list, 1) as hand_over:
         hand_over(1)
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before

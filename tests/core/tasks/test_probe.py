@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killed import killed_before_rename
 
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.errors import ProbeError
@@ -165,6 +166,30 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     probe(bias=torch.zeros(3)).save(tmp_path / "probe")
     assert not Probe.load(tmp_path / "probe").bias.any()
     assert [path.name for path in tmp_path.iterdir()] == ["probe"]
+
+
+def test_a_replacement_killed_between_its_renames_is_put_back(tmp_path: Path) -> None:
+    probe().save(tmp_path / "a")
+    killed_before_rename(
+        2,
+        f"""
+from saev_core.tasks.probe import Probe
+found = Probe.load({str(tmp_path / "a")!r})
+found.card["accuracy"] = 0.75
+found.save({str(tmp_path / "a")!r})
+""",
+    )
+    assert not (tmp_path / "a").exists()
+    assert Probe.load(tmp_path / "a").card == {"accuracy": 0.5}
+    probe(card={"accuracy": 0.9}).save(tmp_path / "a")
+    assert Probe.load(tmp_path / "a").card == {"accuracy": 0.9}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_an_earlier_version_was_replacing_when_it_was_killed_is_put_back(tmp_path: Path) -> None:
+    probe().save(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / ".a.4711.old")
+    assert Probe.load(tmp_path / "a").card == {"accuracy": 0.5}
 
 
 def test_damage_and_strangers_are_named(tmp_path: Path) -> None:

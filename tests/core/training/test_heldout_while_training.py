@@ -26,7 +26,7 @@ from saev_core.sae.base import make_sae
 from saev_core.support.progress import Meter
 from saev_core.testing.sae_contract import ArraySource, planted
 from saev_core.testing.stores_in_memory import store_of
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_core.types import Site
 
 READ = ReadConfig(layer=1, heldout=0.25, n_threads=1)
@@ -50,8 +50,8 @@ def store(tmp_path: Path) -> ActivationStore:
     return store_of(tmp_path / "store", {Site(1): x}, dtype="float32")
 
 
-def group(*names: str) -> list[Trainee]:
-    return [Trainee(name.replace(":", ""), make_sae(name, 12, seed=i, n_vectors=9000), seed=i) for i, name in enumerate(names)]
+def group(*names: str) -> list[TrainSpec]:
+    return [TrainSpec(name.replace(":", ""), make_sae(name, 12, seed=i, n_vectors=9000), seed=i) for i, name in enumerate(names)]
 
 
 class Told:

@@ -23,8 +23,8 @@ from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
 from saev_core.training.optim import Adam, Average, Muon, Optimizer, ScheduleFree, make_optimizer
 from saev_core.training.optim.muon import QUINTIC, orthogonal
-from saev_core.training.sae_trainer import Job, Trainee
-from saev_core.training.schedule import Schedule
+from saev_core.training.sae_trainer import SAETrainer, TrainSpec
+from saev_core.training.schedule import Schedule, base_lr
 from saev_core.training.train import train
 
 
@@ -38,6 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 STEPS = 30
 SHAPES = {"W_enc": (6, 20), "W_dec": (20, 6), "b_enc": (20,), "scale": ()}
+AXES = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "scale": None}
 
 
 def weights() -> dict[str, nn.Parameter]:
@@ -65,7 +66,7 @@ def moved(
             parameters[name].grad = gradient.clone()
         optimizer.step(rate(step))
         restore(parameters)
-        if optimizer.blend():
+        if optimizer.average_step():
             restore(parameters)
     return optimizer, parameters
 
@@ -165,14 +166,14 @@ def test_schedule_free_is_its_equations() -> None:
         return x, restored(0.1 * z + 0.9 * x)
 
     optimizer, found = moved(lambda p: ScheduleFree(p.items(), beta2=0.99), unit_rows)
-    close(optimizer.answer(), {name: plain(p.detach().double(), name)[0] for name, p in weights().items()})
+    close(optimizer.averaged_weights(), {name: plain(p.detach().double(), name)[0] for name, p in weights().items()})
     close(found, {name: plain(p.detach().double(), name)[1] for name, p in weights().items()})
 
 
 def test_the_average_has_no_memory_of_its_start() -> None:
     parameters = weights()
     average, seen = Average(parameters.items(), 0.9), []
-    assert average.answer() == {}
+    assert average.averaged_weights() == {}
     for step in range(STEPS):
         with torch.no_grad():
             parameters["W_dec"].add_(gradients(step)["W_dec"])
@@ -180,7 +181,7 @@ def test_the_average_has_no_memory_of_its_start() -> None:
         seen.append(parameters["W_dec"].detach().double().clone())
     shares = torch.tensor([0.9 ** (STEPS - 1 - s) for s in range(STEPS)], dtype=torch.float64)
     wanted = torch.einsum("s,sij->ij", shares / shares.sum(), torch.stack(seen))
-    torch.testing.assert_close(average.answer()["W_dec"].double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(average.averaged_weights()["W_dec"].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adam", "muon", "schedule-free"])
@@ -189,7 +190,7 @@ def test_features_that_start_anew_are_forgotten_and_no_others(name: Any) -> None
     with torch.no_grad():
         parameters["W_dec"][3], parameters["W_enc"][:, 3], parameters["b_enc"][3] = 1.0, 2.0, 3.0
     before = {key: tensor.clone() for key, tensor in found.tensors().items()}
-    found.forget(torch.tensor([3]), 20)
+    found.reset_features(torch.tensor([3]), AXES)
     for key, tensor in found.tensors().items():
         kind, _, of = key.partition(".")
         if of not in ("W_enc", "W_dec", "b_enc") or kind == "count":
@@ -199,6 +200,27 @@ def test_features_that_start_anew_are_forgotten_and_no_others(name: Any) -> None
         new = {"W_enc": 2.0, "W_dec": 1.0, "b_enc": 3.0}[of] if kind in ("x", "z") else 0.0
         assert bool((now[3] == new).all()), key
         assert torch.equal(now[torch.arange(20) != 3], was[torch.arange(20) != 3]), key
+
+
+def test_a_parameter_without_features_is_left_alone_however_long_it_is() -> None:
+    class Skipping(TopK):
+        def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
+            super().__init__(cfg, generator)
+            self.skip, self.gate = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
+
+        def feature_axes(self) -> dict[str, int | None]:
+            return super().feature_axes() | {"skip": None}
+
+    sae = Skipping(TopKConfig(d_in=8, d_sae=8, k=2))
+    assert sae.feature_axes() == {"W_enc": 1, "b_enc": 0, "W_dec": 0, "b_dec": None, "skip": None, "gate": 0}
+    adam = Adam(sae.named_parameters())
+    for p in sae.parameters():
+        p.grad = torch.ones_like(p)
+    adam.step(0.1)
+    adam.reset_features(torch.tensor([1, 5]), sae.feature_axes())
+    state = adam.tensors()
+    assert bool((state["mean.skip"] > 0).all())
+    assert (state["mean.gate"] == 0).nonzero().view(-1).tolist() == [1, 5]
 
 
 # In training.
@@ -221,13 +243,13 @@ def source() -> ArraySource:
     return ArraySource(planted(700, 16)[0])
 
 
-def trainee(name: str, **options: Any) -> Trainee:
+def trainee(name: str, **options: Any) -> TrainSpec:
     sae: SAE
     if name == "relu":
         sae = ReLU(ReLUConfig.model_validate({"d_in": 16, "d_sae": 40, **options}), torch.Generator().manual_seed(0))
-        return Trainee(name, sae, changed(optimizer="muon"))
+        return TrainSpec(name, sae, changed(optimizer="muon"))
     sae = TopK(TopKConfig.model_validate({"d_in": 16, "d_sae": 40, "k": 4, **options}), torch.Generator().manual_seed(0))
-    return Trainee(name, sae, changed(**OPTIONS[name]))
+    return TrainSpec(name, sae, changed(**OPTIONS[name]))
 
 
 def same(one: SAE, two: SAE) -> bool:
@@ -245,7 +267,7 @@ def test_a_mixed_group_trains_each_as_if_alone() -> None:
 def test_a_mixed_group_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
     """Every tenth feature begins dead, so that optimisers also forget."""
 
-    def group() -> list[Trainee]:
+    def group() -> list[TrainSpec]:
         made = [trainee(name, resample_every=8, auxk=0, data_init=False) for name in OPTIONS]
         for one in made:
             one.cfg = (one.cfg or CFG).model_copy(update={"dead_after": 128})
@@ -277,8 +299,8 @@ def test_the_checkpoint_holds_the_averaged_weights_with_rows_of_length_one(name:
     torch.testing.assert_close(checkpoint.sae.W_dec.norm(dim=1), torch.ones(40), rtol=1e-5, atol=1e-5)
     two = trainee(name)
     assert two.cfg is not None
-    job = Job(two, two.cfg, Schedule.of(two.cfg, 700), torch.device("cpu"))
-    assert job.answer() is job.sae  # nothing is averaged before the first step
+    job = SAETrainer(two, two.cfg, Schedule.of(two.cfg, 700), torch.device("cpu"))
+    assert job.trained_sae() is job.sae  # nothing is averaged before the first step
     data = source()
     x = data.norm(data.x)
     job.sae.initialise(x[:500], job.generator)
@@ -288,9 +310,9 @@ def test_the_checkpoint_holds_the_averaged_weights_with_rows_of_length_one(name:
         seen.append(job.sae.b_enc.detach().clone())
     if name == "ema":
         wanted = (0.81 * seen[0] + 0.9 * seen[1] + seen[2]) / 2.71
-        torch.testing.assert_close(job.answer().b_enc.detach(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(job.trained_sae().b_enc.detach(), wanted, rtol=1e-5, atol=1e-6)
     before = {key: tensor.clone() for key, tensor in job.sae.state_dict().items()}
-    job.answer()
+    job.trained_sae()
     assert all(torch.equal(tensor, before[key]) for key, tensor in job.sae.state_dict().items())
 
 
@@ -298,12 +320,12 @@ def test_every_optimizer_learns(tmp_path: Path) -> None:
     data = source()
     spread = float((data.x - data.x.mean(0)).square().sum())
     cfg = {"n_tokens": 64 * 400}
-    made = [Trainee(name, trainee(name).sae, changed(**cfg, **options)) for name, options in OPTIONS.items()]
+    made = [TrainSpec(name, trainee(name).sae, changed(**cfg, **options)) for name, options in OPTIONS.items()]
     for checkpoint in train(data, made, changed(**cfg)):
         x_hat = checkpoint.decode(checkpoint.codes(data.x))
         assert float((x_hat - data.x).square().sum()) / spread < 0.25, checkpoint.train["config"]
         rate = {"muon": Muon.rate, "schedule-free": ScheduleFree.rate}.get(checkpoint.train["config"]["optimizer"])
-        own = checkpoint.sae.base_lr() * rate if rate else checkpoint.sae.default_lr()
+        own = base_lr(40) * (rate or TopK.training_defaults.lr)
         assert checkpoint.train["lr"] == pytest.approx(own)
 
 
@@ -318,7 +340,7 @@ def test_every_optimizer_learns(tmp_path: Path) -> None:
 def test_resuming_with_other_options_names_them(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: str) -> None:
     def run(options: dict[str, Any], **more: Any) -> list[Checkpoint]:
         # The group's configuration is the same: it is the SAE's own that differs.
-        return train(source(), [Trainee("topk", trainee("adam").sae, changed(**options))], CFG, out=tmp_path, **more)
+        return train(source(), [TrainSpec("topk", trainee("adam").sae, changed(**options))], CFG, out=tmp_path, **more)
 
     def interrupt(hook: str, *, step: int, **rest: Any) -> None:
         if step == 10:
@@ -344,7 +366,7 @@ def test_muon_without_a_matrix_is_refused() -> None:
 
     sae = Scaled(TopKConfig(d_in=16, d_sae=40, k=4))
     with pytest.raises(TrainError, match=r"mine: muon moves matrices, and this SAE trains none; leave train.optimizer at adam"):
-        train(source(), [Trainee("mine", sae, changed(optimizer="muon"))], CFG)
+        train(source(), [TrainSpec("mine", sae, changed(optimizer="muon"))], CFG)
 
 
 def test_two_averages_are_refused() -> None:

@@ -13,15 +13,16 @@ import torch
 from saev_core.config.base import validate
 from saev_core.config.stages import TrainConfig
 from saev_core.sae.base import SAE
-from saev_core.sae.kernels import Workspace, encode_above, encode_top_k
+from saev_core.sae.kernels import encode_above, encode_top_k
 from saev_core.sae.relu import ReLU, ReLUConfig
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
 from saev_core.training.precision import precision
-from saev_core.training.sae_trainer import Job
+from saev_core.training.sae_trainer import SAETrainer
 from saev_core.training.schedule import Schedule
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 CFG = TrainConfig(batch_size=64, n_tokens=64 * 40, n_init=500, checkpoint_every=6, log_every=5)
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def same(one: SAE, two: SAE) -> bool:
 def test_bf16_encodes_to_about_three_digits_and_only_inside() -> None:
     generator = torch.Generator().manual_seed(0)
     x, W = (torch.randn(shape, generator=generator) for shape in ((300, 64), (64, 500)))
-    b, work = torch.randn(500, generator=generator), Workspace()
+    b, work = torch.randn(500, generator=generator), Scratch()
     wanted = x.double() @ W.double() + b.double()
     with precision("bf16", CPU, work):
         codes, picked = encode_above(x, W, b, work), encode_top_k(x, W, b, 8, work)
@@ -79,27 +80,27 @@ def test_bf16_encodes_to_about_three_digits_and_only_inside() -> None:
 
 
 def test_bf16_leaves_weights_gradients_and_state_in_float32() -> None:
-    trainee = Trainee("mine", topk())
-    job = Job(trainee, changed(precision="bf16"), Schedule.of(CFG, 700), CPU)
+    trainee = TrainSpec("mine", topk())
+    job = SAETrainer(trainee, changed(precision="bf16"), Schedule.of(CFG, 700), CPU)
     data = source()
     done = job.step(data.norm(data.x)[:64], 0)
     assert done.x_hat.dtype == done.loss.dtype == torch.float32
     kept = [*job.sae.parameters(), *(p.grad for p in job.sae.parameters() if p.grad is not None)]
     assert {tensor.dtype for tensor in [*kept, *job.optimizer.tensors().values()]} == {torch.float32}
-    assert not job.sae.work.bf16
+    assert not job.scratch.bf16
 
 
 def test_an_error_inside_restores_the_precision() -> None:
-    work = Workspace()
+    work = Scratch()
     with pytest.raises(KeyError), precision("bf16", CPU, work):
         raise KeyError
     assert not work.bf16
 
 
 def test_each_sae_of_a_group_has_its_own_precision(tmp_path: Path) -> None:
-    def group(**more: Any) -> list[Trainee]:
+    def group(**more: Any) -> list[TrainSpec]:
         half = changed(precision="bf16", **more)
-        return [Trainee("half", topk(), half), Trainee("full", topk()), Trainee("relu", relu(), half)]
+        return [TrainSpec("half", topk(), half), TrainSpec("full", topk()), TrainSpec("relu", relu(), half)]
 
     alone = [train(source(), [trainee], CFG)[0].sae for trainee in group()]
     together = [checkpoint.sae for checkpoint in train(source(), group(), CFG)]
@@ -124,9 +125,9 @@ def test_each_sae_of_a_group_has_its_own_precision(tmp_path: Path) -> None:
 
 def test_tf32_is_float32_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="saev_core"):
-        (one,) = train(source(), [Trainee("mine", topk())], changed(precision="tf32"))
+        (one,) = train(source(), [TrainSpec("mine", topk())], changed(precision="tf32"))
     assert "mine: train.precision tf32 is for CUDA; on cpu it is float32" in caplog.text
-    (two,) = train(source(), [Trainee("mine", topk())], CFG)
+    (two,) = train(source(), [TrainSpec("mine", topk())], CFG)
     assert same(one.sae, two.sae)
 
 
@@ -134,11 +135,11 @@ def test_tf32_is_float32_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture
 def test_a_compiled_loss_trains_as_the_plain_one(caplog: pytest.LogCaptureFixture) -> None:
     data = source()
     x = data.norm(data.x)[:64]
-    jobs = [Job(Trainee("plain", Plain(topk().cfg)), changed(compile=on), Schedule.of(CFG, 700), CPU) for on in (False, True)]
+    jobs = [SAETrainer(TrainSpec("plain", Plain(topk().cfg)), changed(compile=on), Schedule.of(CFG, 700), CPU) for on in (False, True)]
     plain, compiled = jobs
     compiled.sae.load_state_dict(plain.sae.state_dict())
-    assert plain.sae.compiled is None
-    assert compiled.sae.compiled is not None
+    assert plain.loss is None
+    assert compiled.loss is not None
     for step in range(4):
         one, two = (job.step(x, step) for job in jobs)
         torch.testing.assert_close(one.loss, two.loss)
@@ -148,7 +149,7 @@ def test_a_compiled_loss_trains_as_the_plain_one(caplog: pytest.LogCaptureFixtur
 
 def test_a_gradient_of_its_own_has_nothing_to_compile(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="saev_core"):
-        (one,) = train(source(), [Trainee("mine", topk())], changed(compile=True))
+        (one,) = train(source(), [TrainSpec("mine", topk())], changed(compile=True))
     assert "TopK has a gradient of its own on the CPU; train.compile does nothing for it there" in caplog.text
-    (two,) = train(source(), [Trainee("mine", topk())], CFG)
+    (two,) = train(source(), [TrainSpec("mine", topk())], CFG)
     assert same(one.sae, two.sae)

@@ -20,7 +20,7 @@ from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
 from saev_core.training.schedule import Schedule
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -107,7 +107,7 @@ def test_a_falling_k_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
     source = ArraySource(planted(700, 16)[0])
 
     def run(out: Path | None = None, **more: Any) -> SAE:
-        return train(source, [Trainee("mine", topk(k_warmup=20))], cfg, out=out, **more)[0].sae
+        return train(source, [TrainSpec("mine", topk(k_warmup=20))], cfg, out=out, **more)[0].sae
 
     def interrupt(hook: str, *, step: int, **rest: Any) -> None:
         if hook == "stepped" and step == 15:

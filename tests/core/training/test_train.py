@@ -24,8 +24,8 @@ from saev_core.sae.relu import ReLU, ReLUConfig
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing import ArraySource
 from saev_core.testing.sae_contract import planted
-from saev_core.training.schedule import Schedule
-from saev_core.training.train import Trainee, train
+from saev_core.training.schedule import Schedule, base_lr
+from saev_core.training.train import TrainSpec, train
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +43,14 @@ def source(seed: int = 0) -> ArraySource:
     return ArraySource(planted(700, 16, seed=seed)[0])
 
 
-def topk(name: str = "topk", seed: int = 0, own: TrainConfig | None = None, **options: Any) -> Trainee:
+def topk(name: str = "topk", seed: int = 0, own: TrainConfig | None = None, **options: Any) -> TrainSpec:
     cfg = TopKConfig.model_validate({"d_in": 16, "d_sae": 40, "k": 4, **options})
-    return Trainee(name, TopK(cfg, torch.Generator().manual_seed(seed)), own, seed=seed)
+    return TrainSpec(name, TopK(cfg, torch.Generator().manual_seed(seed)), own, seed=seed)
 
 
-def relu(name: str = "relu", seed: int = 0, **options: Any) -> Trainee:
+def relu(name: str = "relu", seed: int = 0, **options: Any) -> TrainSpec:
     cfg = ReLUConfig.model_validate({"d_in": 16, "d_sae": 40, **options})
-    return Trainee(name, ReLU(cfg, torch.Generator().manual_seed(seed)), seed=seed)
+    return TrainSpec(name, ReLU(cfg, torch.Generator().manual_seed(seed)), seed=seed)
 
 
 def same(one: SAE, two: SAE) -> bool:
@@ -282,7 +282,7 @@ def test_killed_with_signal_9_it_ends_with_the_same_bits(tmp_path: Path) -> None
 
 
 def test_a_bare_run_of_any_length_has_a_sensible_learning_rate() -> None:
-    narrow, wide = (TopK(TopKConfig(d_in=16, d_sae=width, k=4)).default_lr() for width in (256, 65_536))
+    narrow, wide = (TopK.training_defaults.lr * base_lr(width) for width in (256, 65_536))
     assert 1e-4 < wide < narrow < 1e-2
 
 
@@ -317,7 +317,7 @@ def test_nan_that_turns_up_in_a_batch_is_not_the_saes_fault() -> None:
         train(data, [topk()], changed(n_init=1, seed=1))
 
 
-def raises(error: type[SaevError], said: str, data: ArraySource, trainees: list[Trainee], cfg: TrainConfig) -> None:
+def raises(error: type[SaevError], said: str, data: ArraySource, trainees: list[TrainSpec], cfg: TrainConfig) -> None:
     with pytest.raises(error, match=said) as caught:
         train(data, trainees, cfg)
     assert "\n" not in str(caught.value)

@@ -117,12 +117,12 @@ class Crosscoder(TopK):
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
         if self.cfg.activation == "relu":
-            codes = encode_above(x, self.W_enc, self.b_enc, self.work)
+            codes = encode_above(x, self.W_enc, self.b_enc, self.scratch)
             assert codes is not None
             return codes
         weight = self.lengths().sum(1)
-        W_enc = torch.mul(self.W_enc, weight, out=self.work.get("weighted", tuple(self.W_enc.shape), x))
-        codes = encode_top_k(x, W_enc, self.b_enc * weight, self.k, self.work)
+        W_enc = torch.mul(self.W_enc, weight, out=self.scratch.get("weighted", tuple(self.W_enc.shape), x))
+        codes = encode_top_k(x, W_enc, self.b_enc * weight, self.k, self.scratch)
         return replace(codes, value=codes.value.div_(weight[codes.feature]))
 
     def weight(self, progress: Progress) -> float:
@@ -141,7 +141,7 @@ class Crosscoder(TopK):
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         if self.cfg.activation == "topk":
             return super().backward_lean(x, progress)
-        codes = encode_above(x, self.W_enc, self.b_enc, self.work, below=SPARSE_BELOW)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.scratch, below=SPARSE_BELOW)
         if codes is None:
             return self.backward_autograd(x, progress)
         weight, lengths = self.weight(progress) / len(x), self.lengths()

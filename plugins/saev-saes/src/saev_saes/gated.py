@@ -19,6 +19,7 @@ from saev_core.sae.initialise import calibrate
 from saev_core.sae.kernels import ROWS, SPARSE_BELOW, encode_above
 from saev_core.sae.lean_step import grad
 from saev_core.sae.step import Progress, Step
+from saev_core.sae.training_defaults import TrainingDefaults
 
 
 class GatedConfig(SAEConfig):
@@ -43,7 +44,7 @@ class Gated(SAE):
     """
 
     Config: ClassVar[type[SAEConfig]] = GatedConfig
-    betas = (0.0, 0.999)
+    training_defaults = TrainingDefaults(betas=(0.0, 0.999))
     cfg: GatedConfig
 
     def __init__(self, cfg: GatedConfig, generator: torch.Generator | None = None) -> None:
@@ -62,7 +63,7 @@ class Gated(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        gates = encode_above(x, self.W_enc, self.b_enc, self.work)
+        gates = encode_above(x, self.W_enc, self.b_enc, self.scratch)
         assert gates is not None
         return replace(gates, value=self._sizes(gates)[1])
 
@@ -88,7 +89,7 @@ class Gated(SAE):
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         if x.is_cuda:
             return self.backward_autograd(x, progress)
-        gates = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+        gates = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.scratch, below=SPARSE_BELOW)
         weight = self.weight(progress)
         return self._backward_dense(x, weight) if gates is None else self._backward(x, gates, weight)
 
@@ -137,7 +138,7 @@ class Gated(SAE):
         only_where = torch.ops.aten.threshold_backward.grad_input
         for a in range(0, n, ROWS):
             rows = x[a : a + ROWS]
-            h, open_, z, d_z = (self.work.get(name, (len(rows), m), x) for name in ("pre", "open", "size", "slope"))
+            h, open_, z, d_z = (self.scratch.get(name, (len(rows), m), x) for name in ("pre", "open", "size", "slope"))
             torch.mm(rows, W_enc, out=h)
             torch.add(h, b_enc, out=open_).clamp_min_(0)
             torch.addcmul(b_mag, h, scale, out=z).clamp_min_(0)

@@ -20,6 +20,7 @@ from saev_core.sae.kernels import SPARSE_BELOW, encode_above
 from saev_core.sae.lean_step import backward_codes, grad
 from saev_core.sae.revive import ENCODER_SHARE
 from saev_core.sae.step import Progress, Step
+from saev_core.sae.training_defaults import TrainingDefaults
 
 START = 4
 """Active features at the start over the wanted number. On 128-wide activations of drawn scenes (d_sae 512, l0 16, 390 steps)
@@ -30,6 +31,7 @@ class JumpReLUConfig(SAEConfig):
     """Options of `jumprelu`. Lengths are in units of sqrt(d_in), the length of a normalised vector; the paper's is 1."""
 
     main = "l0"
+    at_most_width = ("l0",)
 
     l0: float = Field(default=32.0, gt=0)
     """Active features per vector that training aims at; `sparsity` target."""
@@ -67,7 +69,7 @@ class JumpReLU(SAE):
     """
 
     Config: ClassVar[type[SAEConfig]] = JumpReLUConfig
-    betas = (0.0, 0.999)
+    training_defaults = TrainingDefaults(betas=(0.0, 0.999))
     cfg: JumpReLUConfig
 
     def __init__(self, cfg: JumpReLUConfig, generator: torch.Generator | None = None) -> None:
@@ -90,7 +92,7 @@ class JumpReLU(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        codes = encode_above(x, self.W_enc, self.b_enc, self.work, floor=self.theta)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.scratch, floor=self.theta)
         assert codes is not None
         return codes
 
@@ -121,7 +123,7 @@ class JumpReLU(SAE):
         with torch.no_grad():
             # A little wider than the window, which is then settled value by value.
             floor = self.theta - 0.501 * self.epsilon
-            near = encode_above(x, self.W_enc, self.b_enc, self.work, floor=floor, below=SPARSE_BELOW)
+            near = encode_above(x, self.W_enc, self.b_enc, self.scratch, floor=floor, below=SPARSE_BELOW)
             if near is not None:
                 return self._backward(x, near, progress)
         return self.backward_autograd(x, progress)
@@ -192,7 +194,7 @@ def as_jumprelu(sae: SAE, theta: Float[Tensor, ""] | Float[Tensor, " d_sae"]) ->
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         setattr(made, name, getattr(sae, name))
     made.theta = nn.Parameter(theta.detach().expand(sae.d_sae).clone())
-    made.work = sae.work
+    made.share_scratch(sae.scratch)
     return made
 
 

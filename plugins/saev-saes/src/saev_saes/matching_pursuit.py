@@ -26,6 +26,7 @@ class MatchingPursuitConfig(SAEConfig):
     """Options of `mp`."""
 
     main = "k"
+    at_most_width = ("k",)
 
     k: Auto[PositiveInt] = "auto"
     """Steps of the pursuit: at most so many features are active per vector; `auto`: one in 64, from 8 to 32."""
@@ -99,7 +100,7 @@ class MatchingPursuit(SAE):
         for a in range(0, n, ROWS):
             r = x[a : a + ROWS] - self.b_dec.detach()
             shape = (len(r), m)
-            h = torch.mm(r, D.T, out=self.work.get("pre", shape, x))
+            h = torch.mm(r, D.T, out=self.scratch.get("pre", shape, x))
             for t in range(k):
                 v, j = h.max(1)
                 v.clamp_min_(0)
@@ -110,7 +111,7 @@ class MatchingPursuit(SAE):
                     r -= v[:, None] * D[j]
                     torch.mm(r, D.T, out=h)
                 else:
-                    rows = torch.index_select(gram, 0, j, out=self.work.get("slope", shape, x))
+                    rows = torch.index_select(gram, 0, j, out=self.scratch.get("slope", shape, x))
                     h.addcmul_(rows, v[:, None], value=-1)
         return feature, value
 

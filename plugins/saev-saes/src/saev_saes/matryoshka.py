@@ -91,7 +91,7 @@ class Matryoshka(BatchTopK):
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         if self.cfg.activation == "relu":
             self.check_width(x)
-            codes = encode_above(x, self.W_enc, self.b_enc, self.work)
+            codes = encode_above(x, self.W_enc, self.b_enc, self.scratch)
             assert codes is not None
             return codes
         return TopK.codes(self, x) if self.cfg.activation == "topk" else super().codes(x)
@@ -122,7 +122,7 @@ class Matryoshka(BatchTopK):
         # Row lengths in the penalty have a gradient of their own, which the lean form leaves out.
         codes = None
         if self.cfg.normalize_w_dec:
-            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.scratch, below=SPARSE_BELOW)
         return self.backward_autograd(x, progress) if codes is None else self._backward(x, codes, progress)
 
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:

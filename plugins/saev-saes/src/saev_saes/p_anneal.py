@@ -87,7 +87,7 @@ class PAnneal(ReLU):
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         codes = None
         if not x.is_cuda and self.cfg.normalize_w_dec:
-            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.work, below=SPARSE_BELOW)
+            codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.scratch, below=SPARSE_BELOW)
         if codes is None:
             return self.backward_autograd(x, progress)
         with torch.no_grad():

@@ -23,6 +23,7 @@ class PCAConfig(SAEConfig):
     """Options of `pca`."""
 
     main = "k"
+    at_most_width = ("k",)
 
     k: Auto[PositiveInt] = "auto"
     """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; `auto`: half of `d_sae`, or 32 where that is

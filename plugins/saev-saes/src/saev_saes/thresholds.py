@@ -39,12 +39,12 @@ def encode_batch_top_k(sae: SAE, x: Float[Tensor, "n d_in"], k: int, guess: floa
         guess: about the smallest value that will be kept, as the last batch's; 0 where there was none.
     """
     n, total = len(x), len(x) * k
-    codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=SLACK * guess) if guess > 0 else None
+    codes = encode_above(x, sae.W_enc, sae.b_enc, sae.scratch, floor=SLACK * guess) if guess > 0 else None
     if codes is None or len(codes.value) < total:
-        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=_sampled(sae, x, 1.3 * k))
+        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.scratch, floor=_sampled(sae, x, 1.3 * k))
         assert codes is not None
     if len(codes.value) < total:
-        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.work, floor=0.0)
+        codes = encode_above(x, sae.W_enc, sae.b_enc, sae.scratch, floor=0.0)
         assert codes is not None
     keep = largest(codes.value, total).nonzero().view(-1)
     return Codes.from_rows(codes.rows[keep], codes.feature[keep], codes.value[keep], n, sae.d_sae)

@@ -97,6 +97,10 @@ class Transcoder(TopK):
             self.b_enc.copy_(-(centre @ self.W_enc))
         calibrate(self, x[order[:CALIBRATE_ON]])
 
+    def feature_axes(self) -> dict[str, int | None]:
+        """As of any SAE; the skip connection has no features."""
+        return super().feature_axes() | ({"W_skip": None} if self.cfg.skip else {})
+
     def facts(self) -> dict[str, Any]:
         """`skip_norm`: length of the skip connection over that of the identity, where there is one."""
         return {"skip_norm": float(self.W_skip.detach().norm()) / self.d_out**0.5} if self.cfg.skip else {}

@@ -24,7 +24,7 @@ from saev_core.interventions.downstream import Downstream
 from saev_core.interventions.edit import writes_where_it_reads
 from saev_core.models.base import TextSpace, VisionModel
 from saev_core.sae.checkpoint import Checkpoint
-from saev_core.support.files import write_whole
+from saev_core.support.files import replace_file
 from saev_core.tasks.context import TaskContext
 from saev_core.tasks.task import Task, verb
 from saev_core.types import Site
@@ -363,7 +363,7 @@ def _texts(cx: TaskContext, model: VisionModel, labels: np.ndarray, cfg: Fidelit
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([HEADER, *rows])
-    write_whole(path, text.getvalue().encode())
+    replace_file(path, text.getvalue().encode())
 
 
 __all__ = ["HEADER", "VARIANTS", "Fidelity", "FidelityConfig", "errors", "knn", "linear", "recovered", "spliced", "zero_shot"]

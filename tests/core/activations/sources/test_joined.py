@@ -25,7 +25,7 @@ from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.config import SAEConfig
 from saev_core.sae.norm import Norm
 from saev_core.testing import ArraySource, store_of
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_core.types import Site
 
 SIX, TEN = Site(6), Site(10)
@@ -178,7 +178,7 @@ def test_any_sae_trains_on_joined_vectors_and_its_error_is_told_by_site(store: A
     sae = make_sae("topk:4", source.d_model, n_sites=source.n_sites)
     assert sae.d_sae == 16 * D, "features per dimension of one site"
     cfg = TrainConfig(batch_size=32, n_tokens=32 * 40)
-    (trained,) = train(source, [Trainee("mine", sae)], cfg, out=tmp_path)
+    (trained,) = train(source, [TrainSpec("mine", sae)], cfg, out=tmp_path)
     loaded = Checkpoint.load(tmp_path / "mine")
     assert loaded.site == "resid.6+10"
     assert loaded.norm.scale == source.norm.scale
@@ -214,7 +214,7 @@ def test_a_number_of_sites_that_does_not_fit_is_one_line() -> None:
         make_sae(PluginRef(name="topk", options={"n_sites": 3}), 12, n_sites=2)
     sae = make_sae("topk:3", 12, n_sites=3)
     with pytest.raises(TrainError, match="is for 3 joined sites, the source joins 2"):
-        train(ArraySource(torch.randn(300, 12), n_sites=2), [Trainee("mine", sae)], TrainConfig(batch_size=64, n_tokens=640))
+        train(ArraySource(torch.randn(300, 12), n_sites=2), [TrainSpec("mine", sae)], TrainConfig(batch_size=64, n_tokens=640))
 
 
 def test_joining_norms_of_one_site_is_that_site() -> None:

@@ -25,7 +25,7 @@ from saev_core.errors import BadImageError, DatasetError, ModelError, StoreError
 from saev_core.evaluation.measure import measure
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.topk import TopK, TopKConfig
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 SCRIPT = Path(__file__).parents[1] / "recorder.py"
 spec = importlib.util.spec_from_file_location("recorder", SCRIPT)
@@ -274,7 +274,7 @@ CFG = TrainConfig(batch_size=32, n_tokens=32 * 40, checkpoint_every=5, log_every
 
 
 def trained(source: Any, **kwargs: Any) -> Checkpoint:
-    return train(source, [Trainee("topk", TopK(TopKConfig(d_in=D, d_sae=32, k=4)))], kwargs.pop("cfg", CFG), **kwargs)[0]
+    return train(source, [TrainSpec("topk", TopK(TopKConfig(d_in=D, d_sae=32, k=4)))], kwargs.pop("cfg", CFG), **kwargs)[0]
 
 
 def test_an_sae_trained_live_fits_the_store_that_is_recorded_later(tmp_path: Path) -> None:

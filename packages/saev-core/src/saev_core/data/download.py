@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from saev_core.data.unpack import kind_of, unpack
 from saev_core.errors import DownloadError
+from saev_core.support.files import move_into_place, write_json
 from saev_core.support.progress import Track, silent
 
 log = logging.getLogger(__name__)
@@ -126,11 +126,11 @@ def _download(
         raise DownloadError(f"{folder / strange[0]} already exists and was not downloaded here; move it away, or choose another folder.")
     # Before the entries: if this process dies in between, the next one knows that they are ours.
     receipt = {"complete": False, "archives": came, "entries": sorted(ours | set(entries))}
-    _write_receipt(folder, receipt)
+    write_json(folder / RECEIPT, receipt)
     for name in entries:
-        _replace(made / name, folder / name, work)
+        move_into_place(made / name, folder / name)
     receipt |= {"complete": True, "entries": entries}
-    _write_receipt(folder, receipt)
+    write_json(folder / RECEIPT, receipt)
     if keep:
         shutil.rmtree(made)
     else:
@@ -206,24 +206,6 @@ def _unpack(archive: Archive, work: Path, made: Path) -> None:
             raise DownloadError(f"{archive.url} does not contain {name}; the archive has changed.")
         limit -= unpack(inside, inside.parent, limit)
         inside.unlink()
-
-
-def _replace(source: Path, target: Path, work: Path) -> None:
-    """Rename, replacing what an earlier download left there."""
-    old = work / f"old-{target.name}"
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
-
-
-def _write_receipt(folder: Path, receipt: dict[str, Any]) -> None:
-    temporary = folder / f".{RECEIPT}.{os.getpid()}"
-    temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / RECEIPT)
 
 
 __all__ = ["RECEIPT", "Archive", "download", "read_receipt"]

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError
+from saev_core.support.files import new_folder
 
 
 def divide(labels: Int[np.ndarray, " n"], share: float, seed: int) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_test"]]:
@@ -56,16 +57,13 @@ def write_split(dataset: ImageDataset, folder: str | Path, share: float, seed: i
     if len(set(names)) < len(names):
         names = [f"{number:03d}-{name}" for number, name in enumerate(names)]
     parts = dict(zip(("train", "test"), divide(labels, share, seed), strict=True))
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        for part, images in parts.items():
-            for index in images:
-                _place(files[index], temporary / part / names[labels[index]], index)
-        temporary.rename(folder)
+        with new_folder(folder) as new:
+            for part, images in parts.items():
+                for index in images:
+                    _place(files[index], new / part / names[labels[index]], index)
     except OSError as error:
         raise DatasetError(f"{folder} cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return {part: len(images) for part, images in parts.items()}
 
 

@@ -18,9 +18,6 @@ from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.config import SAEConfig
 
-_AT_MOST_WIDTH = ("k", "l0")
-"""Options that must not exceed the number of features, which a consensus has fewer of."""
-
 
 def agreed(found: Stability, above: float) -> tuple[Int[np.ndarray, "n_seeds n"], Float[np.ndarray, " n"]]:
     """Features that every seed has, one column each, in the order of the seed that agrees best; and their mean cosine.
@@ -144,8 +141,8 @@ def _refuse_computed(sae: SAE) -> None:
 def _build(like: SAE, width: int) -> SAE:
     """A fresh SAE of the same class and options with another width."""
     options = like.describe()
-    limits = {key: min(options[key], width) for key in _AT_MOST_WIDTH if key in options}
     kind = type(like)
+    limits = {key: min(options[key], width) for key in kind.Config.at_most_width}
     try:
         cfg: SAEConfig = validate(kind.Config, {**options, **limits, "d_sae": width}, where="sae")
         return kind(cfg)

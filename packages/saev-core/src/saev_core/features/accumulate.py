@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from saev_core.errors import StoreError
 from saev_core.features.histogram import LogHistogram
 from saev_core.features.monosemanticity import Monosemanticity
 from saev_core.features.random_images import Samples
-from saev_core.features.top_images import TopImages, roomy
+from saev_core.features.top_images import TopImages, zeros_on_disk_if_large
 from saev_core.sae.codes import Codes
+from saev_core.support.files import replace_folder
 
 PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 """Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""
@@ -62,7 +62,7 @@ class FeatureAccumulator:
         self.patch_active = np.zeros(1, np.int64)
         self.image_active = np.zeros(1, np.int64)
         self.position = np.zeros((d_sae, n_patches), np.float32)
-        self.label_count = roomy((n_labels, d_sae), np.int32, folder)
+        self.label_count = zeros_on_disk_if_large((n_labels, d_sae), np.int32, folder)
         self.label_images = np.zeros(n_labels, np.int64)
 
     def add(
@@ -146,24 +146,12 @@ class FeatureAccumulator:
         Raises:
             StoreError: it cannot be written.
         """
-        part = path.with_name(f".{path.name}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(part, ignore_errors=True)
-            self._fill(part, attributes, percentiles)
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
-                path.rename(old)
-            part.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            with replace_folder(path) as new:
+                self._fill(new, attributes, percentiles)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
             why = error.strerror or error
             raise StoreError(f"{path}: the feature index cannot be written ({why}); free space or choose another --out.") from None
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
 
     def _fill(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float]) -> None:
         group = zarr.open_group(path, mode="w-", zarr_format=3)

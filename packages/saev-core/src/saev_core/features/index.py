@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from saev_core.errors import RunError
 from saev_core.features.histogram import edges
+from saev_core.support.files import recover_folder
 from saev_core.types import Grid
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class FeatureIndex:
             RunError: there is no index, it is of another format, or of another checkpoint.
         """
         path = Path(path)
+        recover_folder(path)
         try:
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except FileNotFoundError:

@@ -15,7 +15,7 @@ IN_MEMORY = 1 << 30
 """Bytes of an array above which it lives in a temporary file that the system pages."""
 
 
-def roomy(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Shaped[np.ndarray, "..."]:
+def zeros_on_disk_if_large(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Shaped[np.ndarray, "..."]:
     """A zeroed array; above `IN_MEMORY` bytes, and given a folder, a temporary file there that vanishes with it."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if folder is None or size <= IN_MEMORY:
@@ -58,7 +58,7 @@ class TopImages:
         self.image = np.full((d_sae, k), -1, np.int64)
         self.token = np.full((d_sae, k), -1, np.int32)
         self._slot = np.tile(np.arange(k, dtype=np.int32), (d_sae, 1))
-        self._maps = roomy((d_sae, k, n_patches), np.float16, folder)
+        self._maps = zeros_on_disk_if_large((d_sae, k, n_patches), np.float16, folder)
         self._block = block
         self._last = -1
         self._pool = _Pool([], [], [], [], [], [], [])

@@ -15,7 +15,7 @@ from saev_core.config.toml_and_set import differences
 from saev_core.errors import RunError
 from saev_core.runs.checks import check_config, default_path, plugin_versions
 from saev_core.runs.sweep import expand
-from saev_core.support.files import write_json
+from saev_core.support.files import recover_folders, write_json
 
 FORMAT = 1
 STAGES = ("record", "train", "evaluate", "index", "report")
@@ -87,6 +87,8 @@ class Run:
             raise RunError(f"{path} is not a run: its config.json was not written by saev run.")
         if saved["saev"] != FORMAT:
             raise RunError(f"{path} is a run of format {saved['saev']}; this version reads format {FORMAT}.")
+        for part in ("sae", "features"):
+            recover_folders(path / part)
         return cls(path, validate(RunConfig, saved.get("config", {}), where=f"{path}/config.json"), saved.get("plugins", {}))
 
     @property

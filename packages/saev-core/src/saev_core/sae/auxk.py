@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saev_core.sae.base import SAE
 from saev_core.sae.kernels import top_k
 from saev_core.sae.lean_step import grad
+from saev_core.sae.weights import Weights
 
 
 def auxk_loss(
-    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int
+    sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int
 ) -> Float[Tensor, ""]:
     """sum |e - e_hat|^2 / sum |e - mean e|^2, times min(n_dead / k, 1); differentiable, 0 where nothing is dead.
 
@@ -38,7 +38,7 @@ def auxk_loss(
 
 @torch.no_grad()
 def auxk_backward(
-    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int, *, weight: float
+    sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int, *, weight: float
 ) -> Float[Tensor, ""]:
     """`weight` times `auxk_loss`, whose gradient is added to the parameters': dense matmuls on the dead features alone."""
     pick = dead.nonzero().view(-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,9 +16,12 @@ from saev_core.errors import ConfigError, ShapeError
 from saev_core.plugins.registry import resolve
 from saev_core.sae.codes import Codes
 from saev_core.sae.config import SAEConfig
-from saev_core.sae.kernels import Workspace
+from saev_core.sae.initialise import calibrate, initialise_from_data
 from saev_core.sae.lean_step import backward_codes
+from saev_core.sae.revive import ghost_backward, resample
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Progress, Step
+from saev_core.sae.training_defaults import TrainingDefaults
 from saev_core.support.out_of_memory import enough_memory
 
 
@@ -47,14 +48,8 @@ class SAE(nn.Module):
     """A parameter, or a buffer where a variant computes its rows from others."""
     b_dec: Tensor
 
-    compiled: Callable[[Tensor, Progress], Step] | None = None
-    """`loss` after torch.compile; set by the trainer under `train.compile`."""
-
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-    """Adam's decay rates of the gradient's mean and of its square; beta1 = 0 is Adam without momentum."""
-
-    lr_decay: ClassVar[float] = 0.2
-    """Share of the run over which the learning rate falls, where the configuration names none."""
+    training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
+    """How it is best trained where the configuration leaves it open."""
 
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -63,7 +58,8 @@ class SAE(nn.Module):
         if cfg.ghost and self.tied:
             raise ConfigError("ghost gradients act on an encoder, and this SAE has none; leave sae.ghost out.")
         self.cfg = cfg
-        self.work = Workspace()
+        self.scratch = Scratch()
+        """Buffers that its steps reuse."""
         W_dec = F.normalize(torch.randn(cfg.d_sae, self.d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W_dec)
         if not self.tied:
@@ -154,14 +150,14 @@ class SAE(nn.Module):
         """`backward` by differentiating `loss`."""
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            step = (self.compiled or self.loss)(x, progress)
+            step = self.loss(x, progress)
             step.loss.backward()  # type: ignore[no-untyped-call]
         z = step.z.detach() if isinstance(step.z, Tensor) else step.z
         return replace(step, loss=step.loss.detach(), x_hat=step.x_hat.detach(), z=z)
 
     @torch.no_grad()
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        """`backward` from sparse codes alone; see `kernels`."""
+        """`backward` from sparse codes alone; see `lean_step`."""
         codes = self.codes(x)
         slope, penalty = self._slope(codes, progress)
         error, x_hat = backward_codes(self, x, codes, slope)
@@ -179,28 +175,22 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """Set weights from a sample of normalised activations before training, if `cfg.data_init`; see `saes.init`.
+        """Set weights from a sample of normalised activations before training, if `cfg.data_init`; see `sae.initialise`.
 
         Without it the encoder's scale alone is fitted.
         """
-        from saev_core.sae.initialise import calibrate, initialise_from_data
-
         if self.cfg.data_init:
             initialise_from_data(self, x, generator)
         elif not self.tied:
             calibrate(self, x)
 
     def revive(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> None:
-        """Add ghost gradients of dead features to what `backward` left, if `cfg.ghost`; see `saes.revive`."""
-        from saev_core.sae.revive import ghost_backward
-
+        """Add ghost gradients of dead features to what `backward` left, if `cfg.ghost`; see `sae.revive`."""
         if self.cfg.ghost and progress.dead is not None:
             ghost_backward(self, x, self.split(x)[1] - step.x_hat, progress.dead)
 
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
-        """Start dead features anew after a step, every `cfg.resample_every` of them; which ones, for the optimiser to forget."""
-        from saev_core.sae.revive import resample
-
+        """Start dead features anew after a step, every `cfg.resample_every` steps; returns which ones, for the optimiser to reset."""
         every, done = self.cfg.resample_every, progress.step + 1
         # A feature that starts in the last fifth, when the learning rate falls, would not become anything.
         if every is None or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
@@ -224,17 +214,21 @@ class SAE(nn.Module):
         if self.cfg.normalize_w_dec:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
 
-    def default_lr(self) -> float:
-        """Peak learning rate of Adam where the configuration names none: `base_lr`, unless a variant was measured to want another."""
-        return self.base_lr()
+    def feature_axes(self) -> dict[str, int | None]:
+        """Which axis of each parameter counts features; None where none does.
 
-    def base_lr(self) -> float:
-        """The law of width that every optimiser's learning rate starts from: 1e-3 / sqrt(d_sae / 2^14), at most 2e-3.
-
-        The law is that of the TopK ports after Gao et al. 2024 with five times their factor: on DINOv2 patches, d_sae
-        3072, k 32, data init, a held-out NMSE of .113 came from 1e-3 in 1,000 steps and .110 from 2e-3.
+        By default the last of `W_enc`, and elsewhere the first where it is `d_sae` long. A variant says so of a parameter
+        of its own that has no features although it may happen to be that long.
         """
-        return min(2e-3, 1e-3 * math.sqrt(2**14 / self.d_sae))
+        axes: dict[str, int | None] = {}
+        for name, p in self.named_parameters():
+            axis = p.ndim - 1 if name == "W_enc" else 0
+            axes[name] = axis if name != "b_dec" and p.ndim and p.shape[axis] == self.d_sae else None
+        return axes
+
+    def share_scratch(self, scratch: Scratch) -> None:
+        """Work in these buffers from now on; SAEs that take turns may share them."""
+        self.scratch = scratch
 
     def frozen(self) -> SAE:
         """The form used for inference, with equal outputs on one vector at a time; itself, unless a variant needs another."""

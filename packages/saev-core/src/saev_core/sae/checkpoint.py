@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +28,7 @@ from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint_card import FORMAT, META, WEIGHTS
 from saev_core.sae.codes import Codes
 from saev_core.sae.norm import Norm
-from saev_core.support.files import sync, write_synced
-
-ASIDE = ".incomplete"
+from saev_core.support.files import recover_folder, replace_file, replace_folder
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class Checkpoint:
                 f"{folder}: the checkpoint's description is not JSON ({error}); a card holds plain finite numbers."
             ) from None
         try:
-            _write(folder, {WEIGHTS: weights, META: text.encode()})
+            _write(folder, weights, text)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; free space or choose another --out.") from None
         return folder
@@ -156,7 +152,7 @@ class Checkpoint:
             UnknownPluginError: the SAE's plugin is not installed.
         """
         folder = Path(folder)
-        _recover(folder)
+        recover_folder(folder)
         try:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             weights = (folder / WEIGHTS).read_bytes()
@@ -242,40 +238,17 @@ def _short(value: Any) -> str:
     return str(value.get("name", value)) if isinstance(value, dict) else str(value)[:80]
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """The files as a new folder, moved into place when they are safely on disk."""
+def _write(folder: Path, weights: bytes, meta: str) -> None:
     if folder.exists() and not (folder / META).exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} holds something else than a checkpoint; choose another folder.")
-    # Not beside the others: a search for sae/*/checkpoint.json must not find it.
-    aside = folder.parent / ASIDE
-    new, old = aside / f"{folder.name}.{os.getpid()}", aside / f"{folder.name}.old"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        for name, data in files.items():
-            write_synced(new / name, data)
-        if _holds(folder, files[WEIGHTS]):
-            (new / META).replace(folder / META)
-        else:
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                folder.rename(old)
-            new.rename(folder)
-        sync(folder.parent)
-    finally:
-        for left in (new, old) if folder.exists() else (new,):
-            shutil.rmtree(left, ignore_errors=True)
-        if not any(aside.iterdir()):
-            aside.rmdir()
+    if _holds(folder, weights):
+        replace_file(folder / META, meta)
+        return
+    with replace_folder(folder) as new:
+        (new / WEIGHTS).write_bytes(weights)
+        (new / META).write_text(meta, encoding="utf-8")
 
 
 def _holds(folder: Path, weights: bytes) -> bool:
     file = folder / WEIGHTS
     return file.exists() and file.stat().st_size == len(weights) and file.read_bytes() == weights
-
-
-def _recover(folder: Path) -> None:
-    """Put back a checkpoint that was being replaced when the process died, between the two renames."""
-    old = folder.parent / ASIDE / f"{folder.name}.old"
-    if old.exists() and not folder.exists():
-        old.rename(folder)

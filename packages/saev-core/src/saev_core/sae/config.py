@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -19,6 +19,9 @@ WIDTH_STEP = 64
 
 class SAEConfig(PluginConfig):
     """Options every SAE has; `d_in` comes from the store."""
+
+    at_most_width: ClassVar[tuple[str, ...]] = ()
+    """Options that must not exceed the number of features: lowered with it where an SAE of fewer features is made of one."""
 
     d_in: int = Field(default=0, ge=0)
     """Width of the activations; filled in from the store."""

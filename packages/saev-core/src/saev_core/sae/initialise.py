@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.sae.base import SAE
+from saev_core.sae.weights import Weights
 
 CALIBRATE_ON = 4096
 """Vectors that the encoder's scale is fitted on; one scalar needs no more."""
 
 
 @torch.no_grad()
-def initialise_from_data(sae: SAE, x: Float[Tensor, "n d_in"], generator: torch.Generator, mix: float = 0.8) -> None:
+def initialise_from_data(sae: Weights, x: Float[Tensor, "n d_in"], generator: torch.Generator, mix: float = 0.8) -> None:
     """Decoder rows `mix` (x_i - mean) + (1 - mix) Kaiming noise, of length 1; encoder, if any, their transpose, calibrated.
 
     `b_dec` becomes the mean and `b_enc` what makes the encoder see x - b_dec. The encoder is tied AFTER the rows are
@@ -41,14 +41,14 @@ def initialise_from_data(sae: SAE, x: Float[Tensor, "n d_in"], generator: torch.
 
 
 @torch.no_grad()
-def tie(sae: SAE) -> None:
+def tie(sae: Weights) -> None:
     """Encoder = the decoder's transpose, acting on x - b_dec."""
     sae.W_enc.copy_(sae.W_dec.T)
     sae.b_enc.copy_(-(sae.b_dec @ sae.W_enc))
 
 
 @torch.no_grad()
-def calibrate(sae: SAE, x: Float[Tensor, "n d_in"]) -> float:
+def calibrate(sae: Weights, x: Float[Tensor, "n d_in"]) -> float:
     """Scale the encoder so that x_hat is as long as it should be; returns the factor.
 
     Tied rows that share the data's common direction overshoot k-fold. The best single factor has a closed form,

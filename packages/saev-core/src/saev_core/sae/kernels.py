@@ -1,16 +1,7 @@
-"""The lean step: forward and gradient of an SAE from its sparse codes, never densifying them. CPU; no autograd.
-
-Where the active values are the pre-activations themselves (ReLU, TopK, BatchTopK), four of the five dense matmuls of
-a step vanish: decoding is `embedding_bag` over the active decoder rows, and the weight gradients are `embedding_bag`
-once more over the TRANSPOSED codes (features as bags, vectors as members), which takes a sort of the entries instead
-of an `index_add` over [n, k, d]. Exact: agrees with float64 autograd. Summation order is fixed, so results repeat.
-"""
+"""Encoding straight to sparse codes, a chunk of rows at a time, so that pre-activations never leave the cache. No autograd."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -18,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saev_core.sae.codes import Codes
+from saev_core.sae.scratch import Scratch
 
 ROWS = 1024
 """Rows encoded at a time: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""
@@ -27,48 +19,6 @@ _PROBE = 64
 """Rows that tell whether a batch is dense: a matmul over a whole chunk, thrown away, was a tenth of the dense step."""
 SPARSE_BELOW = 0.1
 """Density under which sparse codes beat dense matmuls for ReLU (measured: equal at about a tenth)."""
-
-
-class Workspace:
-    """Buffers that outlive a step: a fresh 100 MB tensor costs 30-40 ms of page faults. One may serve many SAEs in turn.
-
-    Each thread has its own, so that a viewer may ask one SAE from several.
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-        self.bf16 = False
-        """Encode in bfloat16, on a CPU that has matmuls for it two to four times as fast; set by the trainer around a step."""
-
-    def encoder(self, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]) -> Callable[[Tensor], Tensor]:
-        """What takes rows to pre-activations x W_enc + b_enc, in a buffer that the next rows overwrite."""
-        m = W_enc.shape[1]
-        if not self.bf16 or W_enc.is_cuda:
-            return lambda rows: torch.addmm(b_enc, rows, W_enc, out=self.get("pre", (len(rows), m), rows))
-        half = W_enc.new_empty(0, dtype=torch.bfloat16)
-        W, b = self.get("W_enc16", tuple(W_enc.shape), half).copy_(W_enc), b_enc.to(torch.bfloat16)
-
-        def encode(rows: Tensor) -> Tensor:
-            shape = (len(rows), m)
-            pre = torch.addmm(b, rows.to(torch.bfloat16), W, out=self.get("pre16", shape, half))
-            return self.get("pre", shape, rows).copy_(pre)
-
-        return encode
-
-    def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An uninitialised tensor of `shape`, with the dtype and device of `like`; the same memory at every call."""
-        size = math.prod(shape)
-        buffers: dict[str, Tensor] = self._local.__dict__
-        buffer = buffers.get(name)
-        if buffer is None or buffer.numel() < size or buffer.dtype != like.dtype or buffer.device != like.device:
-            buffer = buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
-        return buffer[:size].view(shape)
-
-    def __deepcopy__(self, memo: object) -> Workspace:
-        return Workspace()
-
-    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
-        return Workspace, ()
 
 
 def top_k(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
@@ -96,12 +46,12 @@ def top_k(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Te
 
 
 def encode_top_k(
-    x: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], k: int, work: Workspace
+    x: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], k: int, scratch: Scratch
 ) -> Codes:
     """Codes of the k largest ReLU'd pre-activations of each vector, `ROWS` rows at a time."""
     n, m = len(x), W_enc.shape[1]
     value, feature = x.new_empty(n, k), torch.empty(n, k, dtype=torch.long, device=x.device)
-    encode = work.encoder(W_enc, b_enc)
+    encode = scratch.encoder(W_enc, b_enc)
     for a in range(0, n, ROWS):
         h = encode(x[a : a + ROWS])
         value[a : a + ROWS], feature[a : a + ROWS] = top_k(h, k)
@@ -113,7 +63,7 @@ def encode_above(
     x: Float[Tensor, "n d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
-    work: Workspace,
+    scratch: Scratch,
     *,
     floor: float | Float[Tensor, " d_sae"] = 0.0,
     below: float = 1.0,
@@ -124,7 +74,7 @@ def encode_above(
     """
     m = W_enc.shape[1]
     row, feature, value = [], [], []
-    encode = work.encoder(W_enc, b_enc)
+    encode = scratch.encoder(W_enc, b_enc)
     for a, stop in pairwise([0, *range(_PROBE if below < 1 else ROWS, len(x), ROWS), len(x)]):
         h = encode(x[a:stop])
         flat = (h > floor).view(-1).nonzero().view(-1)

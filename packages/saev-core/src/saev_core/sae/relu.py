@@ -52,7 +52,7 @@ class ReLU(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        codes = encode_above(x, self.W_enc, self.b_enc, self.work)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.scratch)
         assert codes is not None
         return codes
 
@@ -77,7 +77,7 @@ class ReLU(SAE):
     @torch.no_grad()
     def _backward(self, x: Float[Tensor, "n d_in"], weight: float) -> Step:
         n = len(x)
-        codes = encode_above(x, self.W_enc, self.b_enc, self.work, below=SPARSE_BELOW)
+        codes = encode_above(x, self.W_enc, self.b_enc, self.scratch, below=SPARSE_BELOW)
         if codes is None:
             error, total, x_hat, active = backward_relu(self, x, weight / n)
             return Step(error + total * (weight / n), x_hat, None, {"mse": float(error)}, active)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.sae.base import SAE
 from saev_core.sae.lean_step import grad
+from saev_core.sae.weights import Weights
 
 ENCODER_SHARE = 0.2
 """Length of a resampled feature's encoder column over the mean length of living ones."""
@@ -41,7 +41,7 @@ def ghost_loss(
     return loss * (error.square().sum(1).mean() / loss.detach().clamp_min(1e-30))
 
 
-def ghost_backward(sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]) -> None:
+def ghost_backward(sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]) -> None:
     """Add the gradient of `ghost_loss`, times `cfg.ghost`, to what is in the parameters' `.grad`."""
     pick = dead.nonzero().view(-1)
     leaves = [w.detach().requires_grad_() for w in (sae.W_enc[:, pick], sae.b_enc[pick], sae.W_dec[pick])]
@@ -55,7 +55,11 @@ def ghost_backward(sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n
 
 @torch.no_grad()
 def resample(
-    sae: SAE, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], generator: torch.Generator | None
+    sae: Weights,
+    x: Float[Tensor, "n d_in"],
+    error: Float[Tensor, "n d_in"],
+    dead: Bool[Tensor, " d_sae"],
+    generator: torch.Generator | None,
 ) -> Int[Tensor, " n_dead"]:
     """Give each dead feature the direction of a badly reconstructed vector of the batch; returns which.
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Progress`, where training stands when a step begins, and `Step`, what the step gave."""
 
 from __future__ import annotations
 

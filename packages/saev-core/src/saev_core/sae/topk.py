@@ -20,10 +20,13 @@ from saev_core.sae.codes import Codes
 from saev_core.sae.config import SAEConfig, k_of_width
 from saev_core.sae.kernels import encode_top_k
 from saev_core.sae.step import Progress, Step
+from saev_core.sae.training_defaults import TrainingDefaults
 
 
 class TopKConfig(SAEConfig):
     """Options of `topk`."""
+
+    at_most_width = ("k", "k_warmup")
 
     k: Auto[PositiveInt] = "auto"
     """Active features per vector; `auto`: one in 64, from 8 to 32."""
@@ -53,7 +56,13 @@ class TopK(SAE):
 
     Config: ClassVar[type[SAEConfig]] = TopKConfig
     selects = True
-    lr_decay = 1.0
+    training_defaults = TrainingDefaults(lr=3, lr_decay=1.0)
+    """Three times the usual learning rate, at most 6e-3, with a linear decay over the whole run: features that die of it AuxK revives.
+
+    DINOv2 patches, d_sae 3072, k 32, 1,000 steps, held-out: NMSE .1162 and monosemanticity .670, against .1200 and .666 from
+    2e-3 with a decay over the last fifth, with 0.4 and 0.3 % dead. On drawn scenes, whose truth is known, it costs recovery:
+    mean F1 .962 against .989. See docs/quality.md and docs/decisions/006.
+    """
     cfg: TopKConfig
 
     def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
@@ -89,15 +98,6 @@ class TopK(SAE):
         finally:
             self.k = settled(self.cfg.k)
 
-    def default_lr(self) -> float:
-        """Three times the usual, at most 6e-3, with a linear decay over the whole run: features that die of it AuxK revives.
-
-        DINOv2 patches, d_sae 3072, k 32, 1,000 steps, held-out: NMSE .1162 and monosemanticity .670, against .1200 and .666 from
-        2e-3 with a decay over the last fifth, with 0.4 and 0.3 % dead. On drawn scenes, whose truth is known, it costs recovery:
-        mean F1 .962 against .989. See docs/quality.md and docs/decisions/006.
-        """
-        return 3 * self.base_lr()
-
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations; all but the k largest positive pre-activations are zero."""
         f = self.pre(x).relu()
@@ -107,7 +107,7 @@ class TopK(SAE):
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         self.check_width(x)
-        return encode_top_k(self.split(x)[0], self.W_enc, self.b_enc, self.k, self.work)
+        return encode_top_k(self.split(x)[0], self.W_enc, self.b_enc, self.k, self.scratch)
 
     @property
     def k_aux(self) -> int:

@@ -22,7 +22,7 @@ def torch_threads(n: int) -> None:
     torch.get_num_threads()
 
 
-def wait_politely() -> None:
+def avoid_spinning() -> None:
     """For as long as the calling thread lives, torch's threads that wait for one another sleep instead of spinning.
 
     GNU OpenMP's threads spin at the end of every operation for about a millisecond, unless more of them are alive than
@@ -35,7 +35,7 @@ def wait_politely() -> None:
     torch_threads(1)
 
 
-def ahead(items: Iterator[T], depth: int) -> Generator[T]:
+def read_ahead(items: Iterator[T], depth: int) -> Generator[T]:
     """The same items, made by a thread of its own, which stays at most `depth` of them ahead.
 
     An error of `items` is raised where it would have come. Closing this closes `items`, in its thread, and waits for it.
@@ -85,7 +85,7 @@ class _Abandoned(Exception):
 
 
 @contextmanager
-def behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable[[T], None]]:
+def write_behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable[[T], None]]:
     """`work`, in a thread of its own, on the items that the caller hands over; at most `depth` of them wait.
 
     What `work` raises is raised at the next hand-over, or on leaving. If the caller fails, `work` still gets all that was
@@ -105,7 +105,7 @@ def behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable
                 raise _Abandoned
 
     def run() -> None:
-        wait_politely()
+        avoid_spinning()
         handed = items()
         try:
             try:

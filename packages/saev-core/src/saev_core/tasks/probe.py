@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from saev_core.errors import ProbeError
-from saev_core.support.files import sync, write_synced
+from saev_core.support.files import recover_folder, replace_folder
 
 FORMAT = 1
 """Version of the layout; another one is refused."""
@@ -114,7 +112,7 @@ class Probe:
         except (TypeError, ValueError) as error:
             raise ProbeError(f"{folder}: the probe's description is not JSON ({error}); a card holds plain finite numbers.") from None
         try:
-            _write(folder, {WEIGHTS: weights, META: text.encode()})
+            _write(folder, weights, text)
         except OSError as error:
             raise ProbeError(f"{folder} cannot be written: {error.strerror or error}; free space or choose another folder.") from None
         return folder
@@ -127,6 +125,7 @@ class Probe:
             ProbeError: there is none, it is damaged, or of another format version.
         """
         folder = Path(folder)
+        recover_folder(folder)
         try:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             weights = (folder / WEIGHTS).read_bytes()
@@ -159,22 +158,9 @@ def _listed(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """The files as a new folder, moved into place when they are safely on disk."""
+def _write(folder: Path, weights: bytes, meta: str) -> None:
     if folder.exists() and not (folder / META).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ProbeError(f"{folder} holds something else than a probe; choose another folder.")
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in (".new", ".old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        for name, data in files.items():
-            write_synced(new / name, data)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        sync(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+    with replace_folder(folder) as new:
+        (new / WEIGHTS).write_bytes(weights)
+        (new / META).write_text(meta, encoding="utf-8")

@@ -22,7 +22,7 @@ from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.sae.norm import Norm
 from saev_core.sae.step import Progress
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 
 
 class ArrayStream:
@@ -215,7 +215,7 @@ class SAEContract:
 
     def _train(self, source: ArraySource, options: dict[str, Any], cfg: TrainConfig, out: Path | None = None, **more: Any) -> SAE:
         kind = validate(self.sae.Config, options, where="options").sized(source.d_model)
-        trainee = Trainee("mine", self.sae(kind, torch.Generator().manual_seed(cfg.seed)))
+        trainee = TrainSpec("mine", self.sae(kind, torch.Generator().manual_seed(cfg.seed)))
         (checkpoint,) = train(source, [trainee], cfg, out=out, **more)
         return checkpoint.sae
 

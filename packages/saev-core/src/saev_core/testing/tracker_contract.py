@@ -25,7 +25,7 @@ from saev_core.runs.hooks import Hooks, Observers, hookimpl
 from saev_core.runs.run import Run
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_core.testing.stores_in_memory import store_of
-from saev_core.training.train import Trainee, train
+from saev_core.training.train import TrainSpec, train
 from saev_core.types import Site
 
 Logged = dict[str, dict[int, dict[str, float]]]
@@ -166,5 +166,5 @@ def _source(url: Path) -> StoreSource:
     return StoreSource(ActivationStore.open(url), ReadConfig())
 
 
-def _trainees() -> list[Trainee]:
-    return [Trainee(name, TopK(TopKConfig(d_in=16, d_sae=24, k=3)), seed=seed) for seed, name in enumerate(NAMES)]
+def _trainees() -> list[TrainSpec]:
+    return [TrainSpec(name, TopK(TopKConfig(d_in=16, d_sae=24, k=3)), seed=seed) for seed, name in enumerate(NAMES)]

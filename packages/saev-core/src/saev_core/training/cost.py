@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from saev_core.config.affects import settings_within
 from saev_core.config.stages import TrainConfig
 from saev_core.sae.config import SAEConfig
-from saev_core.sae.kernels import Workspace
-from saev_core.training.sae_trainer import Job
+from saev_core.sae.scratch import Scratch
+from saev_core.training.sae_trainer import SAETrainer
 from saev_core.training.saved_state import KEEP
 
 SHARE_OF_FREE = 0.8
@@ -57,43 +57,43 @@ class Cost:
     """Bytes of disk that training states take while it lasts."""
 
 
-def need_of(job: Job, x: Float[Tensor, "n d_in"], *, n_timed: int = 0) -> Need:
-    """Measured on `job` itself, which is of no use for training afterwards.
+def need_of(trainer: SAETrainer, x: Float[Tensor, "n d_in"], *, n_timed: int = 0) -> Need:
+    """Measured on `trainer` itself, which is of no use for training afterwards.
 
     Args:
         x: a batch of normalised activations of the size to be trained with.
         n_timed: steps to time at least, after the two that measure memory.
     """
-    with torch.no_grad(), _Live() as starting:
-        job.sae.initialise(x, job.generator)
-    job.sae.work = Workspace()
-    with _Live() as stepping:
-        job.step(x, 0)
+    with torch.no_grad(), _TensorBytes() as starting:
+        trainer.sae.initialise(x, trainer.generator)
+    trainer.use_scratch(Scratch())
+    with _TensorBytes() as stepping:
+        trainer.step(x, 0)
         # What revives dead features takes memory only once there are some.
-        job.fired_at[:: max(1, len(job.fired_at) // 64)] = -job.schedule.dead_after
-        job.step(x, 1)
-    grads = sum(p.grad.nbytes for p in job.sae.parameters() if p.grad is not None)
-    tensors = job.tensors()
+        trainer.fired_at[:: max(1, len(trainer.fired_at) // 64)] = -trainer.schedule.dead_after
+        trainer.step(x, 1)
+    grads = sum(p.grad.nbytes for p in trainer.sae.parameters() if p.grad is not None)
+    tensors = trainer.tensors()
     weights = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("sae."))
     state = sum(tensor.nbytes for tensor in tensors.values())
-    answer = job.answer()
+    trained = trainer.trained_sae()
     # Writing a state holds its bytes twice, as they are put together and the whole; what a step freed before is not given
     # back by then (measured: a tenth to a quarter too little where only the larger of the two counts).
     passing = max(starting.peak, stepping.peak - grads) + 2 * state
-    own = state + grads + (0 if answer is job.sae else weights)
-    return Need(own, passing, weights, state, _step_seconds(job, x, n_timed))
+    own = state + grads + (0 if trained is trainer.sae else weights)
+    return Need(own, passing, weights, state, _step_seconds(trainer, x, n_timed))
 
 
-def _step_seconds(job: Job, x: Tensor, n: int) -> float:
+def _step_seconds(trainer: SAETrainer, x: Tensor, n: int) -> float:
     if not n:
         return 0.0
-    job.fired_at.zero_()
+    trainer.fired_at.zero_()
     seconds: list[float] = []
     step = 2
     # Short steps are taken more often: what else the machine does would show in three of them.
     while len(seconds) < n or (sum(seconds) < TIMED_S and len(seconds) < 10 * n):
         began = time.perf_counter()
-        job.step(x, step).loss.item()  # a GPU answers before it is done; this waits
+        trainer.step(x, step).loss.item()  # a GPU answers before it is done; this waits
         seconds.append(time.perf_counter() - began)
         step += 1
     # A step is held up by others, never sped up.
@@ -161,7 +161,7 @@ def _free_in_group() -> list[int]:
     return found
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that were made while it is active and are still alive; `peak` is the most there were.
 
     The process's own peak would not do: an allocator keeps what was freed before, and hides what comes after.

@@ -18,7 +18,7 @@ from saev_core.plugins.registry import resolve
 from saev_core.runs.sweep import Point, grouped
 from saev_core.sae.base import SAE, make_sae
 from saev_core.training.cost import INIT_BYTES, SHARE_OF_FREE, Cost, Need, available, cost_of, divided, need_of, shape_of
-from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.sae_trainer import SAETrainer, TrainSpec
 from saev_core.training.saved_state import States
 from saev_core.training.schedule import Schedule
 from saev_core.training.train import train
@@ -67,9 +67,9 @@ class Pass:
             TrainError: as `train`, but not where every SAE of the pass diverged.
         """
         cfg = self.points[0].config.train
-        trainees = [Trainee(point.name, build(point, self.source), point.config.train, point.seed) for point in self.points]
+        specs = [TrainSpec(point.name, build(point, self.source), point.config.train, point.seed) for point in self.points]
         try:
-            train(self.source, trainees, cfg, out=folder, **how)
+            train(self.source, specs, cfg, out=folder, **how)
         except TrainError:
             if len(stopped := _stopped(folder, self.names)) < len(self.points):
                 raise
@@ -197,8 +197,9 @@ class _Measured:
             raise ConfigError(f"{point.name}: {error}") from None
         shape = json.dumps([point.config.sae.name, shape_of(sized, cfg)], sort_keys=True)
         if shape not in self._needs:
-            job = Job(Trainee(point.name, build(point, source), cfg, point.seed), cfg, Schedule.of(cfg, source.n_vectors), self.device)
-            self._needs[shape] = need_of(job, self._vectors(point, source), n_timed=self.n_timed)
+            spec = TrainSpec(point.name, build(point, source), cfg, point.seed)
+            trainer = SAETrainer(spec, cfg, Schedule.of(cfg, source.n_vectors), self.device)
+            self._needs[shape] = need_of(trainer, self._vectors(point, source), n_timed=self.n_timed)
         return self._needs[shape]
 
     def _vectors(self, point: Point, source: ActivationSource) -> Tensor:

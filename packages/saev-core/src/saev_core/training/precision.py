@@ -1,25 +1,31 @@
-"""TODO."""
+"""Less than float32 for the matmuls of a step, and compiled losses."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from saev_core.sae.base import SAE
-from saev_core.sae.kernels import Workspace
+from saev_core.sae.scratch import Scratch
+from saev_core.sae.step import Progress, Step
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "tf32", "bf16"]
 
 
-def compile_loss(sae: SAE, device: torch.device) -> None:
-    """Compile `loss` when it is first differentiated, which on the CPU a variant with a gradient of its own may never be."""
+Loss = Callable[[Tensor, Progress], Step]
+"""`SAE.loss` of one SAE."""
+
+
+def compile_loss(sae: SAE, device: torch.device) -> Loss:
+    """`sae.loss`, compiled when it is first differentiated, which on the CPU a variant with a gradient of its own may never be."""
     import torch._dynamo
 
     if device.type != "cuda" and (sae.selects or type(sae).backward is not SAE.backward):
@@ -28,21 +34,34 @@ def compile_loss(sae: SAE, device: torch.device) -> None:
     torch._dynamo.config.capture_scalar_outputs = True
     # Where a graph is cut all the same, its tracing looks at gradients that it must not look at, and warns of itself.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning)
-    sae.compiled = torch.compile(sae.loss)
+    return torch.compile(sae.loss)
 
 
 @contextmanager
-def precision(kind: Precision, device: torch.device, work: Workspace) -> Iterator[None]:
+def differentiating(sae: SAE, loss: Loss | None) -> Iterator[None]:
+    """Whatever differentiates `sae.loss` inside finds `loss` in its place; None: its own."""
+    if loss is None:
+        yield
+        return
+    sae.loss = loss  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del sae.loss
+
+
+@contextmanager
+def precision(kind: Precision, device: torch.device, scratch: Scratch) -> Iterator[None]:
     """Matmuls in less than float32 inside, where the device has them; what they read and write stays float32."""
     if kind == "bf16" and device.type == "cuda":
         with torch.autocast("cuda", dtype=torch.bfloat16):
             yield
     elif kind == "bf16":
-        work.bf16 = True
+        scratch.bf16 = True
         try:
             yield
         finally:
-            work.bf16 = False
+            scratch.bf16 = False
     elif kind == "tf32" and device.type == "cuda":
         matmul = torch.backends.cuda.matmul
         before, matmul.fp32_precision = matmul.fp32_precision, "tf32"

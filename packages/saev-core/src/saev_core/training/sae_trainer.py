@@ -1,4 +1,4 @@
-"""`Trainee`, one SAE to train, and `Job`, its training: optimiser, schedule, dead features, random numbers."""
+"""`TrainSpec`, one SAE to train, and `SAETrainer`, its training: optimiser, schedule, dead features, random numbers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from saev_core.config.stages import TrainConfig
 from saev_core.errors import TrainError
 from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint import ref_of
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Progress, Step
 from saev_core.training.optim import Average, Optimizer, make_optimizer
-from saev_core.training.precision import compile_loss, precision
-from saev_core.training.schedule import Schedule
+from saev_core.training.precision import compile_loss, differentiating, precision
+from saev_core.training.schedule import Schedule, base_lr
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Trainee:
+class TrainSpec:
     """One SAE to train, and what is its own in a group."""
 
     name: str
@@ -51,35 +52,42 @@ class Trainee:
         return cfg
 
 
-class Job:
+class SAETrainer:
     """One SAE in training."""
 
-    def __init__(self, trainee: Trainee, cfg: TrainConfig, schedule: Schedule, device: torch.device) -> None:
+    def __init__(self, spec: TrainSpec, cfg: TrainConfig, schedule: Schedule, device: torch.device, scratch: Scratch | None = None) -> None:
         """
         Args:
-            cfg: the SAE's own, as `Trainee.settled` gives it.
+            cfg: the SAE's own, as `TrainSpec.settled` gives it.
             schedule: of that configuration.
+            scratch: buffers for its steps, which trainers that take turns share; None: buffers of its own.
         """
-        self.name, self.sae, self.cfg = trainee.name, trainee.sae.to(device), cfg
-        self.ref = trainee.ref or ref_of(trainee.sae)
-        self.seed = cfg.seed if trainee.seed is None else trainee.seed
+        self.name, self.sae, self.cfg = spec.name, spec.sae.to(device), cfg
+        self.ref = spec.ref or ref_of(spec.sae)
+        self.seed = cfg.seed if spec.seed is None else spec.seed
         self.generator = torch.Generator().manual_seed(self.seed)
         self.schedule = schedule
         self.stopped = ""
         self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
         """Vectors that had been seen when each feature last fired."""
         try:
-            self.optimizer = make_optimizer(cfg.optimizer, self.sae.named_parameters(), self.sae.betas)
+            self.optimizer = make_optimizer(cfg.optimizer, self.sae.named_parameters(), self.sae.training_defaults.betas)
         except TrainError as error:
             raise TrainError(f"{self.name}: {error}") from None
         # A variant's own learning rate was measured with Adam; the others keep to the law, times what suits them.
-        own = self.sae.default_lr() if cfg.optimizer == "adam" else self.optimizer.rate * self.sae.base_lr()
-        self.lr = own if cfg.lr == "auto" else cfg.lr
+        rate = self.sae.training_defaults.lr if cfg.optimizer == "adam" else self.optimizer.rate
+        self.lr = rate * base_lr(self.sae.d_sae) if cfg.lr == "auto" else cfg.lr
         self.average = None if cfg.ema is None else Average(self.sae.named_parameters(), cfg.ema)
         if cfg.precision == "tf32" and device.type != "cuda":
             log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)
-        if cfg.compile:
-            compile_loss(self.sae, device)
+        self.loss = compile_loss(self.sae, device) if cfg.compile else None
+        """What is differentiated in place of `sae.loss`, under `train.compile`."""
+        self.use_scratch(scratch or Scratch())
+
+    def use_scratch(self, scratch: Scratch) -> None:
+        """Take every step in these buffers from now on."""
+        self.scratch = scratch
+        self.sae.share_scratch(scratch)
 
     def dead(self, seen: int) -> Tensor:
         return seen - self.fired_at >= self.schedule.dead_after
@@ -93,7 +101,7 @@ class Job:
         seen = step * len(x)
         dead = self.dead(seen)
         progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
-        with precision(self.cfg.precision, x.device, self.sae.work):
+        with precision(self.cfg.precision, x.device, self.scratch), differentiating(self.sae, self.loss):
             done = self.sae.backward(x, progress)
         self.sae.revive(x, done, progress)
         self.sae.project_gradient()
@@ -102,26 +110,25 @@ class Job:
             torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip_grad)
         self.optimizer.step(self.lr_at(step))
         self.sae.after_step()
-        if self.optimizer.blend():
+        if self.optimizer.average_step():
             self.sae.after_step()
         self.fired_at.masked_fill_(done.counts() > 0, seen + len(x))
         if (anew := self.sae.resample(x, done, progress)) is not None:
-            self.optimizer.forget(anew, self.sae.d_sae)
+            self.optimizer.reset_features(anew, self.sae.feature_axes())
             self.fired_at[anew] = seen + len(x)
         if self.average:
             self.average.update()
             if anew is not None:
-                self.average.forget(anew, self.sae.d_sae)
+                self.average.reset_features(anew, self.sae.feature_axes())
         return done
 
     @torch.no_grad()
-    def answer(self) -> SAE:
+    def trained_sae(self) -> SAE:
         """The SAE that a checkpoint would hold now: itself, or a copy with averaged weights, its rows of length 1."""
-        weights = self.average.answer() if self.average else self.optimizer.answer()
+        weights = (self.average or self.optimizer).averaged_weights()
         if not weights:
             return self.sae
         sae = deepcopy(self.sae)
-        sae.compiled = None
         for name, p in sae.named_parameters():
             p.copy_(weights[name])
         sae.after_step()

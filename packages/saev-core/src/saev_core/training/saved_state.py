@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
-from saev_core.support.files import sync, write_synced
+from saev_core.support.files import replace_file, replace_folder
 from saev_core.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class States:
                 return
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            write_synced(file, json.dumps(config, indent=1).encode())
+            replace_file(file, json.dumps(config, indent=1))
         except (OSError, ValueError) as error:
             raise TrainError(f"{self.path} cannot be used ({error}); delete it or choose another --out.") from None
 
@@ -102,17 +101,12 @@ class States:
             TrainError: it cannot be written.
         """
         final = self.path / f"step-{step:08d}"
-        new = self.path / f"new-{os.getpid()}"
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         meta = {"step": step, "source": stream, "sha256": hashlib.sha256(data).hexdigest()}
         try:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            write_synced(new / "state.safetensors", data)
-            write_synced(new / "state.json", json.dumps(meta).encode())
-            shutil.rmtree(final, ignore_errors=True)
-            new.rename(final)
-            sync(self.path)
+            with replace_folder(final) as new:
+                (new / "state.safetensors").write_bytes(data)
+                (new / "state.json").write_text(json.dumps(meta), encoding="utf-8")
         except OSError as error:
             raise TrainError(f"{final} cannot be written: {error.strerror or error}; free space, then start again: it goes on.") from None
         for old in sorted(self.steps())[:-KEEP]:
@@ -135,7 +129,7 @@ class States:
 
     def stop(self, why: str) -> None:
         """Note that training ended early."""
-        write_synced(self.path / "stopped.json", json.dumps({"why": why}).encode())
+        replace_file(self.path / "stopped.json", json.dumps({"why": why}))
 
     def stopped(self) -> str:
         """Why training ended early; empty if it did not."""

@@ -16,19 +16,19 @@ from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
 from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint import Checkpoint
-from saev_core.sae.kernels import Workspace
 from saev_core.sae.norm import Norm
+from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Step
 from saev_core.support.out_of_memory import enough_memory
 from saev_core.support.progress import Track, silent
-from saev_core.training.sae_trainer import Job, Trainee
+from saev_core.training.sae_trainer import SAETrainer, TrainSpec
 from saev_core.training.saved_state import States, config_of
 from saev_core.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from saev_core.activations.sources.base import ActivationSource
 
-__all__ = ["Group", "Job", "Trainee", "train"]
+__all__ = ["Group", "SAETrainer", "TrainSpec", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ Emit = Callable[..., object]
 
 def train(
     source: ActivationSource,
-    trainees: Sequence[Trainee],
+    trainees: Sequence[TrainSpec],
     cfg: TrainConfig,
     *,
     out: Path | Callable[[str], Path] | None = None,
@@ -86,7 +86,7 @@ def _nobody(hook: str, **arguments: Any) -> None:
     """Told of things, does nothing."""
 
 
-def _check(source: ActivationSource, trainees: Sequence[Trainee], cfg: TrainConfig) -> Schedule:
+def _check(source: ActivationSource, trainees: Sequence[TrainSpec], cfg: TrainConfig) -> Schedule:
     names = [t.name for t in trainees]
     if not names:
         raise TrainError("there is no SAE to train.")
@@ -106,7 +106,7 @@ class Group:
     def __init__(
         self,
         source: ActivationSource,
-        trainees: Sequence[Trainee],
+        trainees: Sequence[TrainSpec],
         cfg: TrainConfig,
         schedule: Schedule,
         *,
@@ -120,16 +120,15 @@ class Group:
         self.norm: Norm = source.norm.to(device)
         self.heldout: Measures | None = None
         own = [t.settled(cfg) for t in trainees]
-        self.jobs = [Job(t, c, Schedule.of(c, source.n_vectors, t.sae.lr_decay), device) for t, c in zip(trainees, own, strict=True)]
-        work = Workspace()  # one after the other: buffers are shared
-        for job in self.jobs:
-            job.sae.work = work
+        scratch = Scratch()  # one after the other: buffers are shared
+        schedules = [Schedule.of(c, source.n_vectors, t.sae.training_defaults.lr_decay) for t, c in zip(trainees, own, strict=True)]
+        self.jobs = [SAETrainer(t, c, s, device, scratch) for t, c, s in zip(trainees, own, schedules, strict=True)]
         folder = out if callable(out) else None if out is None else out.__truediv__
         self.folders = {job.name: Path(folder(job.name)) for job in self.jobs} if folder else {}
         self.states = {name: States(path) for name, path in self.folders.items()}
 
     @property
-    def live(self) -> list[Job]:
+    def running(self) -> list[SAETrainer]:
         return [job for job in self.jobs if not job.stopped]
 
     def run(self, track: Track) -> None:
@@ -151,7 +150,7 @@ class Group:
                 for step in range(start, n_steps):
                     raw = next(stream).to(self.device, non_blocking=True)
                     torch.sub(raw, self.norm.mean, out=x).mul_(factor)
-                    steps = [(job, job.step(x, step)) for job in self.live]
+                    steps = [(job, job.step(x, step)) for job in self.running]
                     done, last = step + 1, step + 1 == n_steps
                     facts: dict[str, float] = {}
                     report = done % self.cfg.log_every == 0 or last
@@ -175,12 +174,12 @@ class Group:
 
     def finish(self) -> list[Checkpoint]:
         """Checkpoints of the SAEs that reached the end, saved; the training states are taken away after that."""
-        done = [(job, self._checkpoint(job)) for job in self.live]
+        done = [(job, self._checkpoint(job)) for job in self.running]
         for job, checkpoint in done:
             if self.folders:
                 path = checkpoint.save(self.folders[job.name])
                 self.emit("checkpointed", name=job.name, step=self.schedule.n_steps, path=path)
-        for job in self.live:
+        for job in self.running:
             if self.states:
                 self.states[job.name].clear()
         return [checkpoint for _, checkpoint in done]
@@ -210,13 +209,13 @@ class Group:
             self.states[name].begin(config)
         for job in self.jobs:
             job.stopped = self.states[job.name].stopped()
-        if not self.live:
+        if not self.running:
             self._none_left()
-        common = set.intersection(*(self.states[job.name].steps() for job in self.live))
+        common = set.intersection(*(self.states[job.name].steps() for job in self.running))
         for step in sorted(common, reverse=True):
-            found = {job.name: self.states[job.name].load(step) for job in self.live}
+            found = {job.name: self.states[job.name].load(step) for job in self.running}
             if all(found.values()):
-                for job in self.live:
+                for job in self.running:
                     entry = found[job.name]
                     assert entry is not None
                     job.restore(entry[0])
@@ -229,11 +228,11 @@ class Group:
         return 0, None
 
     def _keep(self, step: int, stream: dict[str, Any]) -> None:
-        for job in self.live:
+        for job in self.running:
             path = self.states[job.name].save(step, job.tensors(), stream)
             self.emit("checkpointed", name=job.name, step=step, path=path)
 
-    def _stop_diverged(self, x: Tensor, steps: list[tuple[Job, Step]], done: int) -> None:
+    def _stop_diverged(self, x: Tensor, steps: list[tuple[SAETrainer, Step]], done: int) -> None:
         for job, step in steps:
             if bool(torch.isfinite(step.loss)):
                 continue
@@ -243,7 +242,7 @@ class Group:
             log.warning("%s Its neighbours go on.", job.stopped)
             if self.states:
                 self.states[job.name].stop(job.stopped)
-        if not self.live:
+        if not self.running:
             self._none_left()
 
     def _none_left(self) -> None:
@@ -251,13 +250,13 @@ class Group:
 
     def _evaluate(self, heldout: Measures, done: int) -> dict[str, float]:
         """Measure every SAE on held-out images and tell observers; returns the group's mean error."""
-        cards = {job.name: heldout.card(job.answer()) for job in self.live}
+        cards = {job.name: heldout.card(job.trained_sae()) for job in self.running}
         for name, card in cards.items():
             self.emit("evaluated", name=name, step=done, card=card)
         return {"heldout_nmse": sum(card["nmse"] for card in cards.values()) / len(cards)}
 
     @torch.no_grad()
-    def _report(self, x: Tensor, steps: list[tuple[Job, Step]], done: int, rate: float) -> dict[str, float]:
+    def _report(self, x: Tensor, steps: list[tuple[SAETrainer, Step]], done: int, rate: float) -> dict[str, float]:
         """Tell observers; returns the group's mean numbers."""
         whole = _spread(x)
         rows = []
@@ -279,10 +278,10 @@ class Group:
             self.emit("stepped", name=job.name, step=done, metrics=metrics)
         return {key: sum(row[key] for row in rows) / len(rows) for key in ("nmse", "l0", "dead")}
 
-    def _checkpoint(self, job: Job) -> Checkpoint:
+    def _checkpoint(self, job: SAETrainer) -> Checkpoint:
         described = self.source.describe()
         return Checkpoint(
-            sae=job.answer(),
+            sae=job.trained_sae(),
             norm=self.norm.to("cpu") if self.device.type == "cpu" else self.norm,
             ref=job.ref,
             site=self.source.site,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from saev_core.config.stages import ReportConfig
 from saev_core.errors import RunError, SaevError
 from saev_core.runs.run import Run
+from saev_core.support.files import recover_folder, replace_folder
 from saev_core.support.progress import Track, silent
 from saev_viz.export.pages import card, feature_page, index_page, note_of
 from saev_viz.export.static_page import Still
@@ -77,27 +77,19 @@ def export(
         RunError: nothing is indexed, there is no such feature, nothing matches, or the folder holds something else.
     """
     folder = Path(folder).resolve()
+    recover_folder(folder)
     _refuse_foreign(folder)
     library = Library(run, dataset)
     view = _Chosen(library, sae or library.first) if not sae or sae in library.own else None
     if view is None:
         raise RunError(f"{run.path} has no indexed SAE {sae!r}; it has {', '.join(library.own)}.")
     view.among = selection(view, features, query, n)
-    part, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        n_pictures = _write(view, part, track)
-        size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replace_folder(folder) as new:
+            n_pictures = _write(view, new, track)
+            size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
     except OSError as error:
         raise RunError(f"{folder}: the gallery cannot be written ({error.strerror or error}); choose another folder.") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     if library.no_pictures:
         say(library.no_pictures)
     say(f"{len(view.among)} features with {n_pictures} pictures, {size / 1e6:.1f} MB: {folder / 'index.html'}")

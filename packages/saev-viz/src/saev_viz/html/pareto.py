@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -11,6 +12,7 @@ from typing import Any
 
 from saev_core.errors import RunError
 from saev_core.runs.run import Run
+from saev_core.support.files import replace_file
 from saev_viz.drawing.charts import frame, log_ticks, number, percent, ticks
 from saev_viz.drawing.svg import Drawing, Mark, Words, width_of
 
@@ -35,14 +37,12 @@ def write_pareto(run: Run) -> Path:
     if not ranked.get("points"):
         raise RunError(f"{run.path} has no comparison of SAEs; train several, then saev evaluate {run.path}.")
     path = run.results_path("pareto").with_suffix(".png")
-    temporary = path.with_name(f".{path.name}")
+    png = io.BytesIO()
+    chart(ranked, 900, 560).picture().save(png, "PNG", optimize=True)
     try:
-        chart(ranked, 900, 560).picture().save(temporary, "PNG", optimize=True)
-        temporary.replace(path)
+        replace_file(path, png.getvalue())
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or error}); check permissions and free space.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

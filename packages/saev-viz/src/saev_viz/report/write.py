@@ -11,6 +11,7 @@ from PIL import Image
 
 from saev_core.errors import RunError
 from saev_core.runs.run import Run
+from saev_core.support.files import replace_file
 from saev_viz.drawing.charts import percent
 from saev_viz.drawing.heat_maps import heat_map
 from saev_viz.html import pareto
@@ -34,14 +35,10 @@ def write_report(run: Run) -> Path:
     """
     text = page(Contents(run))
     path = run.report_path
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or error}); check permissions and free space.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from safetensors.numpy import save
 
 from saev_core.errors import RunError
-from saev_core.support.files import write_whole
+from saev_core.support.files import replace_file
 from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d.pairs import Pairs, best
 
@@ -80,8 +80,8 @@ def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: 
     for row in rows:
         writer.writerow({key: " ".join(map(str, each)) if isinstance(each, list) else each for key, each in row.items()})
     try:
-        write_whole(folder / "classes.csv", text.getvalue().encode())
-        write_whole(folder / "pairs.safetensors", save(pairs.arrays(), metadata={"classes": "\n".join(names)}))
+        replace_file(folder / "classes.csv", text.getvalue().encode())
+        replace_file(folder / "pairs.safetensors", save(pairs.arrays(), metadata={"classes": "\n".join(names)}))
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
     answer = {**told, "classes": list(rows), "csv": str(folder / "classes.csv"), "pairs": str(folder / "pairs.safetensors")}

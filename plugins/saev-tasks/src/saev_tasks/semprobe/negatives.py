@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 from saev_core.activations.recording.load_images import read
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError
+from saev_core.support.files import new_folder
 from saev_core.support.progress import Track, silent
 
 
@@ -44,32 +43,30 @@ def sample(
     if folder.exists():
         raise DatasetError(f"{folder} is there already; delete it, or choose another folder with --to.")
     wanted = {known.index(name) for name in classes}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     names: list[str] = []
     try:
-        temporary.mkdir(parents=True)
-        with track("negatives", n, "images") as meter:
-            for index in np.random.RandomState(seed % 2**32).permutation(len(dataset)):
-                if len(names) == n:
-                    break
-                if _skipped(int(index), dataset.name(int(index)), skip):
-                    continue
-                try:
-                    example = read(dataset, int(index))
-                except BadImageError:
-                    continue
-                if wanted and example.label not in wanted:
-                    continue
-                example.image.save(temporary / f"{int(index):08d}.png")
-                names.append(dataset.name(int(index)))
-                meter.update(1)
-        if len(names) < n:
-            raise DatasetError(f"only {len(names)} of {n} negatives could be drawn; ask for fewer with --n-images, or of more --classes.")
-        temporary.replace(folder)
+        with new_folder(folder) as new:
+            with track("negatives", n, "images") as meter:
+                for index in np.random.RandomState(seed % 2**32).permutation(len(dataset)):
+                    if len(names) == n:
+                        break
+                    if _skipped(int(index), dataset.name(int(index)), skip):
+                        continue
+                    try:
+                        example = read(dataset, int(index))
+                    except BadImageError:
+                        continue
+                    if wanted and example.label not in wanted:
+                        continue
+                    example.image.save(new / f"{int(index):08d}.png")
+                    names.append(dataset.name(int(index)))
+                    meter.update(1)
+            if len(names) < n:
+                raise DatasetError(
+                    f"only {len(names)} of {n} negatives could be drawn; ask for fewer with --n-images, or of more --classes."
+                )
     except OSError as error:
         raise DatasetError(f"{folder} cannot be written ({error.strerror or error}); choose another folder with --to.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return names
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from saev_core.errors import RunError
 from saev_core.features.index import FeatureIndex
 from saev_core.sae.checkpoint import Checkpoint
+from saev_core.support.files import replace_folder
 from saev_core.tasks.context import TaskContext
 from saev_core.types import Box
 from saev_tasks.semprobe.curated import Curated
@@ -50,21 +49,17 @@ def draw_sheets(
     rows = {name: _top(scored, name, cfg.top_k) for name in curated.concepts}
     features = np.array(sorted({row["feature"] for each in rows.values() for row in each}))
     values, crops = _values(cx, checkpoint, curated, features)
-    folder, temporary = cx.folder("sheets"), cx.folder(f".sheets.{os.getpid()}")
+    folder = cx.folder("sheets")
     paths = []
     try:
-        temporary.mkdir()
-        for c, name in enumerate(curated.concepts):
-            sheet = _sheet(name, rows[name], values, crops, features, curated, c, index, scored, cfg)
-            path = temporary / f"{c:02d}-{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-').lower() or 'concept'}.png"
-            sheet.save(path, "PNG", optimize=True)
-            paths.append(folder / path.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        with replace_folder(folder) as new:
+            for c, name in enumerate(curated.concepts):
+                sheet = _sheet(name, rows[name], values, crops, features, curated, c, index, scored, cfg)
+                path = new / f"{c:02d}-{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-').lower() or 'concept'}.png"
+                sheet.save(path, "PNG", optimize=True)
+                paths.append(folder / path.name)
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return paths
 
 

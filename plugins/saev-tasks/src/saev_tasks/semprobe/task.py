@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from saev_core.data.dataset import load_dataset
 from saev_core.errors import DatasetError, RunError
-from saev_core.support.files import write_whole
+from saev_core.support.files import replace_file
 from saev_core.tasks.context import TaskContext
 from saev_core.tasks.task import Task, verb
 from saev_tasks.semprobe.curated import NEGATIVES, Curated, from_folders, from_labels
@@ -91,8 +91,8 @@ class SemProbe(Task):
         writer.writeheader()
         writer.writerows(rows)
         try:
-            write_whole(folder / "scores.csv", text.getvalue().encode())
-            write_whole(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
+            replace_file(folder / "scores.csv", text.getvalue().encode())
+            replace_file(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
         cx.run.write_result("semprobe", told)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from saev_core.support.files import write_whole
+from saev_core.support.files import replace_file
 from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def save(drawn: Figure, path: Path) -> Path:
     """Write a PNG so that a reader finds the old one or the new one."""
     png = io.BytesIO()
     drawn.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+    replace_file(path, png.getvalue())
     return path
 
 

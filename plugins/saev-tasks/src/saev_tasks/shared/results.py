@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.support.files import write_whole
+from saev_core.support.files import replace_file
 from saev_core.tasks.context import TaskContext
 from saev_core.tasks.task import plain
 
@@ -29,5 +29,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     out.writeheader()
     for row in rows:
         out.writerow({key: "" if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()})
-    write_whole(path, text.getvalue().encode())
+    replace_file(path, text.getvalue().encode())
     return path

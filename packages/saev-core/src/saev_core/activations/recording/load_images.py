@@ -21,7 +21,7 @@ from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, ModelError, SaevError
 from saev_core.models.base import VisionModel
 from saev_core.models.crop import patch_labels
-from saev_core.support.threads import ahead, torch_threads
+from saev_core.support.threads import read_ahead, torch_threads
 from saev_core.types import Box, Example
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def load(
             for item in _source(dataset, spans):
                 yield pool.submit(_prepare, dataset, model, item)
 
-        with closing(ahead(submitted(), max(lookahead, n_workers))) as futures:
+        with closing(read_ahead(submitted(), max(lookahead, n_workers))) as futures:
             try:
                 for future in futures:
                     yield future.result()

@@ -47,7 +47,7 @@ from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError, ModelError
 from saev_core.models.base import VisionModel
 from saev_core.support.progress import Track, silent
-from saev_core.support.threads import behind
+from saev_core.support.threads import write_behind
 from saev_core.types import Site
 
 __all__ = ["Missing", "Plan", "Recorded", "plan", "record"]
@@ -127,7 +127,7 @@ def record(
         track("record", n_new, "images") as meter,
         # The forward pass stays in the caller's thread: a second team of torch threads would make both slow on few cores.
         closing(_forward(model, dataset, meta, todo, cfg)) as batches,
-        behind(partial(_write, store, todo), 1) as hand_over,
+        write_behind(partial(_write, store, todo), 1) as hand_over,
     ):
         for batch in batches:
             why.update({image.index: (image.index, image.bad.path, image.bad.why) for image in batch.images if image.bad})

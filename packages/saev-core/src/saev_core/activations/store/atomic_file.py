@@ -1,16 +1,18 @@
-"""TODO."""
+"""`Temporary`: a file of a store that is written at many places, and appears whole, at once, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import socket
 from pathlib import Path
 from typing import Self
 
 from saev_core.errors import StoreError
+from saev_core.support.files import remove_abandoned, sync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -25,7 +27,7 @@ class Temporary:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
+            remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
             self.temp = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{id(self):x}.tmp")
             self._fd = os.open(self.temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -104,11 +106,7 @@ class Temporary:
             self.settle()
         try:
             self.temp.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(self.path.parent)
         except OSError as error:
             self.discard()
             raise _failed(self.path, error) from None
@@ -127,18 +125,6 @@ class Temporary:
 
     def __exit__(self, *error: object) -> None:
         self.discard()
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left; a file whose writer lives is locked and stays."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            fd = os.open(left, os.O_RDWR)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
-            finally:
-                os.close(fd)
 
 
 def _failed(path: Path, error: OSError) -> StoreError:

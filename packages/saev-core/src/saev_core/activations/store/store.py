@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +16,7 @@ from saev_core.activations.store.shard_file import TOKENS, Layout
 from saev_core.config.affects import settings_that_matter
 from saev_core.config.toml_and_set import differences
 from saev_core.errors import StoreError
+from saev_core.support.files import new_folder
 from saev_core.support.progress import Track, silent
 from saev_core.types import Box, Site
 
@@ -56,17 +55,11 @@ class ActivationStore:
             raise StoreError(f"{path} is there and is not an activation store; choose an empty or new folder.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Built aside and renamed: nobody ever sees half a store, and of two that create at once one wins whole.
-            temp = path.parent / f".{path.name}.{os.getpid()}.tmp"
-            try:
-                _create_group(str(temp), meta)
-                temp.rename(path)
-            except OSError:
-                if _attributes(url) is None:
-                    raise
-            finally:
-                shutil.rmtree(temp, ignore_errors=True)
+            with new_folder(path) as new:
+                _create_group(str(new), meta)
         except OSError as error:
+            if _attributes(url) is not None:  # another process was first
+                return cls.open(url)._expect(meta)
             raise StoreError(f"{path}: cannot make a store there ({error.strerror or error}); choose another folder.") from None
         return cls.open(url)._expect(meta)
 
@@ -138,15 +131,12 @@ class ActivationStore:
             return
         import zarr
 
-        temp = path / f".{site}.{os.getpid()}.tmp"
         try:
-            create_arrays(zarr.create_group(str(temp), overwrite=True), arrays)
-            temp.rename(path / str(site))
+            with new_folder(path / str(site)) as new:
+                create_arrays(zarr.create_group(str(new)), arrays)
         except OSError as error:
             if site not in self.sites:  # otherwise another recorder was first
                 raise StoreError(f"{path}: cannot add {site} ({error.strerror or error}); check permissions and free space.") from None
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
 
     def done(self, site: Site) -> UInt8[np.ndarray, " n_images"]:
         """0 not yet recorded, 1 recorded, 2 missing: the image could not be read."""

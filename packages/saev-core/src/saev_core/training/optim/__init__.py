@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from saev_core.training.optim.adam import Adam
 from saev_core.training.optim.ema import Average
+from saev_core.training.optim.feature_axis import FeatureAxes
 from saev_core.training.optim.muon import Muon
 from saev_core.training.optim.schedule_free import ScheduleFree
 
@@ -18,18 +19,25 @@ class Optimizer(Protocol):
     """What the trainer asks of one."""
 
     rate: ClassVar[float]
-    """Its peak learning rate over `SAE.base_lr`, where none is named."""
+    """Its peak learning rate over `schedule.base_lr`, where none is named."""
 
     def step(self, lr: float) -> None:
         """Move every parameter by its `.grad`. The SAE then restores what that broke (unit rows)."""
 
-    def blend(self) -> bool:
-        """Called after that; true if it moved the weights once more, and the SAE must restore them again."""
+    def average_step(self) -> bool:
+        """Called after that: average the restored weights, where it averages.
 
-    def forget(self, features: Tensor, d_sae: int) -> None:
-        """Drop what is remembered of features that were started anew."""
+        True if it moved the weights once more, and the SAE must restore them again.
+        """
 
-    def answer(self) -> dict[str, Tensor]:
+    def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
+        """Drop the state of features that were started anew.
+
+        Args:
+            axes: where each parameter has its features; see `SAE.feature_axes`.
+        """
+
+    def averaged_weights(self) -> dict[str, Tensor]:
         """Weights to be used instead of the parameters in a checkpoint and in evaluation; empty if the parameters are."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -45,7 +53,7 @@ def make_optimizer(
     """The optimiser of that name.
 
     Args:
-        betas: decay rates of the gradient's mean and square in Adam; see `SAE.betas`.
+        betas: decay rates of the gradient's mean and square in Adam; see `TrainingDefaults`.
 
     Raises:
         TrainError: it does not suit these parameters.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adam import adam
 
-from saev_core.training.optim.feature_axis import axis_of
+from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class Adam:
@@ -59,17 +59,16 @@ class Adam:
         )
 
     @torch.no_grad()
-    def forget(self, features: Tensor, d_sae: int) -> None:
-        """Drop what is remembered of some features: in every parameter, along the axis that is `d_sae` long."""
-        for name, p in self._parameters.items():
-            if (axis := axis_of(name, p, d_sae)) is not None:
-                self._mean[name].index_fill_(axis, features, 0)
-                self._square[name].index_fill_(axis, features, 0)
+    def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
+        """Drop the means of some features' gradients, in every parameter that has features."""
+        for name, _, axis in along_features(self._parameters, axes):
+            self._mean[name].index_fill_(axis, features, 0)
+            self._square[name].index_fill_(axis, features, 0)
 
-    def blend(self) -> bool:
+    def average_step(self) -> bool:
         return False
 
-    def answer(self) -> dict[str, Tensor]:
+    def averaged_weights(self) -> dict[str, Tensor]:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:

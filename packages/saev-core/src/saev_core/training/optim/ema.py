@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from saev_core.training.optim.feature_axis import axis_of
+from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class Average:
@@ -32,14 +32,13 @@ class Average:
             self._mean[name].lerp_(p, share)
 
     @torch.no_grad()
-    def forget(self, features: Tensor, d_sae: int) -> None:
-        """Begin anew with features that were started anew."""
-        for name, p in self._parameters.items():
-            if (axis := axis_of(name, p, d_sae)) is not None:
-                self._mean[name].index_copy_(axis, features, p.index_select(axis, features))
+    def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
+        """Begin the average anew with features that were started anew."""
+        for name, p, axis in along_features(self._parameters, axes):
+            self._mean[name].index_copy_(axis, features, p.index_select(axis, features))
 
-    def answer(self) -> dict[str, Tensor]:
-        """The averaged weights by name; empty before the first step."""
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """By name; empty before the first step."""
         return dict(self._mean) if int(self._count) else {}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,17 +1,18 @@
-"""Where features lie in a parameter."""
+"""Where an optimiser's state of some features lies."""
 
 from __future__ import annotations
 
-from torch.nn import Parameter
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
-WITHOUT = ("b_dec", "W_skip")
-"""Parameters that have no features, though a width of theirs may happen to be d_sae."""
+T = TypeVar("T")
+
+FeatureAxes = Mapping[str, int | None]
+"""Name of a parameter -> which of its axes counts features, None where none does; `SAE.feature_axes` says so."""
 
 
-def axis_of(name: str, p: Parameter, d_sae: int) -> int | None:
-    """The axis of a parameter along which its features lie; None if it has none.
-
-    `W_enc` is `[d_in, d_sae]`, everything else has features first: with d_in = d_sae the name decides.
-    """
-    axis = p.ndim - 1 if name == "W_enc" else 0
-    return axis if p.ndim and p.shape[axis] == d_sae and name not in WITHOUT else None
+def along_features(parameters: Mapping[str, T], axes: FeatureAxes) -> Iterator[tuple[str, T, int]]:
+    """Name, parameter and axis of those that have features."""
+    for name, parameter in parameters.items():
+        if (axis := axes[name]) is not None:
+            yield name, parameter, axis

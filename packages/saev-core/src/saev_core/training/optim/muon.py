@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from saev_core.errors import TrainError
 from saev_core.training.optim.adam import Adam
-from saev_core.training.optim.feature_axis import axis_of
+from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of a s + b s^3 + c s^5, which brings every singular value s in (0, 1] near 1 when repeated: between 0.7 and 1.2."""
@@ -59,18 +59,17 @@ class Muon:
             p.add_(orthogonal(p.grad.add(memory, alpha=self.momentum)), alpha=-lr * math.sqrt(max(1, rows / cols)))
         self._adam.step(lr / self.rate)
 
-    def blend(self) -> bool:
+    def average_step(self) -> bool:
         return False
 
     @torch.no_grad()
-    def forget(self, features: Tensor, d_sae: int) -> None:
-        """Drop what is remembered of some features: in every parameter, along the axis that is `d_sae` long."""
-        for name, p in self._matrices.items():
-            if (axis := axis_of(name, p, d_sae)) is not None:
-                self._memory[name].index_fill_(axis, features, 0)
-        self._adam.forget(features, d_sae)
+    def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
+        """Drop the momentum of some features, in every parameter that has features."""
+        for name, _, axis in along_features(self._matrices, axes):
+            self._memory[name].index_fill_(axis, features, 0)
+        self._adam.reset_features(features, axes)
 
-    def answer(self) -> dict[str, Tensor]:
+    def averaged_weights(self) -> dict[str, Tensor]:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adam import adam
 
-from saev_core.training.optim.feature_axis import axis_of
+from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class ScheduleFree:
-    """Three sequences: z takes the steps, x is their average and the answer, gradients are taken at y between them.
+    """Three sequences: z takes the steps, x is their average and the result, gradients are taken at y between them.
 
         y = (1 - beta) z + beta x,   v <- beta2 v + (1 - beta2) g(y)^2,   z <- P(z - r_t g(y) / (sqrt(v) + eps)),
         x <- (1 - c_t) x + c_t z,    r_t = lr_t sqrt(1 - beta2^t),        c_t = r_t^2 / sum_s r_s^2.
@@ -77,7 +77,7 @@ class ScheduleFree:
             p.copy_(self._z[name])
 
     @torch.no_grad()
-    def blend(self) -> bool:
+    def average_step(self) -> bool:
         """Take the restored z back, average it into x, and leave y in the parameters."""
         for name, p in self._parameters.items():
             z, x = self._z[name].copy_(p), self._x[name]
@@ -86,16 +86,15 @@ class ScheduleFree:
         return True
 
     @torch.no_grad()
-    def forget(self, features: Tensor, d_sae: int) -> None:
+    def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
         """Begin anew with features that were started anew."""
-        for name, p in self._parameters.items():
-            if (axis := axis_of(name, p, d_sae)) is not None:
-                new = p.index_select(axis, features)
-                self._z[name].index_copy_(axis, features, new)
-                self._x[name].index_copy_(axis, features, new)
-                self._square[name].index_fill_(axis, features, 0)
+        for name, p, axis in along_features(self._parameters, axes):
+            new = p.index_select(axis, features)
+            self._z[name].index_copy_(axis, features, new)
+            self._x[name].index_copy_(axis, features, new)
+            self._square[name].index_fill_(axis, features, 0)
 
-    def answer(self) -> dict[str, Tensor]:
+    def averaged_weights(self) -> dict[str, Tensor]:
         """x by name; empty before the first step."""
         return dict(self._x) if int(self._steps) else {}
 

@@ -1,0 +1,57 @@
+"""`Weights`: what the kernels, initialisation and the revival of dead features need of an SAE, and so what they may touch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from saev_core.sae.codes import Codes
+from saev_core.sae.config import SAEConfig
+from saev_core.sae.scratch import Scratch
+
+
+class Weights(Protocol):
+    """The tensors of an SAE, how it encodes and decodes, and buffers to work in. Every `SAE` is one."""
+
+    @property
+    def cfg(self) -> SAEConfig: ...
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def tied(self) -> bool:
+        """Whether the dictionary alone encodes: there is then no `W_enc` and no `b_enc`."""
+
+    @property
+    def W_enc(self) -> Tensor:
+        """`[d_out, d_sae]`."""
+
+    @property
+    def b_enc(self) -> Tensor:
+        """`[d_sae]`."""
+
+    @property
+    def W_dec(self) -> Tensor:
+        """`[d_sae, d_out]`."""
+
+    @property
+    def b_dec(self) -> Tensor:
+        """`[d_out]`."""
+
+    @property
+    def scratch(self) -> Scratch: ...
+
+    def split(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]]:
+        """What the encoder sees of `x`, and what is to be decoded."""
+
+    def bypass(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
+        """What the prediction takes from `x` past the features; None: nothing."""
+
+    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
+        """Sparse feature activations."""
+
+    def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction from codes."""
