@@ -60,8 +60,9 @@ class Bench(Coded):
         self._all = torch.cat(self._kept) if self._kept else None
 
     def _codes(self, x: Float[Tensor, "b n_tokens d"]) -> csr_array:
-        flat = x[:, self.readout.n_prefix :].mean(1) if self.mean else x[:, self.edited].flatten(0, 1)
-        return codes_of(self.readout.checkpoint, flat)
+        checkpoint = self.readout.checkpoint
+        vectors = checkpoint.selection.of_site(x, self.readout.n_prefix) if self.mean else x[:, self.edited]
+        return codes_of(checkpoint, vectors)
 
     @cached_property
     def right(self) -> Bool[np.ndarray, " n"]:

@@ -206,8 +206,8 @@ def _tuned(train: Part, share: float, seed: int) -> tuple[Part, Part]:
 def _readout(cx: TaskContext, probe: Probe, pool: Pool, part: Part, sae: str, prefix: bool) -> Readout:
     checkpoint = cx.checkpoint(sae)
     checkpoint.check(part.store, same_data=False)
-    site = probe.site if checkpoint.read.layer == "all" else checkpoint.site
-    return Readout(probe, pool, checkpoint, part.store, cx.model() if probe.site != site else None, prefix)
+    target = Site.parse(probe.site)
+    return Readout(probe, pool, checkpoint, part.store, cx.model() if target != checkpoint.selection.at(target) else None, prefix)
 
 
 def _bench(cx: TaskContext, probe: Probe, pool: Pool, part: Part, sae: str, prefix: bool) -> Bench:

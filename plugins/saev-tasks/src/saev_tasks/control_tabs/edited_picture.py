@@ -69,7 +69,7 @@ class Desk:
         self.checkpoint = view.checkpoint
         writes_where_it_reads(self.checkpoint)
         self.target = Site.parse(self.probe.site)
-        self.site = self.target if self.checkpoint.read.layer == "all" else Site.parse(self.checkpoint.site)
+        self.site = self.checkpoint.selection.at(self.target)
         if self.target.layer < self.site.layer:
             raise ProbeError(
                 f"The probe reads block {self.target.layer} of the model and this SAE works at block {self.site.layer}, which comes later: "
@@ -141,13 +141,13 @@ class Desk:
             raise RunError(f"Picture {image} was not recorded: it could not be read.")
         parts = ["prefix", "patches"] if self.n_prefix else ["patches"]
         x = torch.cat([torch.from_numpy(self.store.read(self.site, [image], part)[0]) for part in parts])
-        x = x.to(self.checkpoint.sae.W_dec.device, torch.float32)
+        x = x.to(self.checkpoint.sae.W_dec.device, torch.float32)  # [n_tokens, d_model]
         if not bool(torch.isfinite(x).all()):
             raise StoreError(f"What was recorded of picture {image} is not finite (NaN or infinite); record it again, in float32.")
-        read = self.checkpoint.read
-        vectors = x[self.n_prefix :].mean(0, keepdim=True) if read.tokens == "mean" else x
-        codes = self.checkpoint.codes(vectors if read.clamp is None else vectors.clamp(-read.clamp, read.clamp))
-        scene = Scene(image, x, codes)
+        # Of every token, since the probe may have other ones edited than the SAE was trained on.
+        selection = self.checkpoint.selection
+        vectors = selection.of_site(x[None], self.n_prefix) if selection.tokens == "mean" else x
+        scene = Scene(image, x, self.checkpoint.codes(vectors))
         scene.before = self._said(x)
         return scene
 

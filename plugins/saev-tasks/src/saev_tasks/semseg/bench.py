@@ -64,7 +64,7 @@ class Bench(Coded):
         logits, codes = [], []
         with track("patches", len(self.images), "images") as meter:
             for numbers, x in stored(store, self.site, self.images):
-                codes.append(codes_of(checkpoint, x.flatten(0, 1)))
+                codes.append(codes_of(checkpoint, x))
                 logits.append(probe(x).cpu() if self._later is None else self._read_later(numbers, {}))
                 meter.update(len(numbers))
         if not codes:

@@ -58,12 +58,11 @@ def directions_of(checkpoint: Checkpoint) -> Float[Tensor, "d_sae d_model"]:
     return (checkpoint.sae.frozen().W_dec.detach() / checkpoint.norm.factor).cpu()
 
 
-def codes_of(checkpoint: Checkpoint, x: Float[Tensor, "n d_model"]) -> csr_array:
-    """Features of raw vectors, clamped as in training, `[n, d_sae]`."""
-    clamp = checkpoint.read.clamp
-    codes = checkpoint.codes(x if clamp is None else x.clamp(-clamp, clamp))
+def codes_of(checkpoint: Checkpoint, x: Float[Tensor, "*batch d_model"]) -> csr_array:
+    """Features of raw vectors, `[n, d_sae]`, in the order of `x.reshape(-1, d_model)`."""
+    codes = checkpoint.codes(x)
     parts = tuple(part.cpu().numpy() for part in (codes.value.float(), codes.feature, codes.offsets))
-    made = csr_array(parts, shape=(len(x), codes.d_sae))
+    made = csr_array(parts, shape=(len(codes), codes.d_sae))
     made.eliminate_zeros()
     return made
 

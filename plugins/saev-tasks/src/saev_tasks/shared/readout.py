@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Readout`: what a probe of whole images says where the activations at an SAE's site are edited."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Readout:
         reads = checkpoint.read.tokens
         self.probe, self.pool, self.checkpoint, self.store = probe, pool, checkpoint, store
         self.target = Site.parse(probe.site)
-        self.site = self.target if checkpoint.read.layer == "all" else Site.parse(checkpoint.site)
+        self.site = checkpoint.selection.at(self.target)
         if self.site not in store.sites:
             raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --layers={self.site.layer}.")
         if self.target < self.site:

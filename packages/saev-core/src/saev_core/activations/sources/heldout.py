@@ -1,4 +1,4 @@
-"""TODO."""
+"""`split`: which images are held out from training."""
 
 from __future__ import annotations
 
