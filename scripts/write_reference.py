@@ -148,8 +148,15 @@ def hooks_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-_VERBS = ("record.record", "train.train", "evaluate.evaluate", "indexing.index_features", "recovery.recover", "pipeline.Pipeline")
-_LOADERS = ("model.load_model", "dataset.load_dataset", "sae.make_sae", "source.split", "source.ordered")
+_VERBS = (
+    "activations.recording.record.record",
+    "training.train.train",
+    "evaluation.measure.evaluate",
+    "features.build.index_features",
+    "evaluation.known_truth.recover",
+    "pipeline.pipeline.Pipeline",
+)
+_LOADERS = ("models.base.load_model", "data.dataset.load_dataset", "sae.base.make_sae", "activations.sources.heldout.split")
 
 
 def names_page() -> str:
@@ -164,7 +171,7 @@ def names_page() -> str:
     for title, names in (("Verbs", _VERBS), ("Builders", _LOADERS)):
         lines.append(f"\n## {title}\n")
         for name in names:
-            room, _, what = name.partition(".")
+            room, _, what = name.rpartition(".")
             found = getattr(import_module(f"saev_core.{room}"), what)
             arguments = ", ".join(inspect.signature(found).parameters)
             text = inspect.cleandoc(found.__doc__ or "").replace("\n    ", "\n- ")
