@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import saev_core.features.build
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.base import PluginRef
 from saev_core.config.stages import IndexConfig, ReadConfig
@@ -67,8 +67,8 @@ def indexing(folder: Path, n_images: int, rounds: int) -> None:
     checkpoint = Checkpoint(sae, Norm.identity(D), ref_of(sae), "resid.1", ReadConfig(layer=1), {"fingerprint": store.meta.fingerprint})
 
     def bare() -> None:
-        for _, x in ordered(store, checkpoint.read, np.arange(n_images), IndexConfig().batch_images):
-            checkpoint.codes(x.flatten(0, 1))
+        for _, x, _ in StoredVectors(store, checkpoint.read).in_order(np.arange(n_images), IndexConfig().batch_images):
+            checkpoint.codes(x)
 
     writing: list[float] = []
 

@@ -130,7 +130,7 @@ def quality(steps: int, seeds: int, images: int = 300, batch: int = 512, width: 
                 own = TrainConfig.model_validate({**shared, "seed": seed, **options})
                 trainees.append(TrainSpec(named(variant, sae, options), made, own))
             for trainee, checkpoint in zip(trainees, train(source, trainees, group), strict=True):
-                cards.setdefault(trainee.name, []).append(evaluate(checkpoint, store, EvaluateConfig()))
+                cards.setdefault(trainee.name, []).append(evaluate(checkpoint, source, EvaluateConfig()))
         seconds = time.perf_counter() - seconds
     print(f"\n{steps} steps of {batch}, d {source.d_model}, d_sae {width}, {seeds} seeds, {seconds:.0f} s")
     print(f"{'held out':60}{'NMSE':>8}{'+-':>8}{'L0':>7}{'dead':>7}")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from saev_core.activations.recording.identity import dataset_ref, model_ref
 from saev_core.activations.recording.record import record
-from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.sources.stored import StoreSource
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.base import PluginRef
 from saev_core.config.stages import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
@@ -200,7 +200,7 @@ def measure(sae: SAE, norm: Norm, store: ActivationStore, source: StoreSource, e
     images = np.flatnonzero(source.heldout)
     tally, highest = Tally(sae.d_in, sae.d_sae), torch.zeros(len(images), sae.d_sae)
     n_patches, at = store.grid.n_patches, 0
-    for index, raw in ordered(store, source.read, images, 8):
+    for index, raw, _ in source.in_order(images, 8):
         x = norm(raw.flatten(0, 1))
         codes = sae.codes(x)
         tally.add(x, sae.decode(codes), codes)
@@ -247,7 +247,7 @@ def one(work: Work) -> dict[str, Any]:
     if not photos:
         told = source.describe()
         checkpoint = Checkpoint(sae, source.norm, {"name": work.impl}, source.site, source.read, told["store"])
-        found["recovery"] = recover(checkpoint, store, Shapes(ShapesConfig())).mean
+        found["recovery"] = recover(checkpoint, source, Shapes(ShapesConfig())).mean
     version = "" if work.impl == "ours" else peers.version(work.impl)
     return {
         **found,

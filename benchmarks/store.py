@@ -24,7 +24,7 @@ import zarr
 from common import asked, interleave, summary, table
 from zarr.codecs import Crc32cCodec
 
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.activations.store.shard_file import ShardWriter
 from saev_core.activations.store.store import ActivationStore
@@ -159,13 +159,13 @@ def main() -> None:
         array = zarr.open_array(str(work / "zarr"), mode="r")
 
         def in_order() -> float:
-            return float(sum(each.nbytes for _, each in ordered(single, ReadConfig(), np.arange(n), 64)))
+            return float(sum(each.nbytes for _, each, _ in StoredVectors(single, ReadConfig()).in_order(np.arange(n), 64)))
 
         reads = {
             "memmap": lambda: read_memmap(work / "memmap.npy"),
             "zarr-python": lambda: read_zarr(array),
             "raw chunks, crc32c, 2 threads": lambda: read_store(single),
-            "ordered() batches of 64 images": in_order,
+            "in_order() batches of 64 images": in_order,
         }
         table("Reading in order, warm", "MB/s", interleave(reads, options.rounds), "memmap", 1e6)
         table("Reading in order, cold", "MB/s", interleave(reads, options.rounds, before=forget(work)), "memmap", 1e6)

@@ -171,18 +171,12 @@ def hooks_page() -> str:
 _VERBS = (
     "activations.recording.record.record",
     "training.train.train",
-    "evaluation.measure.measure",
+    "evaluation.measure.evaluate",
     "features.build.index_features",
     "evaluation.known_truth.recover",
     "pipeline.pipeline.Pipeline",
 )
-_BUILDERS = (
-    "models.base.load_model",
-    "data.dataset.load_dataset",
-    "sae.base.make_sae",
-    "activations.sources.heldout.split",
-    "activations.sources.stored.ordered",
-)
+_LOADERS = ("models.base.load_model", "data.dataset.load_dataset", "sae.base.make_sae", "activations.sources.heldout.heldout_mask")
 
 
 def names_page() -> str:

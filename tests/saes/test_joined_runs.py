@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.cli import main
 from saev_core.config.stages import EvaluateConfig
@@ -87,4 +88,4 @@ def test_a_store_that_lacks_one_of_the_blocks_is_refused_in_one_line(transcoded:
     store = ActivationStore.open(Run.open(tmp_path / "run").store_url)
     checkpoint.check(store)  # the same pictures and model: what else it holds is no part of that
     with pytest.raises(StoreError, match=r"holds resid.3, not resid.1; .*saev record --record-layers 1"):
-        measure(checkpoint, store, EvaluateConfig())
+        measure(checkpoint, StoredVectors(store, checkpoint.read), EvaluateConfig())

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from saev_core.activations.recording.record import record
 from saev_core.activations.sources.heldout import heldout_mask
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig, RecordConfig
 from saev_core.data.dataset import ImageDataset, KnownTruth
 from saev_core.data.shapes import Shapes, ShapesConfig
 from saev_core.errors import CheckpointError, DatasetError
-from saev_core.evaluation.known_truth import recover
+from saev_core.evaluation.known_truth import Recovery, recover
 from saev_core.models.base import VisionModel
 from saev_core.models.tiny import Tiny, TinyConfig
 from saev_core.models.transform import ResizeCrop
@@ -54,12 +54,16 @@ def checkpoint(store: ActivationStore, k: int = 8, **read: object) -> Checkpoint
     return Checkpoint(sae, store.norm(site), {"name": "topk", "dist": "saev-core", "version": "0"}, str(site), config, described)
 
 
+def recovered(made: Checkpoint, store: ActivationStore, dataset: KnownTruth) -> Recovery:
+    return recover(made, StoredVectors(store, made.read), dataset)
+
+
 def reference(made: Checkpoint, store: ActivationStore, shapes: Shapes, name: str, at: tuple[int, float], *, held: bool) -> float:
     """F1 of one feature and threshold, counted patch by patch."""
     chosen = (heldout_mask(store.n_images, made.read.heldout, made.read.split_seed) == held).nonzero()[0]
     hits = said = true = 0
     row, (feature, threshold) = shapes.factors.index(name), at
-    for index, x in ordered(store, made.read, chosen, 4):
+    for index, x, _ in StoredVectors(store, made.read).in_order(chosen, 4):
         z = made.codes(x.flatten(0, 1)).dense().double().numpy()[:, feature]
         truth = np.concatenate([shapes.patch_factors(int(i), store.grid, store.crop(int(i)))[row] for i in index])
         yes = (z >= threshold) & (z > 0) & (truth >= 0)
@@ -69,7 +73,7 @@ def reference(made: Checkpoint, store: ActivationStore, shapes: Shapes, name: st
 
 def test_f1_is_that_of_a_plain_count(store: ActivationStore, shapes: Shapes) -> None:
     made = checkpoint(store)
-    found = recover(made, store, shapes)
+    found = recovered(made, store, shapes)
     assert len(found.rows) == len(shapes.factors) == 33
     for row in found.rows[::8]:
         name = f"{row.factor}={row.value}"
@@ -79,7 +83,7 @@ def test_f1_is_that_of_a_plain_count(store: ActivationStore, shapes: Shapes) -> 
 
 def test_no_feature_and_threshold_is_better_on_training_images(store: ActivationStore, shapes: Shapes) -> None:
     made = checkpoint(store)
-    row = recover(made, store, shapes).rows[0]
+    row = recovered(made, store, shapes).rows[0]
     for feature, threshold in itertools.product(range(0, 64, 9), (0.0, 0.5, 1.5)):
         assert reference(made, store, shapes, "shape=circle", (feature, threshold), held=False) <= row.f1_train + 1e-12
 
@@ -139,25 +143,25 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, 
 
 def test_features_that_are_the_truth_recover_it_wholly(painted: tuple[ActivationStore, Checkpoint]) -> None:
     store, made = painted
-    red, green, never = recover(made, store, Painted()).rows
+    red, green, never = recovered(made, store, Painted()).rows
     assert (red.f1, red.precision, red.recall, red.feature) == (1.0, 1.0, 1.0, 0)
     assert (green.f1, green.feature) == (1.0, 1)
     assert (never.f1, never.feature, never.n_positive) == (0.0, -1, 0)
 
 
 def test_values_that_do_not_occur_are_left_out_of_the_mean(painted: tuple[ActivationStore, Checkpoint]) -> None:
-    assert recover(painted[1], painted[0], Painted()).mean == 1.0
+    assert recovered(painted[1], painted[0], Painted()).mean == 1.0
 
 
 def test_every_held_out_patch_is_counted_or_left_out(store: ActivationStore, shapes: Shapes) -> None:
-    found = recover(checkpoint(store), store, shapes)
+    found = recovered(checkpoint(store), store, shapes)
     assert found.n_images == 9
     assert found.n_patches + found.n_left_out == 9 * 144
     assert 0 < found.n_left_out < 0.2 * 9 * 144
 
 
 def test_recovery_is_json_and_a_table(store: ActivationStore, shapes: Shapes) -> None:
-    found = recover(checkpoint(store), store, shapes)
+    found = recovered(checkpoint(store), store, shapes)
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["mean"] == found.mean
     assert set(told["factors"]) == {"shape", "colour", "texture", "size", "place"}
@@ -171,9 +175,9 @@ def test_what_cannot_be_measured_is_refused(store: ActivationStore, shapes: Shap
         pass
 
     with pytest.raises(DatasetError, match="Plain does not know"):
-        recover(checkpoint(store), store, Plain())  # type: ignore[arg-type]
+        recovered(checkpoint(store), store, Plain())  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="train one on patches"):
-        recover(checkpoint(store, tokens="cls"), store, shapes)
+        recovered(checkpoint(store, tokens="cls"), store, shapes)
     with pytest.raises(CheckpointError, match="held-out"):
-        recover(checkpoint(store, heldout=0.0), store, shapes)
+        recovered(checkpoint(store, heldout=0.0), store, shapes)
     assert isinstance(shapes, KnownTruth)

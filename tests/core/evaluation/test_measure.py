@@ -11,6 +11,7 @@ import torch
 
 from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import EvaluateConfig, ReadConfig, TrainConfig
@@ -48,6 +49,10 @@ def trained(store: ActivationStore, read: ReadConfig) -> Checkpoint:
     return checkpoint
 
 
+def vectors(checkpoint: Checkpoint, store: ActivationStore) -> StoredVectors:
+    return StoredVectors(store, checkpoint.read)
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return planted(50 * 4, 12)[0].view(50, 4, 12)
@@ -59,7 +64,7 @@ def test_every_number_is_its_definition(tmp_path: Path, images: torch.Tensor) ->
     read = ReadConfig(layer=1, heldout=0.3)
     checkpoint = trained(store, read)
     cfg = EvaluateConfig(batch_size=24, dense=0.05, almost_dead=0.02)
-    done = measure(checkpoint, store, cfg)
+    done = measure(checkpoint, vectors(checkpoint, store), cfg)
 
     held = [i for i in np.flatnonzero(heldout_mask(50, 0.3, 0)) if i not in (7, 8)]
     x = checkpoint.norm(images[held].reshape(-1, 12))
@@ -85,13 +90,13 @@ def test_every_number_is_its_definition(tmp_path: Path, images: torch.Tensor) ->
     for name in ("log_frequency", "log_value"):
         assert sum(card["histograms"][name]["counts"]) == int((frequency > 0).sum())
     json.dumps(card, allow_nan=False)
-    assert evaluate(checkpoint, store, cfg) == card
+    assert evaluate(checkpoint, vectors(checkpoint, store), cfg) == card
 
 
 def test_batches_change_nothing(tmp_path: Path, images: torch.Tensor) -> None:
     store = store_of(tmp_path, images)
     checkpoint = trained(store, ReadConfig(layer=1, heldout=0.3))
-    small, large = (evaluate(checkpoint, store, EvaluateConfig(batch_size=size)) for size in (4, 10_000))
+    small, large = (evaluate(checkpoint, vectors(checkpoint, store), EvaluateConfig(batch_size=size)) for size in (4, 10_000))
     assert small["nmse"] == pytest.approx(large["nmse"], rel=1e-6)
     assert small["l0"] == large["l0"]
 
@@ -99,9 +104,12 @@ def test_batches_change_nothing(tmp_path: Path, images: torch.Tensor) -> None:
 def test_training_images_are_not_measured_unless_asked_for(tmp_path: Path, images: torch.Tensor) -> None:
     store = store_of(tmp_path, images)
     checkpoint = trained(store, ReadConfig(layer=1, heldout=0.3))
-    counts = {name: evaluate(checkpoint, store, EvaluateConfig(), images=name)["n_images"] for name in ("heldout", "train", "all")}
+    counts = {
+        name: evaluate(checkpoint, vectors(checkpoint, store), EvaluateConfig(), images=name)["n_images"]
+        for name in ("heldout", "train", "all")
+    }
     assert counts == {"heldout": 15, "train": 35, "all": 50}
-    chosen = evaluate(checkpoint, store, EvaluateConfig(), images=np.array([3, 1]))
+    chosen = evaluate(checkpoint, vectors(checkpoint, store), EvaluateConfig(), images=np.array([3, 1]))
     assert (chosen["n_images"], chosen["images"]) == (2, "chosen")
 
 
@@ -121,10 +129,12 @@ def test_predicting_the_mean_has_nmse_one_wherever_the_mean_lies() -> None:
 
 def test_what_cannot_be_measured_is_one_clear_line(tmp_path: Path, images: torch.Tensor) -> None:
     store = store_of(tmp_path, images)
+    checkpoint = trained(store, ReadConfig(layer=1, heldout=0.0))
     with pytest.raises(CheckpointError, match=r"no image to evaluate on.*heldout is 0"):
-        evaluate(trained(store, ReadConfig(layer=1, heldout=0.0)), store, EvaluateConfig())
+        evaluate(checkpoint, vectors(checkpoint, store), EvaluateConfig())
     with pytest.raises(CheckpointError, match="no vector to evaluate on"):
         Tally(3, 3).result(EvaluateConfig())
     other = store_of(tmp_path / "other", images[:40])
+    checkpoint = trained(store, ReadConfig(layer=1))
     with pytest.raises(CheckpointError, match="another store"):
-        evaluate(trained(store, ReadConfig(layer=1)), other, EvaluateConfig())
+        evaluate(checkpoint, vectors(checkpoint, other), EvaluateConfig())

@@ -19,8 +19,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from saev_core.activations.store.meta import StoreMeta
+from saev_core.config.base import PluginRef
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, ShapeError
+from saev_core.plugins.registry import installed
+from saev_core.sae.base import make_sae
 from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.sae.norm import Norm
 from saev_core.sae.topk import TopK, TopKConfig
@@ -235,3 +238,53 @@ def test_an_option_that_a_later_version_adds_leaves_the_fingerprint() -> None:
     assert old.fingerprint == before
     sae.cfg = Later(d_in=4, d_sae=8, k=2, added=4)
     assert old.fingerprint != before
+
+
+# What every installed variant keeps, on raw activations.
+
+VARIANTS = [plugin.name for plugin in installed("sae")]
+
+
+def raw(name: str, clamp: float | None = None) -> tuple[Checkpoint, torch.Tensor]:
+    """A checkpoint of a variant, of two joined sites, and raw vectors `[2, 3, 5, 24]`, far wider than a clamp of 1."""
+    sae = make_sae(PluginRef(name=name, options={"d_sae": 40}), 24, n_sites=2)
+    x = 5 * torch.randn(2, 3, 5, 24, generator=torch.Generator().manual_seed(1))
+    norm = Norm.of(x.clamp(-1, 1).view(-1, 24), n_sites=2)
+    return Checkpoint(sae, norm, ref_of(sae), "resid.1+2", ReadConfig(layer=(1, 2), clamp=clamp)), x
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_codes_and_reconstructions_are_of_clamped_vectors_as_in_training(name: str) -> None:
+    made, x = raw(name, clamp=1.0)
+    free, bounded = replace(made, read=ReadConfig(layer=(1, 2))), x.view(-1, 24).clamp(-1, 1)
+    assert torch.equal(made.codes(x.view(-1, 24)).dense(), free.codes(bounded).dense())
+    assert torch.equal(made.reconstruct(x.view(-1, 24)), free.reconstruct(bounded))
+    assert not torch.equal(free.codes(x.view(-1, 24)).dense(), free.codes(bounded).dense())
+    assert float(x.abs().max()) > 1  # not clamped in place
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_leading_axes_are_rows_in_order(name: str) -> None:
+    made, x = raw(name)
+    flat = x.view(-1, 24)
+    codes, wanted = made.codes(x), made.codes(flat)
+    assert len(codes) == 30
+    assert torch.equal(codes.dense(), wanted.dense())
+    assert torch.equal(made.reconstruct(x), made.reconstruct(flat).view(2, 3, 5, -1))
+    dense = wanted.dense()
+    torch.testing.assert_close(made.decode(dense), made.decode(wanted), rtol=1e-4, atol=1e-4)
+    assert torch.equal(made.decode(dense.view(2, 3, 5, -1)), made.decode(dense).view(2, 3, 5, -1))
+    assert torch.equal(made.reconstruct(flat[0]), made.reconstruct(flat[:1])[0])
+    assert len(made.codes(x[:0])) == 0
+    assert made.reconstruct(x[:0]).shape == (0, 3, 5, made.sae.d_out)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_width_is_a_shape_error(name: str) -> None:
+    made, _ = raw(name)
+    for wrong in (torch.zeros(2, 3, 25), torch.zeros(25), torch.zeros(0, 12)):
+        for call in (made.codes, made.reconstruct):
+            with pytest.raises(ShapeError, match="wide, this SAE takes 24"):
+                call(wrong)
+    with pytest.raises(ShapeError, match="this SAE has 40 features"):
+        made.decode(torch.zeros(2, 3, 41))

@@ -79,7 +79,7 @@ def test_evaluation_leaves_no_mark_on_any_variant(store: ActivationStore, name: 
 def test_the_sample_is_of_held_out_images_alone(store: ActivationStore) -> None:
     source = StoreSource(store, READ)
     held = np.flatnonzero(heldout_mask(60, 0.25, 0))
-    theirs = {tuple(row.tolist()) for _, x in source.ordered(held, 8) for row in x.reshape(-1, 12)}
+    theirs = {tuple(row.tolist()) for batch in source.in_order(held, 8) for row in batch.x.reshape(-1, 12)}
     sample = source.heldout_sample(50, seed=3)
     assert sample.shape == (50, 12)
     rows = {tuple(row.tolist()) for row in sample}
@@ -95,7 +95,7 @@ def test_on_all_held_out_vectors_it_is_the_evaluation_card(store: ActivationStor
     cfg = CFG.model_copy(update={"evaluate_every": 15, "evaluate_vectors": 10_000})
     for checkpoint in train(StoreSource(store, READ), group("topk:3", "batchtopk:3", "gated"), cfg, emit=told, heldout_of=Heldout.of):
         name = {"topk": "topk3", "batchtopk": "batchtopk3", "gated": "gated"}[checkpoint.ref["name"]]
-        card = evaluate(checkpoint, store, EvaluateConfig())
+        card = evaluate(checkpoint, StoreSource(store, READ), EvaluateConfig())
         last = told.cards[name, 30]
         assert last["images"] == "heldout"
         for key in ("nmse", "l0", "dead", "n_vectors"):

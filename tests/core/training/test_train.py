@@ -12,12 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from saev_core.config.base import validate
+from saev_core.config.base import PluginRef, validate
 from saev_core.config.stages import TrainConfig
-from saev_core.errors import SaevError, StoreError, TrainError
+from saev_core.errors import SaevError, ShapeError, StoreError, TrainError, UnknownPluginError
 from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.relu import ReLU, ReLUConfig
@@ -339,3 +340,76 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="cannot be used"):
         train(source(), [topk()], CFG, out=tmp_path / "file")
+
+
+# Arrays, one SAE, and settings that need not be said twice.
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+def test_an_array_is_trained_on_as_its_source_is(kind: type) -> None:
+    x = source().x
+    assert isinstance(x, torch.Tensor)
+    (wanted,) = train(source(), [topk()], CFG)
+    found = train(x if kind is torch.Tensor else x.numpy(), topk().sae, CFG)
+    assert isinstance(found, Checkpoint)
+    assert same(found.sae, wanted.sae)
+    assert found.ref["name"] == "topk"
+    assert found.codes(x).counts().sum() > 0
+    assert found.train["source"] == {"kind": "array", "n_vectors": 700}
+
+
+def test_half_precision_and_strided_vectors_are_converted_batch_by_batch(tmp_path: Path) -> None:
+    x = source().x
+    assert isinstance(x, torch.Tensor)
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for given, equal in (
+        (x.bfloat16(), x.bfloat16().float()),
+        (x.half().numpy(), x.half().float()),
+        (x.double().numpy(), x),
+        (x.T.contiguous().T, x),
+        (mapped, x),
+        (x.clone().requires_grad_(), x),
+    ):
+        found, wanted = (train(each, topk().sae, CFG) for each in (given, equal))
+        assert same(found.sae, wanted.sae)
+        assert torch.equal(found.norm.mean, wanted.norm.mean)
+
+
+def test_a_plugin_by_name_is_built_for_the_vectors(tmp_path: Path) -> None:
+    x = source().x
+    for given in ("topk:4", PluginRef(name="topk", options={"k": 4})):
+        found = train(x, given, CFG, out=tmp_path)
+        assert isinstance(found.sae, TopK)
+        assert (found.sae.d_in, found.sae.cfg.k) == (16, 4)
+        assert same(Checkpoint.load(tmp_path / "topk").sae, found.sae)
+    with pytest.raises(UnknownPluginError, match="no sae plugin is called 'topkk'"):
+        train(x, "topkk", CFG)
+
+
+def test_without_settings_a_batch_is_no_larger_than_the_vectors(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "saev_core"):
+        found = train(source(), topk().sae)
+    assert found.train["config"]["batch_size"] == 700
+    assert found.train["n_vectors"] == 20 * 700
+    assert "train.batch_size is 700 instead of 4096" in caplog.text
+
+
+def test_a_trainees_own_settings_need_not_repeat_the_stream() -> None:
+    (wanted,) = train(source(), [topk()], changed(lr=7e-3))
+    (short,) = train(source(), [topk(own=TrainConfig(lr=7e-3))], CFG)
+    assert same(short.sae, wanted.sae)
+    assert short.train["config"]["batch_size"] == CFG.batch_size
+    (alone,) = train(source(), [topk(own=changed(lr=7e-3))])
+    assert same(alone.sae, wanted.sae)
+    with pytest.raises(TrainError, match=r"topk wants train.batch_size 32 \(the group's is 64\)"):
+        train(source(), [topk(own=TrainConfig(batch_size=32))], CFG)
+
+
+def test_arrays_that_are_no_training_vectors_are_one_clear_line() -> None:
+    with pytest.raises(ShapeError, match=r"training vectors are \[n, d_model\].*not \[2, 3, 4\]"):
+        train(torch.zeros(2, 3, 4), "topk")
+    with pytest.raises(ShapeError, match="a multiple of 3"):
+        ArraySource(torch.zeros(20, 16), n_sites=3)
+    with pytest.raises(StoreError, match="the array is empty"):
+        train(np.zeros((0, 16), np.float32), "topk")

@@ -257,12 +257,12 @@ def test_the_task_writes_table_csv_and_json(run: Run, capsys: pytest.CaptureFixt
 def test_single_feature_probes_are_what_one_computes_by_hand(run: Run) -> None:
     cx = TaskContext(run, "probe1d")
     told = Probe1D().call(cx, "fit", FitConfig(sparse=(), units="images", concepts="labels"))
-    from saev_core.activations.sources.stored import ordered
+    from saev_core.activations.sources.stored_vectors import StoredVectors
     from saev_core.tasks.fit_probes import train_test_indices
 
     checkpoint, store = cx.checkpoint(), cx.store()
     _, val = train_test_indices(store.labels, 0.2, 0)
-    (x,) = [x for _, x in ordered(store, checkpoint.read, val, 1000)]
+    (x,) = [batch.x for batch in StoredVectors(store, checkpoint.read).in_order(val, 1000)]
     peak = checkpoint.codes(x.flatten(0, 1)).dense().reshape(len(val), -1, 192).amax(1).numpy()
     for row in told["classes"]:
         if row["n_val"]:

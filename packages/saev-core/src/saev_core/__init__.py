@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saev_core.activations.recording.record import record as record
+    from saev_core.activations.sources.array import ArraySource as ArraySource
     from saev_core.activations.sources.base import ActivationSource as ActivationSource
+    from saev_core.activations.sources.image_vectors import ImageVectors as ImageVectors
     from saev_core.activations.sources.live import LiveSource as LiveSource
     from saev_core.activations.sources.stored import StoreSource as StoreSource
+    from saev_core.activations.sources.stored_vectors import StoredVectors as StoredVectors
     from saev_core.activations.store.meta import StoreMeta as StoreMeta
     from saev_core.activations.store.store import ActivationStore as ActivationStore
     from saev_core.config.base import Config as Config
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from saev_core.sae.codes import Codes as Codes
     from saev_core.sae.config import SAEConfig as SAEConfig
     from saev_core.sae.norm import Norm as Norm
+    from saev_core.sae.selection import Selection as Selection
     from saev_core.sae.step import Progress as Progress
     from saev_core.sae.step import Step as Step
     from saev_core.tasks.context import TaskContext as TaskContext
@@ -74,6 +78,7 @@ _HOME = {
     "ActivationSource": "saev_core.activations.sources.base",
     "ActivationStore": "saev_core.activations.store.store",
     "Archive": "saev_core.data.download",
+    "ArraySource": "saev_core.activations.sources.array",
     "Box": "saev_core.types",
     "Checkpoint": "saev_core.sae.checkpoint",
     "Codes": "saev_core.sae.codes",
@@ -87,6 +92,7 @@ _HOME = {
     "Heldout": "saev_core.evaluation.heldout",
     "ImageDataset": "saev_core.data.dataset",
     "IndexConfig": "saev_core.config.stages",
+    "ImageVectors": "saev_core.activations.sources.image_vectors",
     "LiveSource": "saev_core.activations.sources.live",
     "ModelConfig": "saev_core.models.base",
     "Norm": "saev_core.sae.norm",
@@ -102,9 +108,11 @@ _HOME = {
     "SAE": "saev_core.sae.base",
     "SAEConfig": "saev_core.sae.config",
     "SaevError": "saev_core.errors",
+    "Selection": "saev_core.sae.selection",
     "Site": "saev_core.types",
     "Step": "saev_core.sae.step",
     "StoreMeta": "saev_core.activations.store.meta",
+    "StoredVectors": "saev_core.activations.sources.stored_vectors",
     "StoreSource": "saev_core.activations.sources.stored",
     "TabHost": "saev_core.tasks.viewer_tab",
     "Task": "saev_core.tasks.task",

@@ -133,13 +133,10 @@ def spliced(
     mean is replaced and each patch keeps its distance from it."""
     if variant == "original":
         return x
-    tokens = checkpoint.read.tokens
+    tokens, old = checkpoint.read.tokens, checkpoint.selection.of_site(x, n_prefix).float()
     part = x[:, :1] if tokens == "cls" else x[:, n_prefix:]
-    old = part.float().mean(1, keepdim=True) if tokens == "mean" else part.float()
     if variant == "sae":
-        clamp = checkpoint.read.clamp
-        flat = old.reshape(-1, old.shape[-1])
-        new = checkpoint.reconstruct(flat if clamp is None else flat.clamp(-clamp, clamp)).view(old.shape).to(x.device)
+        new = checkpoint.reconstruct(old).to(x.device)
     else:
         new = torch.zeros_like(old) if variant == "zero" else mean.to(old).expand_as(old)
     put = (part + (new - old) if tokens == "mean" else new).to(x.dtype)
@@ -296,14 +293,13 @@ def _check_close(cx: TaskContext, batches: _Batches, image: int) -> None:
 
 
 def _site(cfg: FidelityConfig, checkpoint: Checkpoint) -> Site:
-    name = cfg.site or checkpoint.site
-    if checkpoint.read.layer == "all" and not cfg.site:
-        raise StoreError(
-            f"the SAE was trained on several sites ({name}); say at which one to splice, as --site {checkpoint.read.stream}.3."
-        )
-    if checkpoint.read.layer != "all" and name != checkpoint.site:
-        raise StoreError(f"--site {name}: the SAE reads {checkpoint.site}; leave --site out.")
-    return Site.parse(name)
+    selection = checkpoint.selection
+    if selection.layers == "all" and not cfg.site:
+        raise StoreError(f"the SAE was trained on several sites ({selection}); say at which one to splice, as --site {selection.stream}.3.")
+    site = Site.parse(cfg.site or checkpoint.site)
+    if selection.layers != "all" and not selection.includes(site):
+        raise StoreError(f"--site {site}: the SAE reads {selection}; leave --site out.")
+    return site
 
 
 def _outputs(cx: TaskContext, batches: _Batches, images: np.ndarray, pools: Sequence[Pool]) -> dict[Pool, Tensor]:

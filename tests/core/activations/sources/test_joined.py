@@ -13,7 +13,8 @@ import pytest
 import torch
 from benchmarks.common import batch_entropy
 
-from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.cli.options import Flags
 from saev_core.config.base import PluginRef, validate
@@ -76,8 +77,8 @@ def test_a_vector_is_the_same_token_at_every_block_in_their_order(store: Activat
     lookup = {(int(v[0]), round(float(v[1]), 3)): v for v in x.reshape(-1, 2 * D)}
     for v in got:
         torch.testing.assert_close(v, lookup[int(v[0]), round(float(v[1]), 3)])
-    batches = list(ordered(store, read, np.arange(N), 10))
-    torch.testing.assert_close(torch.cat([b for _, b in batches]), x[~np.isin(np.arange(N), MISSING)])
+    batches = list(StoredVectors(store, read).in_order(np.arange(N), 10))
+    torch.testing.assert_close(torch.cat([batch.x for batch in batches]), x[~np.isin(np.arange(N), MISSING)])
     sample = source.sample(30, 1)
     torch.testing.assert_close(sample[:, :2], sample[:, D : D + 2])
 
@@ -143,7 +144,7 @@ def test_only_images_that_every_site_has_are_read(store: ActivationStore, tmp_pa
                 writer.append({site: numbered(site.layer)[at]}, range(at.start, at.stop))
     source = StoreSource(part, ReadConfig(layer=(6, 10), heldout=0))
     assert source.n_vectors == 16 * P
-    seen = torch.cat([x for _, x in ordered(part, source.read, np.arange(N), 5)])
+    seen = torch.cat([batch.x for batch in source.in_order(np.arange(N), 5)])
     assert seen[:, 0, 0].tolist() == list(range(8, 24))
     # The sites' streamed moments are over more than that, so that the norm comes from a sample.
     x = source.norm(seen.reshape(-1, 2 * D))
@@ -185,12 +186,12 @@ def test_any_sae_trains_on_joined_vectors_and_its_error_is_told_by_site(store: A
     assert loaded.fingerprint == trained.fingerprint
     assert loaded.read.layer == (6, 10)
     loaded.check(store)
-    card = measure(loaded, store, EvaluateConfig()).card
+    card = measure(loaded, StoredVectors(store, loaded.read), EvaluateConfig()).card
     assert len(card["nmse_by_site"]) == 2
     assert min(card["nmse_by_site"]) <= card["nmse"] <= max(card["nmse_by_site"])
     single = store_of(tmp_path / "single", {SIX: numbered(6)}, n_prefix=1, label=np.arange(N) % 3, missing=np.isin(np.arange(N), MISSING))
     with pytest.raises(StoreError, match=r"holds resid.6, not resid.10"):
-        measure(loaded, single, EvaluateConfig())
+        measure(loaded, StoredVectors(single, loaded.read), EvaluateConfig())
 
 
 def test_errors_by_site_are_those_of_the_definition() -> None:

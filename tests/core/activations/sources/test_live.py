@@ -19,6 +19,7 @@ from benchmarks.common import batch_entropy
 from saev_core.activations.sources.live import LiveSource
 from saev_core.activations.sources.shuffle import WindowStream
 from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import EvaluateConfig, ReadConfig, RecordConfig, TrainConfig
 from saev_core.errors import BadImageError, DatasetError, ModelError, StoreError, TrainError
@@ -61,7 +62,7 @@ def live(read: ReadConfig | None = None, dataset: Any = None, model: Any = None,
 
 def tight(source: Any, images: int) -> Any:
     """The source with a buffer of only so many images, far less than a megabyte."""
-    feed = source.feed if isinstance(source, LiveSource) else source._reading
+    feed = source.feed
     source.buffer_bytes = images * feed.n_tokens * feed.d_model * feed.dtype.itemsize
     return source
 
@@ -72,7 +73,7 @@ def take(stream: WindowStream, n: int) -> list[torch.Tensor]:
 
 def one_pass(source: Any, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
     """Every vector of the first pass, and its image."""
-    stream = source.batches(source.feed.n_tokens if isinstance(source, LiveSource) else source._reading.n_tokens, seed)
+    stream = source.batches(source.feed.n_tokens, seed)
     n = len(source._training.nonzero()[-1]) - (sum(not source.heldout[i] for i in BAD) if isinstance(source, LiveSource) else 0)
     found = [(next(stream).clone(), stream.image.copy()) for _ in range(n)]
     stream.close()
@@ -176,33 +177,33 @@ def test_labels_choose_images() -> None:
     source = live(ReadConfig(labels=(1, 2), heldout=0))
     _, image = one_pass(source)
     assert set(image.tolist()) == {i for i in range(N) if i % 7 in (1, 2) and i not in BAD}
-    index = np.concatenate([index for index, _ in source.ordered(np.arange(N), 4)])
+    index = np.concatenate([batch.index for batch in source.in_order(np.arange(N), 4)])
     assert set(index.tolist()) == set(image.tolist())
     with pytest.raises(StoreError, match=r"no image has a label of read\.labels=\[9\]"):
         live(ReadConfig(labels=(9,)))
 
 
-def test_ordered_gives_what_is_asked_in_that_order(store: ActivationStore) -> None:
+def test_in_order_gives_what_is_asked_in_that_order(store: ActivationStore) -> None:
     for read in (ReadConfig(), ReadConfig(layer="all"), ReadConfig(tokens="mean", layer="mean"), ReadConfig(layer=(2, 3))):
         images = np.array([3, 39, 7, 0, 1, 2, 20, 21, 22, 8])
-        got = list(live(read, layers=(-2, -1)).ordered(images, 3))
+        got = list(live(read, layers=(-2, -1)).in_order(images, 3))
         n_sites = 2 if read.layer == "all" else 1
-        assert [i for index, _ in got[::n_sites] for i in index] == [3, 39, 0, 1, 2, 21, 22, 8]
-        assert all(len(index) == len(x) <= 3 for index, x in got)
-        wanted = list(StoreSource(store, read).ordered(images, 10))
+        assert [i for index, _, _ in got[::n_sites] for i in index] == [3, 39, 0, 1, 2, 21, 22, 8]
+        assert all(len(index) == len(x) <= 3 for index, x, _ in got)
+        wanted = list(StoreSource(store, read).in_order(images, 10))
         for site in range(n_sites):
-            x = torch.cat([x for _, x in got[site::n_sites]])
+            x = torch.cat([x for _, x, _ in got[site::n_sites]])
             np.testing.assert_allclose(x, wanted[site][1], atol=2e-3)
 
 
-def test_ordered_may_be_read_while_a_window_fills() -> None:
+def test_in_order_may_be_read_while_a_window_fills() -> None:
     source = tight(live(), 8)
-    alone = torch.cat([x for _, x in source.ordered(np.arange(10), 5)])
+    alone = torch.cat([x for _, x, _ in source.in_order(np.arange(10), 5)])
     stream = source.batches(8, 0)
     before = take(tight(live(), 8).batches(8, 0), 60)
     for batch in before:
         assert torch.equal(next(stream), batch)
-        assert torch.equal(torch.cat([x for _, x in source.ordered(np.arange(10), 5)]), alone)
+        assert torch.equal(torch.cat([x for _, x, _ in source.in_order(np.arange(10), 5)]), alone)
     stream.close()
 
 
@@ -284,7 +285,7 @@ def test_an_sae_trained_live_fits_the_store_that_is_recorded_later(tmp_path: Pat
     assert Checkpoint.load(tmp_path / "topk").store["fingerprint"] == store.meta.fingerprint
     assert checkpoint.train["source"] == {"kind": "live", "n_vectors": 540, "n_images": 36, "n_norm": 540}
     mine = measure(checkpoint, live(), EvaluateConfig()).card
-    stored = measure(checkpoint, store, EvaluateConfig()).card
+    stored = measure(checkpoint, StoredVectors(store, checkpoint.read), EvaluateConfig()).card
     assert mine["n_vectors"] == stored["n_vectors"] == 3 * P  # one of the four is unreadable
     assert mine["nmse"] == pytest.approx(stored["nmse"], rel=1e-3)
     other = run(tmp_path / "other", model=Toy(d_model=8)).store

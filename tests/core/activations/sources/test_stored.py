@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.sources.shuffle import WindowStream
-from saev_core.activations.sources.stored import StoreSource, ordered
+from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
@@ -153,8 +154,8 @@ def test_policies_give_the_vectors_they_name(store: ActivationStore, tokens: str
         centred = source.norm(x[:, ~np.isin(np.arange(N), MISSING)].reshape(-1, D))
     assert float(centred.mean(0).abs().max()) < 1e-5
     assert float(centred.square().sum(1).mean()) == pytest.approx(D, rel=1e-4)
-    batches = list(ordered(store, read, np.arange(N), 10))
-    by_site = [torch.cat([b for k, (_, b) in enumerate(batches) if k % len(x) == s]) for s in range(len(x))]
+    batches = list(StoredVectors(store, read).in_order(np.arange(N), 10))
+    by_site = [torch.cat([b for k, (_, b, _) in enumerate(batches) if k % len(x) == s]) for s in range(len(x))]
     np.testing.assert_allclose(torch.stack(by_site), x[:, ~np.isin(np.arange(N), MISSING)], rtol=1e-6, atol=1e-6)
 
 
@@ -164,7 +165,7 @@ def test_label_filter_keeps_only_those_images(store: ActivationStore):
     images = {key[0] for key in keys(next(stream))}
     stream.close()
     assert images == {i for i in range(N) if i % 3 in (1, 2) and i not in MISSING}
-    index = np.concatenate([index for index, _ in ordered(store, source.read, np.arange(N), 8)])
+    index = np.concatenate([index for index, _, _ in source.in_order(np.arange(N), 8)])
     assert set(index.tolist()) == images
     with pytest.raises(StoreError, match=r"no image has a label of read\.labels=\[9\]"):
         StoreSource(store, ReadConfig(labels=(9,)))
@@ -176,7 +177,7 @@ def test_clamp_bounds_batches_samples_ordered_reading_and_the_norm(store: Activa
     assert float(next(stream).abs().max()) == 2
     stream.close()
     assert float(source.sample(100, 0).abs().max()) == 2
-    assert float(next(ordered(store, source.read, np.arange(N), 4))[1].abs().max()) == 2
+    assert float(next(source.in_order(np.arange(N), 4)).x.abs().max()) == 2
     whole = source.sample(10**6, 0)
     assert source.norm(whole).square().sum(1).mean() == pytest.approx(D, rel=1e-4)
 
@@ -242,7 +243,7 @@ def test_damaged_chunk_stops_the_stream_and_names_its_file(tmp_path: Path, chunk
         take(source.batches(8, 0), 40)
     assert str(path) in str(error.value)
     with pytest.raises(StoreError, match="does not match the checksum"):
-        list(ordered(store, source.read, np.arange(N), 8))
+        list(source.in_order(np.arange(N), 8))
 
 
 def test_memory_stays_within_the_buffer(store: ActivationStore):
@@ -254,13 +255,13 @@ def test_memory_stays_within_the_buffer(store: ActivationStore):
 
 
 def test_windows_are_of_equal_size(store: ActivationStore):
-    from saev_core.activations.sources.shuffle import Schedule
+    from saev_core.activations.sources.shuffle import ReadOrder
 
     source = StoreSource(store, ReadConfig(heldout=0))
     tight(source, 8)  # 12 chunks, 4 a window
-    schedule = Schedule.of(source._reading, source._training, 0, source.buffer_bytes)
-    assert [len(schedule.units(0, window)) for window in range(schedule.n_windows)] == [4, 4, 4]
-    assert sorted(np.concatenate([schedule.units(5, window) for window in range(3)])) == list(range(12))
+    order = ReadOrder.of(source.feed, source._training, 0, source.buffer_bytes)
+    assert [len(order.units(0, window)) for window in range(order.n_windows)] == [4, 4, 4]
+    assert sorted(np.concatenate([order.units(5, window) for window in range(3)])) == list(range(12))
 
 
 @settings(max_examples=30, deadline=None)
@@ -269,17 +270,17 @@ def test_windows_are_of_equal_size(store: ActivationStore):
     batch=st.integers(1, 20),
     n_threads=st.integers(1, 3),
 )
-def test_ordered_yields_what_is_asked_in_that_order(store: ActivationStore, images: list[int], batch: int, n_threads: int):
+def test_in_order_yields_what_is_asked_in_that_order(store: ActivationStore, images: list[int], batch: int, n_threads: int):
     read = ReadConfig(n_threads=n_threads)
-    got = list(ordered(store, read, np.array(images, int), batch))
-    index = [int(i) for numbers, _ in got for i in numbers]
+    got = list(StoredVectors(store, read).in_order(np.array(images, int), batch))
+    index = [int(i) for numbers, _, _ in got for i in numbers]
     assert index == [i for i in images if i not in MISSING]
-    assert all(len(numbers) == len(x) <= batch for numbers, x in got)
+    assert all(len(numbers) == len(x) <= batch for numbers, x, _ in got)
     if got:
-        assert torch.equal(torch.cat([x for _, x in got]), numbered()[index, 1:].half().float())
+        assert torch.equal(torch.cat([x for _, x, _ in got]), numbered()[index, 1:].half().float())
 
 
-def test_ordered_reads_each_chunk_once_and_can_be_left_early(store: ActivationStore, monkeypatch: pytest.MonkeyPatch):
+def test_in_order_reads_each_chunk_once_and_can_be_left_early(store: ActivationStore, monkeypatch: pytest.MonkeyPatch):
     from saev_core.activations.store.shard_file import ShardReader
 
     read_chunks: list[int] = []
@@ -290,9 +291,9 @@ def test_ordered_reads_each_chunk_once_and_can_be_left_early(store: ActivationSt
         real(self, chunk, out)
 
     monkeypatch.setattr(ShardReader, "read", counting)
-    assert len(list(ordered(store, ReadConfig(), np.arange(N), 3))) == 15
+    assert len(list(StoredVectors(store, ReadConfig()).in_order(np.arange(N), 3))) == 15
     assert sorted(read_chunks) == list(range(12))
-    some: Iterator[Any] = ordered(store, ReadConfig(), np.arange(N), 3)
+    some: Iterator[Any] = StoredVectors(store, ReadConfig()).in_order(np.arange(N), 3)
     next(some)
     some.close()  # type: ignore[attr-defined]
 

@@ -20,8 +20,7 @@ from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
-    from saev_core.activations.sources.live import LiveSource
-    from saev_core.activations.store.store import ActivationStore
+    from saev_core.activations.sources.image_vectors import ImageVectors
 
 PER_OCTAVE, LOW, HIGH = 4, -10, 8
 """Thresholds tried: four per octave from 2^-10 to 2^8, in units of the SAE's activations."""
@@ -92,37 +91,39 @@ class Recovery:
         return "\n".join([*lines, f"{'mean':<10}{'all values':<14}{'':>8}{self.mean:>8.3f}"])
 
 
-def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset: KnownTruth, track: Track = silent) -> Recovery:
+def recover(checkpoint: Checkpoint, vectors: ImageVectors, dataset: KnownTruth, track: Track = silent) -> Recovery:
     """The best feature of every factor value: chosen on the images the SAE was trained on, measured on the held-out ones.
 
-    One pass over the store, or over the images, in blocks. Memory: 72 counts per (factor value, feature), four bytes each,
-    twice. Thresholds are bin edges, so a reported F1 is exact for the threshold it names.
+    One pass over the images, in blocks. Memory: 72 counts per (factor value, feature), four bytes each, twice. Thresholds are
+    bin edges, so a reported F1 is exact for the threshold it names.
+
+    Args:
+        vectors: as `measure`.
 
     Raises:
-        CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
+        CheckpointError: the SAE reads no patches, or no image is held out; the vectors are of another store or model.
         DatasetError: the data set does not know the truth of its patches.
     """
     from saev_core.activations.sources.heldout import heldout_mask
-    from saev_core.activations.sources.stored import ordered
 
     read = checkpoint.read
     if not isinstance(dataset, KnownTruth):
         raise DatasetError(f"{type(dataset).__name__} does not know what its patches show; recovery needs `factors` and `patch_factors`.")
     if read.tokens != "patches":
         raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
-    checkpoint.check(store)
-    heldout = heldout_mask(store.n_images, read.heldout, read.split_seed)
+    checkpoint.check(vectors)
+    heldout = heldout_mask(vectors.n_images, read.heldout, read.split_seed)
     if not heldout.any():
         raise CheckpointError("recovered truth is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
-    device = checkpoint.sae.W_dec.device
     counts = [_Counts(len(dataset.factors), checkpoint.sae.d_sae) for _ in range(2)]  # training, held out
-    with track("recover", store.n_images, "images") as meter:
-        for index, x in ordered(store, read, np.arange(store.n_images), max(1, _BATCH_VECTORS // store.grid.n_patches)):
-            truth = np.stack([dataset.patch_factors(int(i), store.grid, store.crop(int(i))) for i in index])  # [b, factors, patches]
-            codes = checkpoint.codes(x.flatten(0, 1).to(device))
+    grid = vectors.grid
+    with track("recover", vectors.n_images, "images") as meter:
+        for index, x, crop in vectors.in_order(np.arange(vectors.n_images), max(1, _BATCH_VECTORS // grid.n_patches)):
+            truth = np.stack([dataset.patch_factors(int(i), grid, crop(int(i))) for i in index])  # [b, factors, patches]
+            codes = checkpoint.codes(x)
             row, feature, value = (t.cpu().numpy() for t in (codes.rows, codes.feature, codes.value))
             flat = truth.swapaxes(1, 2).reshape(-1, len(dataset.factors))  # [b * patches, factors]
-            held = np.repeat(heldout[index], store.grid.n_patches)
+            held = np.repeat(heldout[index], grid.n_patches)
             for tally, mine in zip(counts, (~held, held), strict=True):
                 tally.add(flat, mine, row, feature, value)
             meter.update(len(index))

@@ -18,8 +18,7 @@ from saev_core.sae.codes import Codes
 from saev_core.support.progress import Track, silent
 
 if TYPE_CHECKING:
-    from saev_core.activations.sources.live import LiveSource
-    from saev_core.activations.store.store import ActivationStore
+    from saev_core.activations.sources.image_vectors import ImageVectors
 
 
 LOG_FREQUENCY = np.linspace(-8, 0, 81)
@@ -129,7 +128,7 @@ def _histogram(values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> dic
 @torch.no_grad()
 def measure(
     checkpoint: Checkpoint,
-    store: ActivationStore | LiveSource,
+    vectors: ImageVectors,
     cfg: EvaluateConfig,
     *,
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
@@ -137,22 +136,24 @@ def measure(
 ) -> Evaluation:
     """Measure a checkpoint on held-out images, or on others, of a store or straight from the model.
 
+    Args:
+        vectors: what its `read` selects: the source that it was trained on, or `StoredVectors(store, checkpoint.read)`.
+
     The card: `nmse`, `explained_variance`, `l0` (mean count of active features), `l1` (mean sum of values), `mse` (mean
     squared distance per vector, normalised units), shares and counts of `dead` (never active here), `almost_dead`
     and `dense` features, histograms of log10 frequency and log10 mean value, and what it was measured on; `nmse_by_site`
     where joined sites are reconstructed, and what the variant has to say of its dictionary (`SAE.facts`).
 
     Raises:
-        CheckpointError: the store is not the one the SAE was trained on, or there is no vector to measure.
+        CheckpointError: they are not of the store or model that the SAE was trained on, or there is no vector to measure.
     """
     from saev_core.activations.sources.heldout import heldout_mask
-    from saev_core.activations.sources.stored import ordered
 
-    checkpoint.check(store)
+    checkpoint.check(vectors)
     read = checkpoint.read
     what: str = "chosen"
     if isinstance(images, str):
-        held = heldout_mask(store.n_images, read.heldout, read.split_seed)
+        held = heldout_mask(vectors.n_images, read.heldout, read.split_seed)
         chosen = {"heldout": held, "train": ~held, "all": np.ones_like(held)}[images].nonzero()[0]
         what = images
     else:
@@ -164,12 +165,11 @@ def measure(
     device = checkpoint.sae.W_dec.device
     tally = Tally.of(checkpoint.sae, device)
     sae = checkpoint.sae.frozen()
-    per_image = store.grid.n_patches if read.tokens == "patches" else 1
+    per_image = checkpoint.selection.n_tokens(vectors.grid)
     seen: set[int] = set()
     with track("evaluate", len(chosen), "images") as meter:
-        for index, x in ordered(store, read, chosen, max(1, cfg.batch_size // per_image)):
-            vectors = checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device))
-            tally.answer(sae, vectors)
+        for index, x, _ in vectors.in_order(chosen, max(1, cfg.batch_size // per_image)):
+            tally.answer(sae, checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device)))
             # With read.layer "all" an image comes once per site.
             fresh = set(index.tolist()) - seen
             seen |= fresh
@@ -181,11 +181,11 @@ def measure(
 
 def evaluate(
     checkpoint: Checkpoint,
-    store: ActivationStore | LiveSource,
+    vectors: ImageVectors,
     cfg: EvaluateConfig,
     *,
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
     track: Track = silent,
 ) -> dict[str, Any]:
     """The card alone, as it goes into the checkpoint; see `measure`."""
-    return measure(checkpoint, store, cfg, images=images, track=track).card
+    return measure(checkpoint, vectors, cfg, images=images, track=track).card

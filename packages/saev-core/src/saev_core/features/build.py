@@ -34,20 +34,19 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
         CheckpointError: the checkpoint does not belong to the store.
         StoreError: the store holds no image, is damaged, or the index cannot be written.
     """
-    from saev_core.activations.sources.selection import Reading
-    from saev_core.activations.sources.stored import ordered
+    from saev_core.activations.sources.stored_vectors import StoredVectors
 
     checkpoint.check(store)
-    path, read, reading = Path(path), checkpoint.read, Reading(store, checkpoint.read)
-    labels, d_sae, n_patches = store.labels, checkpoint.sae.d_sae, reading.n_tokens
-    images = np.flatnonzero(reading.usable.all(0))
+    path, read, vectors = Path(path), checkpoint.read, StoredVectors(store, checkpoint.read)
+    labels, d_sae, n_patches = store.labels, checkpoint.sae.d_sae, vectors.n_tokens
+    images = np.flatnonzero(vectors.usable.all(0))
     if len(images) == 0:
         raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
     n_labels = int(labels.max()) + 1
     if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
         log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
         n_labels = 0
-    wide = len(images) * n_patches * reading.n_series >= 1 << 31
+    wide = len(images) * n_patches * vectors.n_series >= 1 << 31
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = FeatureAccumulator(
@@ -56,22 +55,21 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
             cfg.top_k,
             n_samples=cfg.n_samples,
             n_labels=n_labels,
-            d_embedding=reading.d_model,
+            d_embedding=vectors.d_model,
             wide=wide,
             folder=path.parent,
         )
     except OSError as error:
         raise StoreError(f"{path}: the feature index cannot be written ({error.strerror or error}); choose another --out.") from None
-    device = checkpoint.sae.W_dec.device
     layers: list[Codes] = []
     mean = checkpoint.norm.mean.cpu()
     embedding = torch.empty(0)
     with track("index", len(images), "images") as meter:
-        for index, x in ordered(store, read, images, cfg.batch_images):
-            layers.append(checkpoint.codes(x.flatten(0, 1).to(device)))
+        for index, x, _ in vectors.in_order(images, cfg.batch_images):
+            layers.append(checkpoint.codes(x))
             pooled = x.mean(1) - mean
             embedding = pooled if len(layers) == 1 else embedding + pooled
-            if len(layers) == reading.n_series:  # the same images came once per layer
+            if len(layers) == vectors.n_series:  # the same images came once per layer
                 found.add(index, layers, labels[index], embedding.numpy())
                 layers = []
                 meter.update(len(index))

@@ -40,11 +40,10 @@ def _activations(
         spots = 1 if pooled else len(chosen)
         key = (checkpoint.sae, *chosen.tolist())
         if (codes := known.get(key)) is None:
-            vectors = x[:, n_prefix:].float().mean(1) if pooled else x[:, chosen].reshape(-1, d).float()
-            clamp = checkpoint.read.clamp
             if len(known) >= N_CODES_KEPT:
                 known.clear()
-            codes = known[key] = checkpoint.codes(vectors if clamp is None else vectors.clamp(-clamp, clamp))
+            # A mean is one spot for all tokens; otherwise the edits say which tokens, whatever the SAE was trained on.
+            codes = known[key] = checkpoint.codes(checkpoint.selection.of_site(x, n_prefix) if pooled else x[:, chosen])
     else:
         chosen, spots = torch.arange(n, device=x.device), n
         if len(codes) != batch * n or pooled:

@@ -169,10 +169,10 @@ def writes_where_it_reads(checkpoint: Checkpoint) -> None:
 
 
 def _fits(checkpoint: Checkpoint, site: str) -> None:
-    place = Site.parse(site) if not site.endswith(".all") else None
-    if place is None:
+    selection = checkpoint.selection
+    if selection.layers == "all" and site == str(selection):
         raise SteerError(f"the SAE was trained on several sites ({site}); say at which one, as Edit.of(..., site='resid.3').")
-    if checkpoint.site != site and not (checkpoint.read.layer == "all" and checkpoint.read.stream == place.stream):
+    if not selection.includes(Site.parse(site)):
         raise SteerError(f"the edit is at {site}, the SAE is of {checkpoint.site}; give the checkpoint of that site.")
 
 

@@ -25,8 +25,10 @@ from saev_core.activations.recording.plan import n_recorded
 from saev_core.activations.recording.record import record
 from saev_core.activations.sources.base import ActivationSource
 from saev_core.activations.sources.expected import expected
+from saev_core.activations.sources.image_vectors import ImageVectors
 from saev_core.activations.sources.live import LiveSource
 from saev_core.activations.sources.stored import StoreSource
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
 from saev_core.data.dataset import ImageDataset, knows_truth, load_dataset
@@ -129,9 +131,9 @@ class Pipeline(NamesStage):
         """The run's store, checked against the configuration."""
         return open_store(self.run)
 
-    def images(self, read: ReadConfig) -> ActivationStore | LiveSource:
+    def images(self, read: ReadConfig) -> ImageVectors:
         """What an SAE is measured on: the store, or the model itself where the run trains live and nothing is recorded."""
-        return self.live(read) if self.run.config.train.live and not self._is_recorded() else self.store
+        return self.live(read) if self.run.config.train.live and not self._is_recorded() else StoredVectors(self.store, read)
 
     def source(self, read: ReadConfig) -> ActivationSource:
         """Training vectors, from the store or straight from the model."""

@@ -22,12 +22,13 @@ from torch import Tensor
 from saev_core.config.affects import settings_that_matter
 from saev_core.config.base import PluginRef, validate
 from saev_core.config.stages import ReadConfig
-from saev_core.errors import CheckpointError, SaevError
+from saev_core.errors import CheckpointError, SaevError, ShapeError
 from saev_core.plugins.registry import installed, resolve
 from saev_core.sae.base import SAE
 from saev_core.sae.checkpoint_card import FORMAT, META, WEIGHTS
 from saev_core.sae.codes import Codes
 from saev_core.sae.norm import Norm
+from saev_core.sae.selection import Selection
 from saev_core.support.files import recover_folder, replace_file, replace_folder
 
 
@@ -50,32 +51,59 @@ class Checkpoint:
     card: dict[str, Any] = field(default_factory=dict)
     """Evaluation on held-out images; empty before `evaluate`."""
 
+    @property
+    def selection(self) -> Selection:
+        """Which vectors of a model's tokens it takes. Of `layer="all"` and `"mean"` the sites are those of the store; see
+        `Selection.among`.
+
+        Raises:
+            UsageError: `site` is not the name of a site.
+        """
+        return Selection.named(self.site, self.read)
+
     @torch.no_grad()
-    def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
-        """Sparse feature activations of raw vectors, by the inference form of the SAE.
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
+        """Sparse feature activations of raw vectors, clamped and normalised as in training, by the inference form of the SAE.
+
+        Leading axes are flattened: row i of the codes is vector i of `x.reshape(-1, d_in)`.
 
         Raises:
             ShapeError: they are not `d_in` wide.
         """
-        self.sae.check_width(x)
-        return self.sae.frozen().codes(self.norm(x.to(self.sae.W_dec.device, torch.float32)))
+        return self.sae.frozen().codes(self._normed(x))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor | Codes) -> Float[Tensor, "n d_out"]:
-        """Raw vectors from codes alone; of a transcoder the later site's, without what its skip connection adds."""
-        return self._raw(self.sae.frozen().decode(codes))
+    def decode(self, codes: Float[Tensor, "*batch d_sae"] | Codes) -> Float[Tensor, "*batch d_out"]:
+        """Raw vectors from codes alone, `[n, d_out]` from `Codes`; of a transcoder the later site's, without what its skip
+        connection adds.
+
+        Raises:
+            ShapeError: they are codes of another number of features.
+        """
+        width = codes.d_sae if isinstance(codes, Codes) else codes.shape[-1]
+        if width != self.sae.d_sae:
+            raise ShapeError(f"codes are of {width} features, this SAE has {self.sae.d_sae} features.")
+        if isinstance(codes, Codes):
+            return self._raw(self.sae.frozen().decode(codes))
+        x_hat = self.sae.frozen().decode(codes.reshape(-1, width))
+        return self._raw(x_hat).reshape(*codes.shape[:-1], self.sae.d_out)
 
     @torch.no_grad()
-    def reconstruct(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
-        """Raw vectors there and back; of a transcoder the later site's, predicted from the earlier's.
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Raw vectors there and back, clamped as in training; of a transcoder the later site's, predicted from the earlier's.
 
         Raises:
             ShapeError: they are not `d_in` wide.
         """
+        normed, frozen = self._normed(x), self.sae.frozen()
+        x_hat = self._raw(frozen.reconstruct(normed, frozen.codes(normed)))
+        return x_hat.reshape(*x.shape[:-1], self.sae.d_out)
+
+    def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "n d_in"]:
+        """Raw vectors as the SAE was trained on them, on its device."""
         self.sae.check_width(x)
-        normed = self.norm(x.to(self.sae.W_dec.device, torch.float32))
-        frozen = self.sae.frozen()
-        return self._raw(frozen.reconstruct(normed, frozen.codes(normed)))
+        x = x.reshape(-1, self.sae.d_in).to(self.sae.W_dec.device, torch.float32)
+        return self.norm(x if self.read.clamp is None else x.clamp(-self.read.clamp, self.read.clamp))
 
     def _raw(self, x_hat: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_out"]:
         return self.norm.inverse(x_hat, lambda each: self.sae.split(each)[1])

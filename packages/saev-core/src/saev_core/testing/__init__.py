@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saev_core.activations.sources.array import ArraySource as ArraySource
     from saev_core.data.shapes import Shapes as Shapes
     from saev_core.models.tiny import Tiny as Tiny
     from saev_core.testing.dataset_contract import DatasetContract as DatasetContract
     from saev_core.testing.model_contract import ModelContract as ModelContract
-    from saev_core.testing.sae_contract import ArraySource as ArraySource
     from saev_core.testing.sae_contract import SAEContract as SAEContract
     from saev_core.testing.stores_in_memory import store_of as store_of
     from saev_core.testing.task_contract import TaskContract as TaskContract
     from saev_core.testing.tracker_contract import TrackerContract as TrackerContract
 
 _HOME = {
-    "ArraySource": "saev_core.testing.sae_contract",
+    "ArraySource": "saev_core.activations.sources.array",
     "DatasetContract": "saev_core.testing.dataset_contract",
     "ModelContract": "saev_core.testing.model_contract",
     "SAEContract": "saev_core.testing.sae_contract",

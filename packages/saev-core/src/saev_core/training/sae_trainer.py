@@ -32,7 +32,8 @@ class TrainSpec:
     """Its folder's name."""
     sae: SAE
     cfg: TrainConfig | None = None
-    """Its own configuration where it differs from the group's; what all SAEs of a pass share must not."""
+    """Its own configuration where it differs from the group's. What belongs to the stream  is the group's:
+    leave it out, or say the same."""
     seed: int | None = None
     """Seed of its initialisation and of what it draws; none: `train.seed`."""
     ref: dict[str, str] = field(default_factory=dict)
@@ -42,14 +43,14 @@ class TrainSpec:
         """Its configuration in a group.
 
         Raises:
-            TrainError: it differs from the group's in what belongs to the stream; says where.
+            TrainError: it asks for something else than the group's in what belongs to the stream; says where.
         """
         cfg = self.cfg or group
-        differ = [key for key in settings_within(TrainConfig, "pass") if getattr(cfg, key) != getattr(group, key)]
-        if differ:
-            told = ", ".join(f"train.{key} {getattr(cfg, key)} (the group's is {getattr(group, key)})" for key in differ)
+        differ = {key: getattr(group, key) for key in settings_within(TrainConfig, "pass") if getattr(cfg, key) != getattr(group, key)}
+        if asked := [key for key in differ if key in cfg.model_fields_set]:
+            told = ", ".join(f"train.{key} {getattr(cfg, key)} (the group's is {differ[key]})" for key in asked)
             raise TrainError(f"{self.name} wants {told}; SAEs on one pass share these: train it in a run of its own.")
-        return cfg
+        return cfg.model_copy(update=differ) if differ else cfg
 
 
 class SAETrainer:

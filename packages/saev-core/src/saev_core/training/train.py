@@ -6,16 +6,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeAlias, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saev_core.activations.sources.array import ArraySource
+from saev_core.activations.sources.base import ActivationSource
+from saev_core.config.base import PluginRef
 from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
-from saev_core.sae.base import SAE
-from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.base import SAE, make_sae
+from saev_core.sae.checkpoint import Checkpoint, ref_of
 from saev_core.sae.norm import Norm
 from saev_core.sae.scratch import Scratch
 from saev_core.sae.step import Step
@@ -24,9 +28,6 @@ from saev_core.support.progress import Track, silent
 from saev_core.training.sae_trainer import SAETrainer, TrainSpec
 from saev_core.training.saved_state import States, config_of
 from saev_core.training.schedule import Schedule
-
-if TYPE_CHECKING:
-    from saev_core.activations.sources.base import ActivationSource
 
 __all__ = ["Group", "SAETrainer", "TrainSpec", "train"]
 
@@ -40,59 +41,124 @@ class Measures(Protocol):
         """The evaluation card of an SAE as it stands; it has `nmse`."""
 
 
-HeldoutOf = Callable[["ActivationSource", TrainConfig, torch.device], Measures]
+HeldoutOf = Callable[[ActivationSource, TrainConfig, torch.device], Measures]
 """Makes it, once for all SAEs that share a pass; see `train`."""
 Emit = Callable[..., object]
 """`emit(hook, **arguments)`: tells observers; see `hooks.Hooks.stepped` and `checkpointed` (all but `run`)."""
 
 
+Vectors: TypeAlias = ActivationSource | np.ndarray | Tensor
+"""A source, or raw vectors `[n, d_model]` in memory; see `ArraySource`."""
+
+
+@overload
 def train(
-    source: ActivationSource,
-    trainees: Sequence[TrainSpec],
-    cfg: TrainConfig,
+    vectors: Vectors,
+    sae: SAE | PluginRef | str,
+    cfg: TrainConfig | None = None,
     *,
     out: Path | Callable[[str], Path] | None = None,
     emit: Emit | None = None,
     track: Track = silent,
     device: str | torch.device = "cpu",
     heldout_of: HeldoutOf | None = None,
-) -> list[Checkpoint]:
-    """Train every SAE to the end and save each as `out/<name>`; resumes from what an earlier, killed call left there.
+) -> Checkpoint: ...
+
+
+@overload
+def train(
+    vectors: Vectors,
+    sae: Sequence[TrainSpec],
+    cfg: TrainConfig | None = None,
+    *,
+    out: Path | Callable[[str], Path] | None = None,
+    emit: Emit | None = None,
+    track: Track = silent,
+    device: str | torch.device = "cpu",
+    heldout_of: HeldoutOf | None = None,
+) -> list[Checkpoint]: ...
+
+
+def train(
+    vectors: Vectors,
+    sae: SAE | PluginRef | str | Sequence[TrainSpec],
+    cfg: TrainConfig | None = None,
+    *,
+    out: Path | Callable[[str], Path] | None = None,
+    emit: Emit | None = None,
+    track: Track = silent,
+    device: str | torch.device = "cpu",
+    heldout_of: HeldoutOf | None = None,
+) -> Checkpoint | list[Checkpoint]:
+    """Train one SAE, or many on the same pass, to the end and save each as `out/<name>`; resumes from what an earlier, killed
+    call left there.
 
     On the CPU the result depends on the source, the configuration and the seeds alone, to the last bit: not on
     neighbours in the group, nor on having been interrupted.
 
     Args:
-        cfg: the group's; a trainee may have its own, but for what belongs to the stream.
-        out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk.
+        vectors: a source, or an array or tensor `[n, d_model]` of raw vectors.
+        sae: an SAE, which is trained in place; a plugin such as `topk:32`, built for these vectors; or several `TrainSpec`s.
+        cfg: the group's; a trainee may have its own, but for what belongs to the stream. None: the defaults, with what the
+            specs' own say of the stream, and batches no larger than there are vectors.
+        out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk. A single SAE is called
+            like its plugin.
         emit: told of steps and checkpoints.
         heldout_of: measures the SAEs every `cfg.evaluate_every` steps: `Heldout.of`.
 
     Returns:
-        The SAEs that reached the end, in order. One that diverged is logged, named in `<name>.training/stopped.json`,
-        and left out; its neighbours go on.
+        Of a single SAE its checkpoint. Of several those that reached the end, in order: one that diverged is logged, named in
+        `<name>.training/stopped.json`, and left out; its neighbours go on.
 
     Raises:
         TrainError: nothing can be trained, every SAE diverged, or the folder holds the state of another configuration.
+        ShapeError, StoreError: an array is not a matrix, or has no vector, equal ones alone, or NaN.
+        UnknownPluginError, ConfigError: as `make_sae`.
     """
-    schedule = _check(source, trainees, cfg)
+    one, specs = (sae, []) if isinstance(sae, SAE | PluginRef | str) else (None, list(sae))
+    source = vectors if isinstance(vectors, ActivationSource) else ArraySource(vectors, n_sites=_n_sites(sae))
+    if cfg is None:
+        cfg = _default_config(specs, source.n_vectors)
+    if one is not None:
+        made = one if isinstance(one, SAE) else make_sae(one, source.d_model, cfg.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
+        specs = [TrainSpec(ref_of(made)["name"], made)]
+    schedule = _check(source, specs, cfg)
     with enough_memory("lower train.batch_size or sae.d_sae, or train.memory_gb, which divides a sweep.", TrainError):
-        group = Group(source, trainees, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device), heldout_of=heldout_of)
+        group = Group(source, specs, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device), heldout_of=heldout_of)
         group.run(track)
-        return group.finish()
+        done = group.finish()
+    return done if one is None else done[0]
+
+
+def _n_sites(sae: SAE | PluginRef | str | Sequence[TrainSpec]) -> int:
+    """Joined sites that SAEs are made for; 1 where it is not known yet."""
+    if isinstance(sae, SAE):
+        return sae.cfg.n_sites
+    return 1 if isinstance(sae, PluginRef | str) else max((t.sae.cfg.n_sites for t in sae), default=1)
+
+
+def _default_config(specs: Sequence[TrainSpec], n_vectors: int) -> TrainConfig:
+    """The group's configuration where none is given: what a trainee's own says of the stream, and a batch that the vectors fill."""
+    own = next((t.cfg for t in specs if t.cfg is not None), TrainConfig())
+    stream = {key: getattr(own, key) for key in TrainConfig.stream if key in own.model_fields_set}
+    cfg = TrainConfig.model_validate(stream)
+    if n_vectors < cfg.batch_size and "batch_size" not in stream:
+        log.info("train.batch_size is %d instead of %d: there are no more vectors", n_vectors, cfg.batch_size)
+        cfg = cfg.model_copy(update={"batch_size": n_vectors})
+    return cfg
 
 
 def _nobody(hook: str, **arguments: Any) -> None:
     """Told of things, does nothing."""
 
 
-def _check(source: ActivationSource, trainees: Sequence[TrainSpec], cfg: TrainConfig) -> Schedule:
-    names = [t.name for t in trainees]
+def _check(source: ActivationSource, specs: Sequence[TrainSpec], cfg: TrainConfig) -> Schedule:
+    names = [t.name for t in specs]
     if not names:
         raise TrainError("there is no SAE to train.")
     if twice := {name for name in names if names.count(name) > 1}:
         raise TrainError(f"two SAEs are called {', '.join(sorted(twice))}; names must differ.")
-    for t in trainees:
+    for t in specs:
         if t.sae.d_in != source.d_model:
             raise TrainError(f"{t.name} takes activations {t.sae.d_in} wide, the source's are {source.d_model}; leave sae.d_in out.")
         if t.sae.cfg.n_sites not in (1, source.n_sites):
@@ -106,7 +172,7 @@ class Group:
     def __init__(
         self,
         source: ActivationSource,
-        trainees: Sequence[TrainSpec],
+        specs: Sequence[TrainSpec],
         cfg: TrainConfig,
         schedule: Schedule,
         *,
@@ -119,10 +185,10 @@ class Group:
         self.source, self.cfg, self.schedule, self.emit, self.device = source, cfg, schedule, emit, device
         self.norm: Norm = source.norm.to(device)
         self.heldout: Measures | None = None
-        own = [t.settled(cfg) for t in trainees]
+        own = [t.settled(cfg) for t in specs]
         scratch = Scratch()  # one after the other: buffers are shared
-        schedules = [Schedule.of(c, source.n_vectors, t.sae.training_defaults.lr_decay) for t, c in zip(trainees, own, strict=True)]
-        self.jobs = [SAETrainer(t, c, s, device, scratch) for t, c, s in zip(trainees, own, schedules, strict=True)]
+        schedules = [Schedule.of(c, source.n_vectors, t.sae.training_defaults.lr_decay) for t, c in zip(specs, own, strict=True)]
+        self.jobs = [SAETrainer(t, c, s, device, scratch) for t, c, s in zip(specs, own, schedules, strict=True)]
         folder = out if callable(out) else None if out is None else out.__truediv__
         self.folders = {job.name: Path(folder(job.name)) for job in self.jobs} if folder else {}
         self.states = {name: States(path) for name, path in self.folders.items()}

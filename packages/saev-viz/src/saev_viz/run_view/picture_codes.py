@@ -11,15 +11,16 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from saev_core.errors import RunError
-from saev_core.types import Box, Grid, Site
+from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saev_core.activations.store.store import ActivationStore
-    from saev_core.config.stages import ReadConfig
     from saev_core.models.base import VisionModel
     from saev_core.sae.checkpoint import Checkpoint
+    from saev_core.sae.selection import Selection
+    from saev_core.types import Site
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen
         RunError: it is not there, or was recorded as missing.
         StoreError: the store is damaged.
     """
-    from saev_core.activations.sources.stored import ordered
+    from saev_core.activations.sources.stored_vectors import StoredVectors
 
     if not 0 <= index < store.n_images:
         raise RunError(f"image {index}: this run has images 0 to {store.n_images - 1}.")
     read = checkpoint.read.model_copy(update={"labels": None})
-    found = [x[0] for _, x in ordered(store, read, np.array([index]), 1)]
+    found = [batch.x[0] for batch in StoredVectors(store, read).in_order(np.array([index]), 1)]
     if not found:
         raise RunError(f"image {index} was not recorded: it could not be read.")
     width, height = (int(side) for side in store.sizes[index])
@@ -83,47 +84,23 @@ def new(checkpoint: Checkpoint, model: VisionModel, image: Image.Image, sites: S
     """
     import torch
 
-    read = checkpoint.read
-    wanted = _sites(checkpoint.site, read, sites)
+    selection = checkpoint.selection.among(sites)
+    if not selection.sites:
+        raise RunError(f"this SAE reads {checkpoint.site}; without the run's store it is not known which layers those are.")
     pixels = torch.as_tensor(model.transform(image))[None].to(model.device)
     with torch.no_grad():
-        tokens = model.record(pixels, wanted)
-    each = [_read(tokens[site][0], model.grid.n_prefix, read) for site in wanted]
-    if isinstance(read.layer, tuple):
-        each = [torch.cat(each, 1)]  # [patches, n_sites * d]
-    elif read.layer == "mean":
-        each = [torch.stack(each).mean(0)]
-    return _seen(image.size, model.crop(*image.size), model.grid, checkpoint, each)
-
-
-def _sites(name: str, read: ReadConfig, held: Sequence[Site]) -> list[Site]:
-    if isinstance(read.layer, int):
-        return [Site.parse(name)]
-    if isinstance(read.layer, tuple):
-        stream, _, layers = name.rpartition(".")
-        return [Site(int(layer), stream) for layer in layers.split("+")]
-    if found := [site for site in held if site.stream == read.stream]:
-        return found
-    raise RunError(f"this SAE reads {name}; without the run's store it is not known which layers those are.")
-
-
-def _read(x: Tensor, n_prefix: int, read: ReadConfig) -> Tensor:
-    """What `read` takes of one site's tokens `[n_tokens, d]`, float32."""
-    x = x.float()
-    x = x[:1] if read.tokens == "cls" else x[n_prefix:]
-    if read.tokens == "mean":
-        x = x.mean(0, keepdim=True)
-    return x if read.clamp is None else x.clamp(-read.clamp, read.clamp)
+        tokens = {site: x.float() for site, x in model.record(pixels, selection.sites).items()}
+    vectors = [x[0] for x in selection.of_tokens(tokens, model.grid.n_prefix)]
+    return _seen(image.size, model.crop(*image.size), model.grid, checkpoint, vectors)
 
 
 def _seen(size: tuple[int, int], crop: Box, grid: Grid, checkpoint: Checkpoint, vectors: Sequence[Tensor]) -> Seen:
     """Codes of a picture's vectors `[n_tokens, d]`; of several sites' the largest value of each feature on each patch."""
-    read = checkpoint.read
-    if read.tokens != "patches":
+    if checkpoint.read.tokens != "patches":
         grid = Grid(1, 1, max(grid.width_px, grid.height_px))
     patches, features, values = [], [], []
     for x in vectors:
-        codes = checkpoint.codes(x.to(checkpoint.sae.W_dec.device))
+        codes = checkpoint.codes(x)
         value = codes.value.float().cpu().numpy()
         patches.append(codes.rows.cpu().numpy()[value > 0])
         features.append(codes.feature.cpu().numpy()[value > 0])
@@ -134,20 +111,18 @@ def _seen(size: tuple[int, int], crop: Box, grid: Grid, checkpoint: Checkpoint, 
         patch, feature, value = patch[order], feature[order], value[order]
         first = np.r_[True, (np.diff(patch) != 0) | (np.diff(feature) != 0)][: len(patch)]
         patch, feature, value = patch[first], feature[first], value[first]
-    return Seen(size, crop, grid, np.searchsorted(patch, np.arange(grid.n_patches + 1)), feature, value, about(checkpoint.site, read))
+    return Seen(size, crop, grid, np.searchsorted(patch, np.arange(grid.n_patches + 1)), feature, value, about(checkpoint.selection))
 
 
-def about(site: str, read: ReadConfig) -> str:
+def about(selection: Selection) -> str:
     """What a person must know to read a picture's patches."""
-    what = {
+    tokens = {
         "cls": "This SAE reads the model's summary of the whole picture (its CLS token), so there is one answer for all of it.",
         "mean": "This SAE reads the mean over all patches, so there is one answer for the whole picture.",
-    }.get(read.tokens, "")
-    layers = ""
-    if read.layer == "all":
-        layers = "This SAE reads every recorded layer; each patch shows a feature's largest value in any of them."
-    elif read.layer == "mean":
-        layers = "This SAE reads the mean over all recorded layers."
-    elif isinstance(read.layer, tuple):
-        layers = f"This SAE reads layers {site.rpartition('.')[2].replace('+', ' and ')} of the model together."
-    return " ".join(part for part in (what, layers) if part)
+    }.get(selection.tokens, "")
+    layers = {
+        "all": "This SAE reads every recorded layer; each patch shows a feature's largest value in any of them.",
+        "mean": "This SAE reads the mean over all recorded layers.",
+        "joined": f"This SAE reads layers {' and '.join(str(site.layer) for site in selection.sites)} of the model together.",
+    }.get(selection.layers, "")
+    return " ".join(part for part in (tokens, layers) if part)

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.activations.sources.selection import Reading
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.meta import NO_CLASS
 from saev_core.activations.store.store import ActivationStore
 from saev_core.data.dataset import KnownTruth
@@ -143,19 +142,19 @@ def collect(
     Raises:
         CheckpointError: the SAE reads several sites one after the other.
     """
-    reading = Reading(store, checkpoint.read)
-    if reading.n_series > 1:
+    vectors = StoredVectors(store, checkpoint.read)
+    if vectors.n_series > 1:
         raise CheckpointError(
             "the SAE reads all layers one after the other, and a probe needs one; use an SAE of one layer or of joined ones."
         )
-    n_tokens, device = reading.n_tokens, checkpoint.sae.W_dec.device
+    n_tokens = vectors.n_tokens
     with track("collect", sum(map(len, images)), "images") as meter:
         for side, mine in zip(into, images, strict=True):
-            for index, x in ordered(store, checkpoint.read, mine, max(1, _BATCH_VECTORS // n_tokens)):
+            for index, x, _ in vectors.in_order(mine, max(1, _BATCH_VECTORS // n_tokens)):
                 true: np.ndarray
                 counts: np.ndarray
                 true, counts = concepts.of(index)
-                codes = checkpoint.codes(x.flatten(0, 1).to(device))
+                codes = checkpoint.codes(x)
                 row, feature, value = (part.cpu().numpy() for part in (codes.rows, codes.feature, codes.value))
                 if per_image:
                     row, feature, value = peaks(row // n_tokens, feature, value, checkpoint.sae.d_sae)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from saev_core.activations.sources.selection import Reading
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.config.base import Config
 from saev_core.errors import ConfigError, RunError
 from saev_core.tasks.context import TaskContext
@@ -75,12 +75,12 @@ class Probe1D(Task):
         if checkpoint.read.tokens != "patches" and cfg.units == "patches":
             raise ConfigError(f"--units patches: the SAE reads one {checkpoint.read.tokens} vector of an image; use images.")
         per_image = cfg.units == "images" or (cfg.units == "auto" and not concepts.per_patch)
-        images = np.flatnonzero(Reading(store, checkpoint.read).usable.all(0) & ((store.labels >= 0) | concepts.per_patch))
+        images = np.flatnonzero(StoredVectors(store, checkpoint.read).usable.all(0) & ((store.labels >= 0) | concepts.per_patch))
         if cfg.n_images:
             images = np.sort(np.random.RandomState(cfg.seed % 2**32).permutation(images)[: cfg.n_images])
         parts = train_test_indices(store.labels[images] if (store.labels[images] >= 0).all() else len(images), cfg.val_share, cfg.seed)
         train, val = (images[part] for part in parts)
-        per = 1 if per_image else Reading(store, checkpoint.read).n_tokens
+        per = 1 if per_image else checkpoint.selection.n_tokens(store.grid)
         ignore = np.isin(names, cfg.ignore)
         with tempfile.TemporaryDirectory(prefix=".aside-", dir=cx.folder()) as aside:
             n, folder = (len(train) * per, len(val) * per), Path(aside)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from saev_core.activations.sources.image_vectors import ImageVectors
 from saev_core.activations.sources.live import LiveSource
-from saev_core.activations.sources.selection import Reading
-from saev_core.activations.sources.stored import ordered
-from saev_core.activations.store.store import ActivationStore
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.data.dataset import ImageDataset
 from saev_core.data.decode import SUFFIXES, open_rgb
 from saev_core.errors import CheckpointError, DatasetError, RunError
@@ -26,12 +24,6 @@ from saev_core.types import Box, Example
 
 NEGATIVES = "negatives"
 """Name of the folder that holds pictures of no concept."""
-
-
-class Vectors(Protocol):
-    """What gives activations of numbered images, recorded or run now."""
-
-    def crop(self, index: int) -> Box: ...
 
 
 class Folders(ImageDataset):
@@ -74,7 +66,7 @@ class Curated:
     true: Bool[np.ndarray, "n n_concepts"]
     negative: Bool[np.ndarray, " n"]
     dataset: ImageDataset
-    source: ActivationStore | LiveSource
+    source: ImageVectors
     """Gives their activations."""
 
     def picture(self, place: int) -> tuple[Image.Image, str]:
@@ -83,7 +75,7 @@ class Curated:
         return self.dataset[index].image, self.dataset.name(index)
 
     def activations(
-        self, checkpoint: Checkpoint, batch: int = 16, places: Sequence[int] | None = None
+        self, batch: int = 16, places: Sequence[int] | None = None
     ) -> Generator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b n_tokens d"], list[Box]]]:
         """Places of pictures, their raw vectors, and what the model saw of each; unreadable ones are left out.
 
@@ -92,8 +84,8 @@ class Curated:
         """
         chosen = self.images if places is None else self.images[np.asarray(places, np.int64)]
         where = {int(index): place for place, index in enumerate(self.images)}
-        for index, x in ordered(self.source, checkpoint.read, chosen, batch):
-            yield np.array([where[int(i)] for i in index]), x, [self.source.crop(int(i)) for i in index]
+        for index, x, crop in self.source.in_order(chosen, batch):
+            yield np.array([where[int(i)] for i in index]), x, [crop(int(i)) for i in index]
 
 
 def from_folders(cx: TaskContext, checkpoint: Checkpoint, positives: str, negatives: str) -> Curated:
@@ -150,7 +142,8 @@ def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str],
     """
     store, dataset = cx.store(), cx.dataset()
     _one_series(checkpoint.read.layer)
-    labels = np.where(Reading(store, checkpoint.read).usable.all(0), store.labels, -1)
+    vectors = StoredVectors(store, checkpoint.read)
+    labels = np.where(vectors.usable.all(0), store.labels, -1)
     known = list(dataset.classes or [])
     if not (labels >= 0).any():
         raise RunError(f"the images of {cx.run.path} have no labels; curate pictures, a folder a concept, and pass --positives FOLDER.")
@@ -173,4 +166,4 @@ def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str],
     others = draw((labels >= 0) & ~np.isin(labels, numbers), n_negatives)
     images = np.concatenate([*drawn, others])
     label = labels[images]
-    return Curated(wanted, images, label[:, None] == np.array(numbers), ~np.isin(label, numbers), dataset, store)
+    return Curated(wanted, images, label[:, None] == np.array(numbers), ~np.isin(label, numbers), dataset, vectors)

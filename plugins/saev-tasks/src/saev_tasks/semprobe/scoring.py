@@ -25,8 +25,8 @@ def activate(
     rows, columns, values, places = [], [], [], []
     n_units, d_sae = 0, checkpoint.sae.d_sae
     with track("activate", len(curated.images), "images") as meter:
-        for place, x, _ in curated.activations(checkpoint):
-            codes = checkpoint.codes(x.flatten(0, 1).to(checkpoint.sae.W_dec.device))
+        for place, x, _ in curated.activations():
+            codes = checkpoint.codes(x)
             row, feature, value = (part.cpu().numpy() for part in (codes.rows, codes.feature, codes.value))
             if per_image:
                 row, feature, value = peaks(row // x.shape[1], feature, value, d_sae)

@@ -80,8 +80,8 @@ def _values(
     column = torch.full((checkpoint.sae.d_sae,), -1)
     column[torch.from_numpy(features)] = torch.arange(len(features))
     with cx.track("heat maps", len(curated.images), "images") as meter:
-        for place, x, boxes in curated.activations(checkpoint):
-            codes = checkpoint.codes(x.flatten(0, 1).to(checkpoint.sae.W_dec.device))
+        for place, x, boxes in curated.activations():
+            codes = checkpoint.codes(x)
             row, value = codes.rows.cpu(), codes.value.cpu().float().numpy()
             at = column[codes.feature.cpu()]
             keep = (at >= 0).numpy()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.meta import NO_CLASS
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
@@ -193,8 +193,8 @@ def stored(
     Raises:
         StoreError: the site is not recorded, a chunk is damaged, or a vector is not finite.
     """
-    read = ReadConfig(layer=site.layer, stream=site.stream)
-    for numbers, x in ordered(store, read, images, batch_images or max(1, BATCH_VECTORS // store.grid.n_patches)):
+    vectors = StoredVectors(store, ReadConfig(layer=site.layer, stream=site.stream))
+    for numbers, x, _ in vectors.in_order(images, batch_images or max(1, BATCH_VECTORS // store.grid.n_patches)):
         if not torch.isfinite(x).all():
             bad = numbers[~torch.isfinite(x).flatten(1).all(1).numpy()][0]
             raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import ProbeError, StoreError
@@ -114,7 +114,7 @@ def image_vectors(
     read = ReadConfig(layer=site.layer, stream=site.stream, tokens="patches" if pool.kind == "token" else pool.kind)
     at = 0
     with track("read", len(images), "images") as meter:
-        for numbers, x in ordered(store, read, images, _BATCH_IMAGES):
+        for numbers, x, _ in StoredVectors(store, read).in_order(images, _BATCH_IMAGES):
             vectors = x[:, pool.patch if pool.kind == "token" else 0]
             if not torch.isfinite(vectors).all():
                 bad = numbers[~torch.isfinite(vectors).all(1).numpy()][0]

@@ -1,4 +1,4 @@
-"""Where training vectors come from: `ActivationSource`, and `StoreSource`, which reads a store in shuffled batches."""
+"""`ActivationSource`: where training vectors come from, in shuffled batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saev_core.activations.sources.image_vectors import Batch
 from saev_core.errors import StoreError
 from saev_core.sae.norm import Norm
 
@@ -49,8 +50,8 @@ class ActivationSource(ABC):
     """Brings them to mean 0 and mean squared length `d_model`."""
     site: str
     """What they were recorded from, such as `resid.10`, `resid.all`."""
-    heldout: Bool[np.ndarray, " n_images"]
-    """Images kept from training; none where vectors do not come from images."""
+    heldout: Bool[np.ndarray, " n_images"] = np.zeros(0, bool)
+    """Images kept from training; empty where vectors do not come from images."""
 
     @abstractmethod
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
@@ -69,13 +70,13 @@ class ActivationSource(ABC):
 
         They come from 64 images or more, where there are so many.
         """
-        held = np.flatnonzero(getattr(self, "heldout", ()))
+        held = np.flatnonzero(self.heldout)
         generator = torch.Generator().manual_seed(seed)
         images = held[torch.randperm(len(held), generator=generator).numpy()]
         parts: list[Tensor] = []
         for start in range(0, len(images), 64):
             some = np.sort(images[start : start + 64])
-            parts += [x.reshape(-1, self.d_model).clone() for _, x in self.ordered(some, 16)]
+            parts += [batch.x.reshape(-1, self.d_model).clone() for batch in self.in_order(some, 16)]
             if sum(map(len, parts)) >= n:
                 break
         x = torch.cat([torch.empty(0, self.d_model), *parts])
@@ -85,10 +86,8 @@ class ActivationSource(ABC):
     def describe(self) -> dict[str, Any]:
         """What this is, as JSON, for the checkpoint."""
 
-    def ordered(
-        self, images: Int[np.ndarray, " n_images"], batch_images: int
-    ) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
-        """The vectors of `images`, training images or held-out ones, in that order; see the function `ordered`.
+    def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
+        """The vectors of `images`, training images or held-out ones, in that order; see `ImageVectors.in_order`.
 
         Raises:
             StoreError: they do not come from images.

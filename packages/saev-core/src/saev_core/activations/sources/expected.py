@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Expected`: a source of which only width and number of vectors are known yet, to plan training before anything is recorded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
 from saev_core.models.base import VisionModel
 from saev_core.sae.norm import Norm
+from saev_core.sae.selection import Selection
 
 
 class Expected(ActivationSource):
@@ -34,14 +35,7 @@ class Expected(ActivationSource):
 
 def expected(read: ReadConfig, model: VisionModel, n_images: int) -> Expected:
     """The vectors that a recording of `n_images` would give."""
-    sites = read.n_sites
-    layer = read.layer if isinstance(read.layer, str) else "+".join(str(model.site(block, read.stream).layer) for block in _blocks(read))
-    per_image = model.grid.n_patches if read.tokens == "patches" else 1
+    selection = Selection.of(read, model.site)
     n_training = max(1, round(n_images * (1 - read.heldout)))
-    return Expected(sites * model.d_model, n_training * per_image, sites, f"{read.stream}.{layer}")
-
-
-def _blocks(read: ReadConfig) -> tuple[int, ...]:
-    if isinstance(read.layer, str):
-        return ()
-    return read.layer if isinstance(read.layer, tuple) else (read.layer,)
+    n_vectors = n_training * selection.n_tokens(model.grid)
+    return Expected(selection.n_joined * model.d_model, n_vectors, selection.n_joined, str(selection))

@@ -21,8 +21,8 @@ from saev_core.activations.recording.plan import describe
 from saev_core.activations.recording.record import Missing, tokens_at
 from saev_core.activations.sources.base import ActivationSource
 from saev_core.activations.sources.heldout import heldout_mask
-from saev_core.activations.sources.selection import joined, site_name
-from saev_core.activations.sources.shuffle import Schedule, WindowStream
+from saev_core.activations.sources.image_vectors import Batch
+from saev_core.activations.sources.shuffle import ReadOrder, WindowStream
 from saev_core.activations.store.shard_writer import not_finite
 from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig, RecordConfig
@@ -30,8 +30,9 @@ from saev_core.data.dataset import ImageDataset
 from saev_core.errors import BadImageError, DatasetError, StoreError
 from saev_core.models.base import VisionModel
 from saev_core.sae.norm import Norm
+from saev_core.sae.selection import Selection
 from saev_core.support.threads import torch_threads
-from saev_core.types import Box, Site
+from saev_core.types import Site
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Forward:
 
     Rows are in the precision that a recording would have, so that an SAE sees the numbers that a store would hold. An image
     has `n_tokens` of them: its patches, or one (CLS, or the mean over patches), of each of the sites with `layer="all"`.
-    Which images share a forward pass depends on the schedule alone, so that a window that is filled again has the same bits.
+    Which images share a forward pass depends on the order of reading alone, so that a window that is filled again has the same bits.
 
     Raises:
         ModelError: no such block or stream, or sites of different widths.
@@ -74,29 +75,19 @@ class Forward:
             raise DatasetError(
                 f"{self.name}: this data set can only be read in order, and training needs it shuffled; record it first (saev record)."
             )
-        if isinstance(read.layer, tuple):
-            self.sites = joined([model.site(layer, read.stream) for layer in read.layer])
-        else:
-            layers = (read.layer,) if isinstance(read.layer, int) else record.layers
-            self.sites = sorted({model.site(layer, read.stream) for layer in layers})
+        self.selection = Selection.of(read, model.site, (model.site(layer, read.stream) for layer in record.layers))
+        self.sites = list(self.selection.sites)
         self.meta = describe(model, dataset, record, self.sites, model_ref=model_ref, dataset_ref=dataset_ref)
         if read.tokens == "cls" and not self.meta.n_prefix:
             raise StoreError(f"{self.name}: the model has no CLS token; read patches or mean.")
-        self.n_series = len(self.sites) if read.layer == "all" else 1
-        self.per_site = self.meta.grid.n_patches if read.tokens == "patches" else 1
-        self.n_sites = len(self.sites) if isinstance(read.layer, tuple) else 1
-        self.n_tokens, self.d_model = self.n_series * self.per_site, self.n_sites * self.meta.d_model
+        self.per_site = self.selection.n_tokens(self.meta.grid)
+        self.n_tokens = len(self.selection.series) * self.per_site
+        self.d_model = self.selection.n_joined * self.meta.d_model
         self._stored: torch.dtype = getattr(torch, self.meta.dtype)
-        averages = read.tokens == "mean" or (read.layer == "mean" and len(self.sites) > 1)
-        self.dtype = torch.float32 if averages else self._stored
+        self.dtype = torch.float32 if self.selection.averages else self._stored
         # Hooks are the model's own: two forward passes at once would each fill the other's.
         self._lock = threading.Lock()
         self.missing: dict[int, Missing] = {}
-
-    @property
-    def site(self) -> str:
-        """The site's name, such as `resid.10`; `resid.6+10`, `resid.all` or `resid.mean` where there are several."""
-        return site_name(self.read, self.sites)
 
     def identity(self) -> list[Any]:
         read = settings_that_matter(self.read, without=["order"])
@@ -163,26 +154,10 @@ class Forward:
             log.info("image %d is left out: %s (%s)", index, bad.path, bad.why)
 
     def _rows(self, images: list[Loaded], seen: Mapping[Site, Tensor]) -> Float[Tensor, "batch n_tokens d_model"]:
-        """What `read` picks of the sites, from numbers as they would be stored: what `Reading` gives of a store."""
-        parts = []
-        for site in self.sites:
-            x = self._as_stored(site, images, seen[site])
-            match self.read.tokens:
-                case "patches":
-                    x = x[:, self.meta.n_prefix :]
-                case "cls":
-                    x = x[:, :1]
-                case "mean":
-                    x = x[:, self.meta.n_prefix :].float().mean(1, keepdim=True)
-            parts.append(x)
-        if self.read.layer == "mean" and len(parts) > 1:
-            total = parts[0].float()
-            for x in parts[1:]:
-                total = total + x
-            return total / len(parts)
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat(parts, 2 if self.n_sites > 1 else 1)  # [b, tokens, n_sites * d] joined, [b, n_sites * tokens, d] all
+        """What is selected of the sites, from numbers as they would be stored; all series one after the other."""
+        stored = {site: self._as_stored(site, images, seen[site]) for site in self.sites}
+        series = self.selection.of_tokens(stored, self.meta.n_prefix)
+        return series[0] if len(series) == 1 else torch.cat(series, 1)
 
     def _as_stored(self, site: Site, images: list[Loaded], x: Tensor) -> Tensor:
         stored = x.to(self._stored)
@@ -228,13 +203,13 @@ class LiveSource(ActivationSource):
         self.n_images = self.meta.n_images
         self.buffer_bytes = read.buffer_mb * 2**20
         self.heldout = heldout_mask(self.n_images, read.heldout, read.split_seed)
-        self.d_model, self.site, self.n_sites = self.feed.d_model, self.feed.site, self.feed.n_sites
+        self.selection = self.feed.selection
+        self.d_model, self.site, self.n_sites = self.feed.d_model, str(self.selection), self.selection.n_joined
         self._training = self._usable & ~self.heldout
         self.n_vectors = int(self._training.sum()) * self.feed.n_tokens
         if self.n_vectors == 0:
             raise StoreError(f"{self.feed.name}: no training image is left; check read.labels, read.heldout and that images are readable.")
         self._kept: tuple[int, int, Tensor] | None = None
-        self._crops: dict[int, Box] = {}
 
     @property
     def missing(self) -> list[Missing]:
@@ -253,7 +228,7 @@ class LiveSource(ActivationSource):
                 "use more images or lower train.batch_size."
             )
         self._kept = None
-        return WindowStream(self.feed, self._schedule(seed), batch_size, state)
+        return WindowStream(self.feed, self._order(seed), batch_size, state)
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         n = min(n, self.n_vectors)
@@ -263,8 +238,7 @@ class LiveSource(ActivationSource):
         else:
             x = self._draw(n, seed)
             self._kept = n, seed, x
-        out = x.float()
-        return out if self.read.clamp is None else out.clamp(-self.read.clamp, self.read.clamp)
+        return self.selection.clamped(x.float())
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -279,28 +253,18 @@ class LiveSource(ActivationSource):
             "forward_images": self.feed.record.batch_size,
         }
 
-    def ordered(
-        self, images: Int[np.ndarray, " n_images"], batch_images: int
-    ) -> Generator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_tokens d_model"]]]:
-        """The vectors of `images`, training images or held-out ones, in that order, raw, float32; in batches of at most
-        `batch_images`. Unreadable images and those of other labels are left out. With `layer="all"` every batch comes once
-        per site.
-        """
+    def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
+        """The vectors of `images`, training images or held-out ones, run now, in that order; see `ImageVectors.in_order`."""
         numbers = np.asarray(images, np.int64)
         with closing(self.feed.run(numbers[self._usable[numbers]])) as batches:
             for loaded, x in batches:
                 good = [i for i, image in enumerate(loaded) if image.bad is None]
-                self._crops = {loaded[i].index: loaded[i].crop for i in good}
+                crops = {loaded[i].index: loaded[i].crop for i in good}
                 for start in range(0, len(good), batch_images):
                     mine = good[start : start + batch_images]
                     index = np.array([loaded[i].index for i in mine], np.int64)
                     for part in torch.split(x[mine], self.feed.per_site, 1):
-                        rows = part.float()
-                        yield index, (rows if self.read.clamp is None else rows.clamp(-self.read.clamp, self.read.clamp))
-
-    def crop(self, index: int) -> Box:
-        """The part of original `index` that the model saw, in original pixels; known of the images that `ordered` gave last."""
-        return self._crops[index]
+                        yield Batch(index, self.selection.clamped(part.float()), crops.__getitem__)
 
     @property
     def _n_norm(self) -> int:
@@ -326,12 +290,12 @@ class LiveSource(ActivationSource):
             raise StoreError(f"{self.feed.name}: no image has a label of read.labels={list(wanted)}.")
         return usable
 
-    def _schedule(self, seed: int) -> Schedule:
-        return Schedule.of(self.feed, self._training[None], seed, self.buffer_bytes)
+    def _order(self, seed: int) -> ReadOrder:
+        return ReadOrder.of(self.feed, self._training[None], seed, self.buffer_bytes)
 
     def _draw(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         """`n` vectors out of twice as many, of at least 64 images: from many images without running all of them."""
-        generator = self._schedule(seed).generator(0, -2)
+        generator = self._order(seed).generator(0, -2)
         images = np.flatnonzero(self._training)
         order = images[torch.randperm(len(images), generator=generator).numpy()]
         found: list[Tensor] = []

@@ -1,6 +1,6 @@
 """`WindowStream`: shuffled batches of vectors from a bounded window, filled by threads while the last one is used up.
 
-What fills it is a `Feed`: chunks of a store (`reading.Reading`) or a model's forward pass (`live.Forward`).
+What fills it is a `Feed`: chunks of a store (`StoredVectors`) or a model's forward pass (`live.Forward`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,34 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
+from saev_core.sae.selection import Selection
 
 
 class Feed(Protocol):
     """Fills windows with the vectors of images, one series of them or more, in units of `chunk_images` neighbours."""
 
-    read: ReadConfig
     name: str
     """What it reads, for messages."""
     chunk_images: int
-    n_tokens: int
-    """Vectors of an image."""
-    d_model: int
-    dtype: torch.dtype
-    """Of the window's rows."""
+
+    @property
+    def selection(self) -> Selection:
+        """Which vectors these are; rows are not clamped yet."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """Vectors of an image in a series."""
+        ...
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the window's rows."""
+        ...
 
     def identity(self) -> list[Any]:
         """All that decides the vectors and their images, as JSON."""
@@ -60,7 +72,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ReadOrder:
     """Which units make up each window of an epoch. Depends on the seed, the feed and the buffer, never on threads.
 
     Where all units fit into the buffer there is one window, filled once and kept; otherwise two share the buffer.
@@ -74,8 +86,8 @@ class Schedule:
     digest: str
 
     @classmethod
-    def of(cls, feed: Feed, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> Schedule:
-        """The schedule of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one unit."""
+    def of(cls, feed: Feed, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> ReadOrder:
+        """The order of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one unit."""
         size = feed.chunk_images
         n_chunks = -(-training.shape[1] // size)
         padded = np.zeros((training.shape[0], n_chunks * size), bool)
@@ -134,19 +146,19 @@ class Window:
 class WindowStream:
     """Endless full batches. What an epoch's or a window's end leaves over begins the next batch, so no vector is lost."""
 
-    def __init__(self, feed: Feed, schedule: Schedule, batch_size: int, state: Mapping[str, Any] | None) -> None:
-        self._feed, self._schedule, self._batch_size = feed, schedule, batch_size
+    def __init__(self, feed: Feed, order: ReadOrder, batch_size: int, state: Mapping[str, Any] | None) -> None:
+        self._feed, self._read_order, self._batch_size = feed, order, batch_size
         self._epoch = self._window = self._offset = 0
         if state is not None:
-            if state.get("schedule") != schedule.digest:
+            if state.get("schedule") != order.digest:
                 raise StoreError(
                     f"{feed.name}: cannot go on where the checkpoint stopped, since the store, the seed or a read setting "
                     "(buffer_mb, labels, heldout, ...) changed; restore it, or train afresh."
                 )
             self._epoch, self._window, self._offset = (int(state[key]) for key in ("epoch", "window", "offset"))
-        n_slots = schedule.per_window * feed.chunk_images
+        n_slots = order.per_window * feed.chunk_images
         shape = (n_slots * feed.n_tokens, feed.d_model)
-        self._buffers = [torch.empty(shape, dtype=feed.dtype) for _ in range(1 if schedule.resident else 2)]
+        self._buffers = [torch.empty(shape, dtype=feed.dtype) for _ in range(1 if order.resident else 2)]
         self._out = torch.empty(batch_size, feed.d_model)
         self._staged = self._out if feed.dtype == torch.float32 else torch.empty(batch_size, feed.d_model, dtype=feed.dtype)
         self._slots = np.zeros(batch_size, np.int64)
@@ -156,7 +168,7 @@ class WindowStream:
         try:
             self._current = self._begin(self._epoch, self._window, self._buffers[0])
             self._order = self._readable(self._current.ready())
-            if not schedule.resident:
+            if not order.resident:
                 self._ahead = self._begin(*self._after(self._epoch, self._window), self._buffers[1])
         except BaseException:
             self.close()
@@ -180,9 +192,7 @@ class WindowStream:
             self._offset += n
         if self._staged is not self._out:
             self._out.copy_(self._staged)
-        if (bound := self._feed.read.clamp) is not None:
-            self._out.clamp_(-bound, bound)
-        return self._out
+        return self._feed.selection.clamped(self._out, out=self._out)
 
     @property
     def image(self) -> Int[np.ndarray, " batch"]:
@@ -191,7 +201,7 @@ class WindowStream:
 
     def state(self) -> dict[str, Any]:
         """Where the next batch begins, for `ActivationSource.batches(state=...)`."""
-        return {"epoch": self._epoch, "window": self._window, "offset": self._offset, "schedule": self._schedule.digest}
+        return {"epoch": self._epoch, "window": self._window, "offset": self._offset, "schedule": self._read_order.digest}
 
     def close(self) -> None:
         """Stop reading ahead and release the buffer. Harmless when called twice."""
@@ -201,14 +211,14 @@ class WindowStream:
         self._buffers, self._ahead = [], None
 
     def _after(self, epoch: int, window: int) -> tuple[int, int]:
-        return (epoch, window + 1) if window + 1 < self._schedule.n_windows else (epoch + 1, 0)
+        return (epoch, window + 1) if window + 1 < self._read_order.n_windows else (epoch + 1, 0)
 
     def _turn(self) -> None:
         """Go to the next window and begin to fill the one after it."""
         self._epoch, self._window = self._after(self._epoch, self._window)
         self._offset = 0
         if self._ahead is None:
-            order = self._shuffle(self._epoch, self._window, self._schedule.units(self._epoch, self._window))
+            order = self._shuffle(self._epoch, self._window, self._read_order.units(self._epoch, self._window))
             self._order = self._readable(order)
             return
         used = self._current.rows
@@ -223,19 +233,19 @@ class WindowStream:
         return order[torch.from_numpy(~np.isin(order.numpy() // self._feed.n_tokens, lost))]
 
     def _begin(self, epoch: int, window: int, rows: Tensor) -> Window:
-        units, size, per_image = self._schedule.units(epoch, window), self._feed.chunk_images, self._feed.n_tokens
+        units, size, per_image = self._read_order.units(epoch, window), self._feed.chunk_images, self._feed.n_tokens
         slots = rows.numpy().reshape(-1, size, per_image, rows.shape[1])[: len(units)]
         order = self._pool.submit(self._shuffle, epoch, window, units)
-        loads = self._feed.fill(self._pool, self._stop, self._schedule.series[units], self._schedule.chunk[units], slots)
-        images = (self._schedule.chunk[units, None] * size + np.arange(size)).reshape(-1)
+        loads = self._feed.fill(self._pool, self._stop, self._read_order.series[units], self._read_order.chunk[units], slots)
+        images = (self._read_order.chunk[units, None] * size + np.arange(size)).reshape(-1)
         return Window(rows, images, order, loads, np.zeros(0, np.int64))
 
     def _shuffle(self, epoch: int, window: int, units: Int[np.ndarray, " n"]) -> Int[Tensor, " n_vectors"]:
         """The window's training rows in random order."""
         size, per_image = self._feed.chunk_images, self._feed.n_tokens
-        numbers = self._schedule.chunk[units, None] * size + np.arange(size)  # [units, chunk_images]
-        inside = numbers < self._schedule.training.shape[1]
-        chosen = inside & self._schedule.training[self._schedule.series[units, None], np.where(inside, numbers, 0)]
+        numbers = self._read_order.chunk[units, None] * size + np.arange(size)  # [units, chunk_images]
+        inside = numbers < self._read_order.training.shape[1]
+        chosen = inside & self._read_order.training[self._read_order.series[units, None], np.where(inside, numbers, 0)]
         slots = torch.from_numpy(np.flatnonzero(chosen))
         rows = (slots[:, None] * per_image + torch.arange(per_image)).reshape(-1)
-        return rows[torch.randperm(len(rows), generator=self._schedule.generator(epoch, window))]
+        return rows[torch.randperm(len(rows), generator=self._read_order.generator(epoch, window))]

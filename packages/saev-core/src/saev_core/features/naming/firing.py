@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which features fire on which images, and which images names are chosen and scored on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from saev_core.activations.sources.heldout import heldout_mask
-from saev_core.activations.sources.stored import ordered
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.errors import CheckpointError
 from saev_core.support.progress import Track, silent
 
@@ -56,10 +56,8 @@ def division_of(checkpoint: Checkpoint, store: ActivationStore, n: int) -> Divis
     Raises:
         CheckpointError: no image is held out.
     """
-    from saev_core.activations.sources.selection import Reading
-
     read = checkpoint.read
-    usable = np.asarray(Reading(store, read).usable.all(0))
+    usable = np.asarray(StoredVectors(store, read).usable.all(0))
     return divide(usable, heldout_mask(store.n_images, read.heldout, read.split_seed), n)
 
 
@@ -88,16 +86,13 @@ def firing(
 
     Of a reading with several series an image's value is the largest of them, and a patch comes once per series.
     """
-    from saev_core.activations.sources.selection import Reading
-
-    n_series, d_sae = Reading(store, checkpoint.read).n_series, checkpoint.sae.d_sae
-    device = checkpoint.sae.W_dec.device
+    vectors, d_sae = StoredVectors(store, checkpoint.read), checkpoint.sae.d_sae
     batch = max(1, _BATCH_VECTORS // store.grid.n_patches)
     peak: np.ndarray | None = None
     series = 0
     with track("names", len(images), "images") as meter:
-        for index, x in ordered(store, checkpoint.read, images, batch):
-            codes = checkpoint.codes(x.flatten(0, 1).to(device))
+        for index, x, _ in vectors.in_order(images, batch):
+            codes = checkpoint.codes(x)
             row, feature, value = _entries(codes, least)
             if per_patch:
                 yield index, csr_array((value, (row, feature)), shape=(x.shape[0] * x.shape[1], d_sae))
@@ -105,7 +100,7 @@ def firing(
                 peak = np.zeros((len(index), d_sae), np.float32) if peak is None else peak
                 np.maximum.at(peak, (row // x.shape[1], feature), value)
             series += 1
-            if series == n_series:
+            if series == vectors.n_series:
                 if peak is not None:
                     yield index, csr_array(peak)
                 peak, series = None, 0
