@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saev_core.activations.sources.array import ArraySource
 from saev_core.activations.sources.base import ActivationSource
+from saev_core.config.affects import settings_within
 from saev_core.config.base import PluginRef
 from saev_core.config.stages import ReadConfig, TrainConfig
 from saev_core.errors import TrainError
@@ -140,7 +141,7 @@ def _n_sites(sae: SAE | PluginRef | str | Sequence[TrainSpec]) -> int:
 def _default_config(specs: Sequence[TrainSpec], n_vectors: int) -> TrainConfig:
     """The group's configuration where none is given: what a trainee's own says of the stream, and a batch that the vectors fill."""
     own = next((t.cfg for t in specs if t.cfg is not None), TrainConfig())
-    stream = {key: getattr(own, key) for key in TrainConfig.stream if key in own.model_fields_set}
+    stream = {key: getattr(own, key) for key in settings_within(TrainConfig, "pass") if key in own.model_fields_set}
     cfg = TrainConfig.model_validate(stream)
     if n_vectors < cfg.batch_size and "batch_size" not in stream:
         log.info("train.batch_size is %d instead of %d: there are no more vectors", n_vectors, cfg.batch_size)

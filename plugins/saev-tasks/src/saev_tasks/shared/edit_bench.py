@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saev_core.errors import StoreError
 from saev_core.support.progress import Track, silent
-from saev_core.support.threads import ahead
+from saev_core.support.threads import read_ahead
 from saev_tasks.shared.readout import Readout
 
 _BATCH_IMAGES = 32
@@ -65,7 +65,7 @@ class EditBench(ABC):
         self._kept: list[Tensor] | None = [] if not readout.linear else None
         logits, codes, size = [], [], 0
         with track("codes", len(self.images), "images") as meter:
-            for x in ahead(self._batches(), 1):
+            for x in read_ahead(self._batches(), 1):
                 codes.append(_sparse(readout, x, self.edited))
                 logits.append(readout.logits(x))
                 size += x.nbytes

@@ -21,6 +21,7 @@ from saev_core.activations.store.arrays import Reader
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.activations.store.shard_writer import RECORDED
 from saev_core.activations.store.store import ActivationStore
+from saev_core.config.affects import settings_that_matter
 from saev_core.config.stages import ReadConfig
 from saev_core.errors import StoreError
 from saev_core.sae.selection import Selection
@@ -116,7 +117,7 @@ class StoredVectors:
 
     def identity(self) -> list[Any]:
         """All that decides the vectors and their images, as JSON."""
-        return [self.meta.fingerprint, str(self.selection), self.read.model_dump(mode="json", exclude={"n_threads", "buffer_mb"})]
+        return [self.meta.fingerprint, str(self.selection), settings_that_matter(self.read, without=["order"])]
 
     def pool(self) -> ThreadPoolExecutor:
         """The threads that `fill` works in."""
