@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run.create(tmp_path_factory.mktemp("many") / "run", validate(RunConfig, SETTINGS))
     work = Pipeline(run)
     work.run_stages(["record"])
-    source = work.source(run.config.read)
+    source = work.workspace.source(run.config.read)
     trainees = [
         TrainSpec(f"topk-k4-s{s}", make_sae("topk:4", source.d_model, seed=s, n_vectors=source.n_vectors), seed=s) for s in (1, 2, 3)
     ]

@@ -39,6 +39,10 @@ class DatasetError(SaevError):
     """A data set is missing, empty, gated or unreadable."""
 
 
+class ChangedDatasetError(DatasetError):
+    """The pictures are others than those that were recorded."""
+
+
 class DownloadError(DatasetError):
     """An archive cannot be fetched or unpacked, or does not match its checksum or size."""
 

@@ -8,13 +8,13 @@ from typing import Any
 from saev_core.cli.console import Screen
 
 
-def show(screen: Screen, summary: Mapping[str, Any]) -> None:
+def show(screen: Screen, ranked: Mapping[str, Any] | None, stable: Mapping[str, Any] | None) -> None:
     """What `saev evaluate` found of several SAEs; nothing for one alone."""
-    if ranked := summary.get("pareto"):
+    if ranked:
         screen.say("")
         screen.say("SAEs by L0, on held-out images; * nothing is both sparser and closer:")
         screen.table(*pareto_rows(ranked))
-    if stable := summary.get("stability"):
+    if stable:
         screen.say("")
         screen.say("agreement of seeds, cosine of matched decoder rows of live features:")
         screen.table(*stability_rows(stable))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saev_core.cli.comparison_tables import show as show_compared
 from saev_core.cli.console import Screen, duration
@@ -18,6 +18,7 @@ from saev_core.runs.sweep import check_size
 
 if TYPE_CHECKING:
     from saev_core.config.run import RunConfig
+    from saev_core.pipeline.summary import Summary
 
 
 def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
@@ -35,15 +36,15 @@ def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
     run = Run.create(path, config)
     screen.say(f"run: {run.path}")
     summary = Pipeline(run, track=screen.track, say=screen.say, only=flags.given.get("--only", ())).run_stages(stages)
-    screen.result(summary)
+    screen.result(summary.to_json())
     if stages == STAGES:
         screen.say("")
         screen.table(summary_rows(summary))
         screen.say("")
         _recovery(screen, summary)
-    show_compared(screen, summary)
-    if "report" in summary:
-        screen.say(f"report: {summary['report']}")
+    show_compared(screen, summary.pareto, summary.stability)
+    if summary.report:
+        screen.say(f"report: {summary.report}")
 
 
 def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
@@ -68,10 +69,11 @@ def _of_store(url: str) -> RunConfig | None:
     return validate(RunConfig, {kind: {"name": ref["name"], "options": ref["options"]} for kind, ref in refs.items()})
 
 
-def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     """The table at the end of `saev run`."""
-    rows = [("images", f"{summary['n_images']:,}" + (f" ({summary['n_missing']:,} missing)" if summary["n_missing"] else ""))]
-    for name, card in summary["sae"].items() if "pareto" not in summary else ():
+    rows = [("images", f"{summary.n_images:,}" + (f" ({summary.n_missing:,} missing)" if summary.n_missing else ""))]
+    cards = summary.sae or {}
+    for name, card in cards.items() if not summary.pareto else ():
         rows.append(("SAE", name))
         for key in ("nmse", "explained_variance", "l0"):
             if key in card:
@@ -79,10 +81,10 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         for key in ("dead", "almost_dead", "dense"):
             if key in card:
                 rows.append((f"  {key}", _share(card[key])))
-        if recovered := summary.get("recovery", {}).get(name):
+        if recovered := (summary.recovery or {}).get(name):
             rows.append(("  recovered truth", f"mean F1 {recovered['mean']:.3f}"))
-    seconds = summary["seconds"]
-    if len(summary["sae"]) > 1:
+    seconds = summary.seconds
+    if len(cards) > 1:
         kinds = dict.fromkeys(stage.partition(":")[0] for stage in seconds)
         seconds = {kind: sum(s for stage, s in seconds.items() if stage.partition(":")[0] == kind) for kind in kinds}
     rows.append(("time", ", ".join(f"{stage} {duration(s)}" for stage, s in seconds.items())))
@@ -93,11 +95,10 @@ def _share(value: float) -> str:
     return f"{value:.2%} of features"
 
 
-def _recovery(screen: Screen, summary: dict[str, Any]) -> None:
+def _recovery(screen: Screen, summary: Summary) -> None:
     """Of every factor of the truth, the best and worst value that a feature recovers; of several SAEs, for the best."""
-    recovery = summary.get("recovery", {})
-    for name, found in recovery.items():
-        if "pareto" in summary and name != summary["pareto"]["best"]:
+    for name, found in (summary.recovery or {}).items():
+        if summary.pareto and name != summary.pareto["best"]:
             continue
         rows = []
         for factor, mean in found["factors"].items():

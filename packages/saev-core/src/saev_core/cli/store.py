@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def open_store(path: str) -> ActivationStore:
     """The store at an address, or that of a run folder."""
     from saev_core.activations.store.store import ActivationStore
+    from saev_core.workspace import Workspace
 
-    return ActivationStore.open(Run.open(path).store_url if (Path(path) / "config.json").exists() else path)
+    return Workspace(Run.open(path)).store(checked=False) if (Path(path) / "config.json").exists() else ActivationStore.open(path)
 
 
 def info(path: str, *, as_json: bool, debug: bool) -> None:
@@ -72,11 +73,10 @@ def plan(flags: Flags) -> None:
     path, config = run_and_config(flags, must_exist=False)
     check_config(config)
     from saev_core.activations.recording.record import plan as measure
-    from saev_core.data.dataset import load_dataset
-    from saev_core.models.base import load_model
+    from saev_core.workspace import Workspace
 
-    model, dataset = load_model(config.model, config.device), load_dataset(config.dataset)
-    found = measure(model, dataset, config.store or str(path / "store"), config.record)
+    workspace = Workspace(Run(path, config, {}))
+    found = measure(workspace.model(), workspace.dataset(), workspace.run.store_url, config.record)
     screen.result({name: getattr(found, name) for name in ("n_images", "bytes_disk", "bytes_free", "bytes_ram", "seconds", "rate")})
     screen.table(
         [

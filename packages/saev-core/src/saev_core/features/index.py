@@ -94,9 +94,18 @@ class FeatureIndex:
         if attributes.get("saev_features") != FORMAT:
             have = attributes.get("saev_features", "none")
             raise RunError(f"{path}: feature index format {have}, this version reads {FORMAT}; make it again with saev index RUN.")
-        if checkpoint is not None and attributes.get("checkpoint") != checkpoint.fingerprint:
-            raise RunError(f"{path} is the index of another checkpoint; make it again with saev index RUN.")
-        return cls(path, attributes)
+        found = cls(path, attributes)
+        if checkpoint is not None:
+            found.check(checkpoint)
+        return found
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """
+        Raises:
+            RunError: it is the index of another checkpoint.
+        """
+        if self.attributes.get("checkpoint") != checkpoint.fingerprint:
+            raise RunError(f"{self.path} is the index of another checkpoint; make it again with saev index RUN.")
 
     @staticmethod
     def counts_labels(path: str | Path) -> bool:

@@ -1,14 +1,14 @@
-"""`NamesStage`: the part of indexing that proposes names, made again only when what they rest on has changed."""
+"""`names_stage`: names for an SAE's features, proposed again only when what they rest on has changed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from saev_core.config.stages import NamesConfig
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.features.index import FeatureIndex
 from saev_core.features.naming.concepts import known_concepts
 from saev_core.features.naming.from_concepts import names_from
 from saev_core.features.naming.from_text import names_from_text
@@ -16,93 +16,45 @@ from saev_core.features.naming.names import Names
 from saev_core.features.naming.score_names import score_names
 from saev_core.features.naming.vocabulary import SHIPPED, Vocabulary, read_vocabulary
 from saev_core.models.base import TextSpace
-from saev_core.runs.stamps import Stamps
-from saev_core.support.progress import Track
-
-if TYPE_CHECKING:
-    from saev_core.activations.store.store import ActivationStore
-    from saev_core.config.stages import NamesConfig
-    from saev_core.data.dataset import ImageDataset
-    from saev_core.models.base import VisionModel
-    from saev_core.sae.checkpoint import Checkpoint
+from saev_core.pipeline.stage_context import StageContext
+from saev_core.pipeline.summary import Summary
+from saev_core.sae.checkpoint import Checkpoint
 
 
-class NamesStage(Stamps):
-    """Names of one SAE's features in `features/<sae>.names.json`; where the truth is known, how often they are right in
+def names_stage(context: StageContext, name: str, checkpoint: Checkpoint) -> Summary:
+    """Names of one indexed SAE's features in `features/<sae>.names.json`; where the truth is known, how often they are right in
     `results/names.json`.
+
+    Returns:
+        `names`; nothing where none are asked for, or there is nothing to name by and none were asked for expressly.
+
+    Raises:
+        ConfigError: the vocabulary cannot be read.
+        RunError: what was asked for is not there to name by.
+        CheckpointError: no image is held out; where nothing was asked for, that is only said.
     """
-
-    def _propose(
-        self,
-        name: str,
-        checkpoint: Checkpoint,
-        store: ActivationStore,
-        model: Callable[[], VisionModel],
-        dataset: Callable[[], ImageDataset],
-        track: Track,
-    ) -> None:
-        """Make them, unless they are there, and say so.
-
-        Raises:
-            ConfigError: the vocabulary cannot be read.
-            RunError: what was asked for is not there to name by.
-            CheckpointError: no image is held out; where nothing was asked for, that is only said.
-        """
-        cfg, path = self.run.config.names, names_path(self.run.features_path(name))
-        if cfg.source == "none":
+    run, path, stage = context.run, names_path(context.run.features_path(name)), f"names:{name}"
+    cfg = run.config.names
+    if cfg.source == "none":
+        path.unlink(missing_ok=True)
+        return Summary(run.path)
+    words = None if cfg.source in ("auto", "truth", "masks", "labels") else read_vocabulary(SHIPPED if cfg.source == "text" else cfg.source)
+    key = _key(context, checkpoint, words)
+    if not context.stamps.up_to_date(stage, key, lambda: Names.load(path)):
+        began = time.monotonic()
+        try:
+            made = _made(context, name, checkpoint, words)
+        except (RunError, CheckpointError, DatasetError) as error:
             path.unlink(missing_ok=True)
-            return
-        began, stage = time.monotonic(), f"names:{name}"
-        words = (
-            None if cfg.source in ("auto", "truth", "masks", "labels") else read_vocabulary(SHIPPED if cfg.source == "text" else cfg.source)
-        )
-        settings = _settings(cfg, words)
-        best_values = self.run.result("recovery").get(name, {}).get("tells", [])
-        key = self._key(settings, self.run.config.index.top_k, checkpoint.fingerprint, store.meta.fingerprint)
-        if not self._valid(stage, key, lambda: Names.load(path)):
-            try:
-                found = self._made(name, checkpoint, store, model, dataset, words, track)
-            except (RunError, CheckpointError, DatasetError) as error:
-                path.unlink(missing_ok=True)
-                if cfg.source != "auto":
-                    raise
-                self.say(f"index: no names for {name}: {error}")
-                return
-            found.save(path)
-            self._stamp(stage, key, began)
-        found = Names.load(path)
-        self.say(f"index: {name}: {found.summary()}")
-        self._note(stage)
-        told = {"source": found.source, "n_named": len(found.names), "n_alive": found.n_alive, "threshold": found.threshold}
-        if best_values:
-            told = score_names(found, [(int(feature), str(value), float(f1)) for feature, value, f1 in best_values])
-            if (scored := {**self.run.result("names"), name: told}) != self.run.result("names"):
-                self.run.write_result("names", scored)
-            if told["n_named"]:
-                share = f"{told['n_right']} of {told['n_named']} names are right by the known truth (precision {told['precision']:.3f})"
-                self.say(f"index: {share}; {told['n_unnamed']} features that fire stay unnamed")
-        self.summary.setdefault("names", {})[name] = {key: value for key, value in told.items() if key != "wrong"}
-
-    def _made(
-        self,
-        name: str,
-        checkpoint: Checkpoint,
-        store: ActivationStore,
-        model: Callable[[], VisionModel],
-        dataset: Callable[[], ImageDataset],
-        words: Vocabulary | None,
-        track: Track,
-    ) -> Names:
-        cfg = self.run.config.names
-        index = FeatureIndex.open(self.run.features_path(name), checkpoint)
-        if words is not None and isinstance(model(), TextSpace):
-            if words.n_twice:
-                self.say(f"index: {words.n_twice} lines of the vocabulary repeat another and are dropped.")
-            return names_from_text(checkpoint, store, index, model(), dataset(), words, cfg, track=track)
-        concepts = known_concepts(None if words or cfg.source == "auto" else cfg.source, checkpoint, store, dataset)
-        if words is not None:
-            self.say(f"index: the model {self.run.config.model.name} has no text side; names come from what the data set knows.")
-        return names_from(checkpoint, store, index, concepts, cfg, track=track)
+            if cfg.source != "auto":
+                raise
+            context.say(f"index: no names for {name}: {error}")
+            return Summary(run.path)
+        made.save(path)
+        context.stamps.record(stage, key, began)
+    found = Names.load(path)
+    context.say(f"index: {name}: {found.summary()}")
+    return Summary(run.path, context.stamps.seconds(stage), names={name: _told(context, name, found)})
 
 
 def _settings(cfg: NamesConfig, words: Vocabulary | None) -> dict[str, Any]:
@@ -119,3 +71,38 @@ def _settings(cfg: NamesConfig, words: Vocabulary | None) -> dict[str, Any]:
 def names_path(features: Path) -> Path:
     """Where the names lie that belong to a feature index."""
     return features.with_suffix(".names.json")
+
+
+def _key(context: StageContext, checkpoint: Checkpoint, words: Vocabulary | None) -> str:
+    config = context.run.config
+    return context.stamps.key(
+        _settings(config.names, words), config.index.top_k, checkpoint.fingerprint, context.workspace.store().meta.fingerprint
+    )
+
+
+def _made(context: StageContext, name: str, checkpoint: Checkpoint, words: Vocabulary | None) -> Names:
+    cfg, workspace = context.run.config.names, context.workspace
+    store, index = workspace.store(), workspace.index(name, checked=False)
+    index.check(checkpoint)
+    if words is not None and isinstance(model := workspace.model(), TextSpace):
+        if words.n_twice:
+            context.say(f"index: {words.n_twice} lines of the vocabulary repeat another and are dropped.")
+        return names_from_text(checkpoint, store, index, model, workspace.dataset(), words, cfg, track=context.track)
+    concepts = known_concepts(None if words or cfg.source == "auto" else cfg.source, checkpoint, store, workspace.dataset)
+    if words is not None:
+        context.say(f"index: the model {context.run.config.model.name} has no text side; names come from what the data set knows.")
+    return names_from(checkpoint, store, index, concepts, cfg, track=context.track)
+
+
+def _told(context: StageContext, name: str, found: Names) -> Mapping[str, Any]:
+    """How many names there are, and where the truth is known how many are right, which is kept as a result."""
+    told = {"source": found.source, "n_named": len(found.names), "n_alive": found.n_alive, "threshold": found.threshold}
+    run = context.run
+    if best := run.result("recovery").get(name, {}).get("tells", []):
+        told = score_names(found, [(int(feature), str(value), float(f1)) for feature, value, f1 in best])
+        if (scored := {**run.result("names"), name: told}) != run.result("names"):
+            run.write_result("names", scored)
+        if told["n_named"]:
+            share = f"{told['n_right']} of {told['n_named']} names are right by the known truth (precision {told['precision']:.3f})"
+            context.say(f"index: {share}; {told['n_unnamed']} features that fire stay unnamed")
+    return {key: value for key, value in told.items() if key != "wrong"}

@@ -16,6 +16,7 @@ from saev_core.errors import RunError
 from saev_core.runs.checks import check_config, default_path, plugin_versions
 from saev_core.runs.sweep import expand
 from saev_core.support.files import recover_folders, write_json
+from saev_core.support.urls import local_path
 
 FORMAT = 1
 STAGES = ("record", "train", "evaluate", "index", "report")
@@ -199,7 +200,8 @@ class Run:
 
     def _fixed_changes(self, config: RunConfig) -> list[str]:
         """`key: old, not new` for every difference that an artifact which is already there does not allow."""
-        made = {"record": Path(self.store_url).exists() or "://" in self.store_url, "train": any(self.path.glob("sae/*/*"))}
+        store = local_path(self.store_url)  # a remote one counts as made: asking would take zarr and the network
+        made = {"record": store is None or store.exists(), "train": any(self.path.glob("sae/*/*"))}
         changes = []
         swept = bool(self.config.sweep or config.sweep)
         for key, old, new in differences(self.config.model_dump(mode="json"), config.model_dump(mode="json")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from saev_core.config.affects import settings_that_matter
@@ -15,19 +15,35 @@ from saev_core.support.files import write_json
 
 
 class Stamps:
-    """Knows which stages of a run are done: a stage's key is a digest of its settings and of the fingerprints it read."""
+    """Knows which stages of a run are done: a stage's key is a digest of its settings and of the fingerprints it read.
+
+    A stage is named `record`, or with the SAE that it makes, `train:topk`.
+    """
 
     def __init__(self, run: Run, say: Callable[[str], None]) -> None:
         self.run, self.say = run, say
         self._stamps = run.stamps()
-        self.summary: dict[str, Any] = {"run": str(run.path), "seconds": {}}
-        """What the stages found, for a table at the end and for `--json`."""
 
-    def _key(self, *parts: Any) -> str:
+    @staticmethod
+    def key(*parts: Any) -> str:
+        """The digest of settings and fingerprints; settings that leave no mark on what a stage makes are no part of it."""
         # What is measured of one SAE does not depend on how several are compared.
         return digest([settings_that_matter(part, without=["comparison"]) if isinstance(part, Config) else part for part in parts])
 
-    def _valid(self, stage: str, key: str, opens: Callable[[], object] = lambda: None) -> bool:
+    def get(self, stage: str) -> Mapping[str, Any]:
+        """The stamp of a stage: `key`, `seconds` and what `record` was given beside; empty where it is not done."""
+        return dict(self._stamps.get(stage, {}))
+
+    def of_saes(self, stage: str) -> dict[str, Mapping[str, Any]]:
+        """The stamps of `stage:<sae>`, by SAE."""
+        prefix = f"{stage}:"
+        return {name.removeprefix(prefix): stamp for name, stamp in self._stamps.items() if name.startswith(prefix)}
+
+    def seconds(self, *stages: str) -> dict[str, float]:
+        """How long each of some stages took, whenever that was; those that are not done are left out."""
+        return {stage: self._stamps[stage]["seconds"] for stage in stages if stage in self._stamps}
+
+    def up_to_date(self, stage: str, key: str, opens: Callable[[], object] = lambda: None) -> bool:
         """Whether `stage` was finished with this key and its artifact can still be opened."""
         if self._stamps.get(stage, {}).get("key") != key:
             return False
@@ -38,11 +54,13 @@ class Stamps:
             return False
         return True
 
-    def _stamp(self, stage: str, key: str, began: float, *, share: int = 1, **more: Any) -> None:
-        """Note that `stage` is done; `share` stages were done since `began` together."""
+    def record(self, stage: str, key: str, began: float, *, share: int = 1, **more: Any) -> None:
+        """Note that `stage` is done.
+
+        Args:
+            began: `time.monotonic()` when it began.
+            share: stages that were done since then together.
+            more: what else is to be known of it, as JSON.
+        """
         self._stamps[stage] = {"key": key, "seconds": round((time.monotonic() - began) / share, 3), **more}
         write_json(self.run.stages_path, self._stamps)
-
-    def _note(self, stage: str) -> None:
-        if stage in self._stamps:
-            self.summary["seconds"][stage] = self._stamps[stage]["seconds"]

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.activations.store.store import ActivationStore
-from saev_core.data.dataset import ImageDataset, load_dataset
-from saev_core.errors import RunError, SaevError
-from saev_core.features.index import FeatureIndex
+from saev_core.data.dataset import ImageDataset
+from saev_core.errors import ChangedDatasetError, RunError, SaevError
 from saev_core.runs.run import Run
-from saev_core.sae.checkpoint import Checkpoint
+from saev_core.workspace import Workspace
 from saev_viz.run_view.choose_features import Album, Entry, choose, entry
 
 log = logging.getLogger(__name__)
@@ -41,27 +39,27 @@ class Contents:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.checkpoints = {name: Checkpoint.load(run.sae_dir(name)) for name in run.sae_names if run.features_path(name).exists()}
+        # A report is also written of a run whose pictures have moved, which `store` would refuse: each SAE says whether the store fits.
+        self.workspace = Workspace(run, sae_device="cpu")
+        self.checkpoints = {name: self.workspace.checkpoint(name) for name in run.sae_names if run.features_path(name).exists()}
         if not self.checkpoints:
             raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
-        self.store = ActivationStore.open(run.store_url)
+        self.store = self.workspace.store(checked=False)
         # Of several the best by `saev evaluate` is shown, or else the one with the lowest error; one without a card comes last.
         self.name = min(self.checkpoints, key=lambda name: (name != run.best, self.checkpoints[name].card.get("nmse", np.inf)))
         self.checkpoint = self.checkpoints[self.name]
-        self.index = FeatureIndex.open(run.features_path(self.name), self.checkpoint)
+        self.index = self.workspace.index(self.name)
         self.no_pictures = ""
         """Why there are none; empty where there are."""
         self.dataset = self._dataset()
 
     def _dataset(self) -> ImageDataset | None:
         try:
-            dataset = load_dataset(self.run.config.dataset)
+            return self.workspace.dataset()
+        except ChangedDatasetError:
+            self.no_pictures = "The data set has changed since it was recorded, so its pictures are not shown; record it again to see them."
         except SaevError as error:
             self.no_pictures = f"The pictures cannot be shown, for the data set cannot be opened: {error}"
-        else:
-            if self.store.meta.dataset.get("identity", dataset.identity()) == dataset.identity():
-                return dataset
-            self.no_pictures = "The data set has changed since it was recorded, so its pictures are not shown; record it again to see them."
         log.warning("the report has no pictures: %s", self.no_pictures)
         return None
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from saev_core.data.dataset import ImageDataset, load_dataset
-from saev_core.errors import RunError, SaevError
-from saev_core.features.index import FeatureIndex
+from saev_core.data.dataset import ImageDataset
+from saev_core.errors import RunError, SaevError, StoreError
 from saev_core.runs.run import Run
 from saev_core.sae.checkpoint_card import CheckpointCard
 from saev_core.types import Box
+from saev_core.workspace import Workspace
 from saev_viz.run_view.addresses import image_url
 from saev_viz.run_view.feature_facts import known_truth, read_names, read_stability
 from saev_viz.run_view.feature_table import FeatureTable
@@ -54,7 +54,9 @@ class Library:
         self.number = 0
         """Its place among the runs that are open: 0, and the others from 1."""
         self.run = run
-        self._where = dataset
+        # Numbers of one picture at a time: on the CPU an SAE is quick, and agrees with the probes and scenes that tabs keep there.
+        hint = f"saev view {run.path} --dataset NAME:FOLDER"
+        self.workspace = Workspace(run, dataset=dataset, sae_device="cpu", hint=hint)
         self._lock = RLock()
         self._views: dict[str, View] = {}
         self.names = [name for name in run.sae_names if run.features_path(name).exists()]
@@ -111,14 +113,16 @@ class Library:
 
     @cached_property
     def store(self) -> ActivationStore:
-        """The run's store.
+        """The run's store: the one that its SAEs were trained on, which is told without loading the model's plugin, and with it torch.
 
         Raises:
-            StoreError: it is gone or damaged.
+            RunError: it is gone.
+            StoreError: it is damaged, or another's.
         """
-        from saev_core.activations.store.store import ActivationStore
-
-        return ActivationStore.open(self.run.store_url)
+        store, view = self.workspace.store(checked=False), self[self.first]
+        if view.meta["store"].get("fingerprint", store.meta.fingerprint) != store.meta.fingerprint:
+            raise StoreError(f"{store.url} is not the store that {view.name} was trained on; point the run at that one, or train again.")
+        return store
 
     @cached_property
     def _recorded(self) -> tuple[ActivationStore | None, str]:
@@ -148,30 +152,19 @@ class Library:
         """Pictures that people brought."""
         return Uploads()
 
-    @cached_property
+    @property
     def model(self) -> VisionModel:
         """The run's model, for new pictures and for steering; loaded when it is first needed."""
-        from saev_core.models.base import load_model
-
-        return load_model(self.run.config.model, self.run.config.device)
+        return self.workspace.model()
 
     @cached_property
     def _opened(self) -> tuple[ImageDataset | None, str]:
-        try:
-            dataset = load_dataset(self._where or self.run.config.dataset)
-        except SaevError as error:
-            return (
-                None,
-                f"The pictures cannot be shown: {error} If they have moved, say where: saev view {self.run.path} --dataset NAME:FOLDER.",
-            )
         # Every SAE of a run is of the same pictures, and says which; the store, which may be gone, is not needed for it.
-        recorded = self[self.first].saved.store["dataset"].get("identity", dataset.identity())
-        if recorded == dataset.identity():
-            return dataset, ""
-        return None, (
-            "The pictures cannot be shown: they are others than those that were recorded. "
-            f"If the right ones are elsewhere, say where: saev view {self.run.path} --dataset NAME:FOLDER."
-        )
+        identity = str(self[self.first].saved.store["dataset"].get("identity", ""))
+        try:
+            return self.workspace.dataset(identity), ""
+        except SaevError as error:
+            return None, f"The pictures cannot be shown: {error}"
 
     @property
     def dataset(self) -> ImageDataset | None:
@@ -261,7 +254,7 @@ class View:
 
     def __init__(self, library: Library, name: str) -> None:
         self.library, self.name = library, name
-        self.index = FeatureIndex.open(library.run.features_path(name))
+        self.index = library.workspace.index(name, checked=False)
         self.saved = CheckpointCard.load(library.run.sae_dir(name))
         # Told by the weights' digest at once; `checkpoint` compares all else when it loads them.
         if self.index.attributes.get("weights", self.saved.weights_digest) != self.saved.weights_digest:
@@ -307,15 +300,12 @@ class View:
         """The SAE itself, checked against its index; loaded when it is first needed.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged, or of another store than the run's.
             RunError: the index is of another checkpoint.
         """
-        from saev_core.sae.checkpoint import Checkpoint
-
-        with self._lock:
-            checkpoint = Checkpoint.load(self.library.run.sae_dir(self.name))
-            FeatureIndex.open(self.index.path, checkpoint)
-            return checkpoint
+        checkpoint = self.library.workspace.checkpoint(self.name, checked=not self.library.lost)
+        self.index.check(checkpoint)
+        return checkpoint
 
     def seen(self, index: int) -> Seen:
         """Which features fire where on picture `index` of the data set; the latest are kept."""

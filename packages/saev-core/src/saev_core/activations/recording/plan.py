@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from saev_core.activations.recording.load_images import load
-from saev_core.activations.store.arrays import local_path
 from saev_core.activations.store.meta import StoreMeta
 from saev_core.activations.store.shard_file import ALIGN
 from saev_core.activations.store.store import ActivationStore
@@ -27,6 +26,7 @@ from saev_core.config.stages import RecordConfig
 from saev_core.data.dataset import ImageDataset
 from saev_core.errors import DatasetError, ModelError, StoreError
 from saev_core.models.base import VisionModel
+from saev_core.support.urls import local_path
 from saev_core.types import Site
 
 Todo = list[tuple[int, list[Site]]]
@@ -60,8 +60,7 @@ def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: Record
     """
     sites = resolve_sites(model, cfg)
     meta = describe(model, dataset, cfg, sites)
-    path = local_path(url)
-    if path is not None and (path / "zarr.json").exists():
+    if ActivationStore.exists(url):
         # Which plugin made it is the caller's to say; everything else must agree.
         there = ActivationStore.open(url).meta
         meta = meta.model_copy(update={"model": {**there.model, **meta.model}, "dataset": {**there.dataset, **meta.dataset}})
@@ -161,15 +160,7 @@ def existing(url: str | Path, meta: StoreMeta) -> ActivationStore | None:
     Raises:
         StoreError: it was recorded otherwise; the difference is named.
     """
-    path = local_path(url)
-    if path is not None and not (path / "zarr.json").exists():
-        return None
-    if path is None:
-        try:
-            ActivationStore.open(url)
-        except StoreError:
-            return None
-    return ActivationStore.create(url, meta)
+    return ActivationStore.create(url, meta) if ActivationStore.exists(url) else None
 
 
 def part(cfg: RecordConfig, n_shards: int) -> range:

@@ -12,6 +12,7 @@ import numpy as np
 
 from saev_core.activations.store.shard_file import Layout, ShardReader, ShardWriter, chunk_file, read_chunk, write_chunk
 from saev_core.errors import StoreError
+from saev_core.support.urls import local_path
 
 _PLAIN: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _BYTE: list[dict[str, Any]] = [{"name": "bytes"}, {"name": "crc32c"}]
@@ -60,14 +61,6 @@ class Table:
 
     def rows(self, shard: int) -> slice:
         return slice(shard * self.per_shard, min((shard + 1) * self.per_shard, self.shape[0]))
-
-
-def local_path(url: str | Path) -> Path | None:
-    """The folder behind a path or `file://` URL; None for any other URL."""
-    text = str(url)
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    return None if "://" in text else Path(text)
 
 
 class Arrays:

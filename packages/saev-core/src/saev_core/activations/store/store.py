@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import ValidationError
 
-from saev_core.activations.store.arrays import Arrays, Reader, Table, create_arrays, local_path
+from saev_core.activations.store.arrays import Arrays, Reader, Table, create_arrays
 from saev_core.activations.store.meta import FORMAT, StoreMeta
 from saev_core.activations.store.shard_file import TOKENS, Layout
 from saev_core.config.affects import settings_that_matter
@@ -18,6 +18,7 @@ from saev_core.config.toml_and_set import differences
 from saev_core.errors import StoreError
 from saev_core.support.files import new_folder
 from saev_core.support.progress import Track, silent
+from saev_core.support.urls import local_path
 from saev_core.types import Box, Site
 
 if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
@@ -35,6 +36,16 @@ class ActivationStore:
         self.url, self.meta, self.grid = url, meta, meta.grid
         self._arrays = Arrays(url)
         self._layouts, self._tables = meta.layouts(), {**meta.image_tables(), **meta.site_tables()}
+
+    @staticmethod
+    def exists(url: str | Path) -> bool:
+        """Whether a store is at `url`, whole or damaged: `open` tells which.
+
+        Raises:
+            StoreError: a remote address cannot be asked.
+        """
+        path = local_path(url)
+        return (path / "zarr.json").exists() if path is not None else _attributes(url) is not None
 
     @classmethod
     def create(cls, url: str | Path, meta: StoreMeta) -> ActivationStore:
