@@ -31,19 +31,19 @@ def stamps(tmp_path: Path) -> Stamps:
 @pytest.mark.parametrize("config", [RunConfig(), validate(RunConfig, OLD)])
 def test_keys_of_runs_made_before_stay_valid(stamps: Stamps, config: RunConfig) -> None:
     # As written to stages.json before settings stated what they affect.
-    assert stamps._key(config.evaluate, "x") == "10686475f890755a"
-    assert stamps._key(config.index, "x") == "cb10b1ff0a8c7f40"
-    assert stamps._key(config.report) == "e5d3ecb63d0ef5b8"
-    assert stamps._key(expand(config).points[0].says(), "x") == "2e3b02972ad58136"
+    assert stamps.key(config.evaluate, "x") == "10686475f890755a"
+    assert stamps.key(config.index, "x") == "cb10b1ff0a8c7f40"
+    assert stamps.key(config.report) == "e5d3ecb63d0ef5b8"
+    assert stamps.key(expand(config).points[0].says(), "x") == "2e3b02972ad58136"
 
 
 def test_how_saes_are_compared_does_not_measure_each_of_them_again(stamps: Stamps) -> None:
     same, other = EvaluateConfig(best_l0=20, consensus=None), EvaluateConfig(dense=0.5)
-    assert stamps._key(same) == stamps._key(EvaluateConfig()) != stamps._key(other)
+    assert stamps.key(same) == stamps.key(EvaluateConfig()) != stamps.key(other)
 
 
 def test_the_key_of_a_configuration_does_not_depend_on_what_its_class_is_called(stamps: Stamps) -> None:
     class Renamed(EvaluateConfig):
         pass
 
-    assert stamps._key(Renamed(consensus=None)) == stamps._key(EvaluateConfig())
+    assert stamps.key(Renamed(consensus=None)) == stamps.key(EvaluateConfig())

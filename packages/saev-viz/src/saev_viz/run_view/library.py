@@ -120,7 +120,7 @@ class Library:
             StoreError: it is damaged, or another's.
         """
         store, view = self.workspace.store(checked=False), self[self.first]
-        if view.meta["store"].get("fingerprint", store.meta.fingerprint) != store.meta.fingerprint:
+        if view.saved.store.get("fingerprint", store.meta.fingerprint) != store.meta.fingerprint:
             raise StoreError(f"{store.url} is not the store that {view.name} was trained on; point the run at that one, or train again.")
         return store
 
