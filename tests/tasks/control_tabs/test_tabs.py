@@ -31,16 +31,16 @@ from saev_tasks.control_tabs.edited_picture import Desk
 from saev_tasks.control_tabs.segmentation import Segmentation, labels
 from saev_viz.run_view.library import Library
 from saev_viz.viewer.app import make_server
+from saev_viz.viewer.contract import Viewer
 
 SMALL = ["train.n_tokens=12000", "train.n_init=512", "train.batch_size=256", "sae.options.d_sae=64", "sae.options.k=4"]
 
 
-class Held:
-    """What the panes need of a viewer."""
+class Held(Viewer):
+    """The viewer without its components, which only pages need."""
 
     def __init__(self, run: Run) -> None:
         self.library = Library(run)
-        self.view = self.library.__getitem__
 
 
 def told_of(store: ActivationStore) -> dict[str, Any]:
@@ -259,11 +259,11 @@ def test_a_probe_before_the_sae_or_of_another_width_is_told(run: Run, tmp_path: 
 
 
 def test_tabs_are_offered_where_they_make_sense(run: Run, tmp_path: Path) -> None:
-    assert [title for title, _ in ControlTabs().viewer_tabs(run)] == ["Classification", "Segmentation"]
+    assert [tab.title for tab in ControlTabs().viewer_tabs(run)] == ["Classification", "Segmentation"]
     shutil.copytree(run.path, tmp_path / "run")
     bare = Run.open(tmp_path / "run")
     shutil.rmtree(bare.path / "tasks")
-    assert [title for title, _ in ControlTabs().viewer_tabs(bare)] == ["Classification", "Segmentation"]
+    assert [tab.title for tab in ControlTabs().viewer_tabs(bare)] == ["Classification", "Segmentation"]
     told = Classification(Held(bare))({"what": "start"})
     assert told["missing"]
     assert told["command"] == f"saev task classification train {bare.path}"

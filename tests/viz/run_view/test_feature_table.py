@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from saev_core.config.run import RunConfig
 from saev_core.errors import RunError
 from saev_core.features.accumulate import FeatureAccumulator
 from saev_core.features.index import FORMAT, FeatureIndex
+from saev_core.features.naming.names import Name, Names
 from saev_core.runs.run import Run
 from saev_core.sae.codes import Codes
 from saev_viz.html.feature_list import Asked
@@ -189,16 +189,15 @@ def test_without_labels_there_is_nothing_said_of_them(index: FeatureIndex) -> No
     assert len(table.find(Query("label:dog"))) == 0
 
 
-def test_names_are_read_where_they_are_and_an_abstention_is_no_name(tmp_path: Path) -> None:
+def test_names_are_read_where_they_are_if_they_are_of_this_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "topk.names.json"
     assert read_names(path) == {}
-    path.write_text(json.dumps({"names": {"3": {"name": "wing", "score": 0.9}, "4": {"name": None, "score": 0.4}}}))
+    Names("labels", "a", 0.8, 3, {3: Name("wing", 0.9, 12, "tail")}, D, D, 0, 10, 10).save(path)
     assert read_names(path) == {3: ("wing", 0.9)}
-    path.write_text(json.dumps({"checkpoint": "a", "names": {"3": {"name": "wing", "score": 0.9}}}))
     assert read_names(path, "a") == {3: ("wing", 0.9)}
     assert read_names(path, "b") == {}
     path.write_text('{"names": [1]}')
-    with pytest.raises(RunError, match=r"cannot be read .*make it again with saev index --names"):
+    with pytest.raises(RunError, match=r"cannot be read .*make it again with saev index RUN --names"):
         read_names(path)
 
 

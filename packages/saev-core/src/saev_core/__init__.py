@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from saev_core.models.base import VisionModel as VisionModel
     from saev_core.runs.hooks import hookimpl as hookimpl
     from saev_core.runs.run import Run as Run
+    from saev_core.runs.viewer import RunViewer as RunViewer
     from saev_core.sae.base import SAE as SAE
     from saev_core.sae.checkpoint import Checkpoint as Checkpoint
     from saev_core.sae.codes import Codes as Codes
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from saev_core.tasks.probe import Probe as Probe
     from saev_core.tasks.task import Task as Task
     from saev_core.tasks.task import verb as verb
+    from saev_core.tasks.viewer_tab import TabHost as TabHost
+    from saev_core.tasks.viewer_tab import ViewerTab as ViewerTab
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
     from saev_core.types import Grid as Grid
@@ -66,6 +69,7 @@ _HOME = {
     "Progress": "saev_core.sae.step",
     "Run": "saev_core.runs.run",
     "RunConfig": "saev_core.config.run",
+    "RunViewer": "saev_core.runs.viewer",
     "SAE": "saev_core.sae.base",
     "SAEConfig": "saev_core.sae.config",
     "SaevError": "saev_core.errors",
@@ -73,8 +77,10 @@ _HOME = {
     "Step": "saev_core.sae.step",
     "StoreMeta": "saev_core.activations.store.meta",
     "StoreSource": "saev_core.activations.sources.stored",
+    "TabHost": "saev_core.tasks.viewer_tab",
     "Task": "saev_core.tasks.task",
     "TaskContext": "saev_core.tasks.context",
+    "ViewerTab": "saev_core.tasks.viewer_tab",
     "VisionModel": "saev_core.models.base",
     "hookimpl": "saev_core.runs.hooks",
     "open_rgb": "saev_core.data.decode",

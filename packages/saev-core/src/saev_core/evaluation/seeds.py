@@ -25,7 +25,8 @@ from saev_core.evaluation.consensus import consensus
 from saev_core.evaluation.pareto import Point
 from saev_core.evaluation.seed_agreement import identity, points, stability
 from saev_core.runs.run import Run
-from saev_core.sae.checkpoint import META, Checkpoint
+from saev_core.sae.checkpoint import Checkpoint
+from saev_core.sae.checkpoint_card import META
 from saev_core.support.files import write_json
 
 

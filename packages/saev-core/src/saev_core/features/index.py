@@ -96,6 +96,11 @@ class FeatureIndex:
             raise RunError(f"{path} is the index of another checkpoint; make it again with saev index RUN.")
         return cls(path, attributes)
 
+    @staticmethod
+    def counts_labels(path: str | Path) -> bool:
+        """Whether the index at `path` counts labels, without opening it; False where there is no index."""
+        return (Path(path) / "label_count").is_dir()
+
     def _array(self, name: str) -> zarr.Array[Any]:
         # Opening one takes zarr two milliseconds, and a page reads sixteen rows.
         if (array := self._opened.get(name)) is None:

@@ -55,7 +55,7 @@ class Hooks:
 
     @hookspec
     def viewer_tabs(self, run: Run) -> Any:
-        """Tabs for the viewer on `run`: a list of (title, function that builds the tab)."""
+        """Tabs for the viewer on `run`: a list of `ViewerTab`, each with `title` and `build(host)`."""
 
 
 class Observers:

@@ -124,8 +124,8 @@ def find_viewer(method: str) -> RunViewer:
     if len(offering) > 1:
         names = " and ".join(f"{plugin.name} ({plugin.dist})" for plugin, _ in offering)
         raise PluginError(f"several viewers offer `{method}`: {names}; uninstall all but one.")
-    for error in broken:
-        log.warning("%s", error)
+    for problem in broken:
+        log.warning("%s", problem)
     return offering[0][1]()
 
 

@@ -26,13 +26,12 @@ from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError, SaevError
 from saev_core.plugins.registry import installed, resolve
 from saev_core.sae.base import SAE
+from saev_core.sae.checkpoint_card import FORMAT, META, WEIGHTS
 from saev_core.sae.codes import Codes
 from saev_core.sae.norm import Norm
 from saev_core.support.files import sync, write_synced
 
-FORMAT = 1
-"""Version of the layout; another one is refused."""
-WEIGHTS, META, ASIDE = "sae.safetensors", "checkpoint.json", ".incomplete"
+ASIDE = ".incomplete"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from saev_viz.drawing.charts import number, percent
 from saev_viz.drawing.heat_maps import map_pixels
 from saev_viz.html.feature_page import shown, uri
+from saev_viz.run_view.addresses import PREFIX
 from saev_viz.run_view.choose_features import relative
 from saev_viz.run_view.library import View
 
@@ -65,7 +66,7 @@ def index_page(view: View, chosen: Sequence[int], cards: str, notes: Mapping[int
     )
     what = f"{config.model.name} on {config.dataset.name}"
     lead = (
-        f"<p>{len(chosen)} of the {view.index.d_sae:,} features of an SAE on {escape(view.meta['site'])} of "
+        f"<p>{len(chosen)} of the {view.index.d_sae:,} features of an SAE on {escape(view.saved.site)} of "
         f"{escape(config.model.name)}, indexed over {view.index.n_images:,} pictures of {escape(config.dataset.name)}. "
         "The pictures are bright where a feature fires; its strongest pictures come first. "
         "Press a feature's number to see it whole.</p>"
@@ -99,7 +100,9 @@ def card(view: View, feature: int, note: str) -> str:
             over = f'<img class=heat src="{uri(pixels)}" style="{style}" alt="">'
         label = library.label(top.index)
         says = escape(f"picture {top.index}" + (f", {label}" if label else ""))
-        shot = f'<img src="/saev/image/{top.index}" loading=lazy alt="{says}">' if library.dataset is not None else f"<span>{says}</span>"
+        shot = (
+            f'<img src="{PREFIX}/image/{top.index}" loading=lazy alt="{says}">' if library.dataset is not None else f"<span>{says}</span>"
+        )
         pictures.append(f'<figure title="{says}"><div class=frame style="--r:{width / height:.3f}">{shot}{over}</div></figure>')
     facts = [f"fires on {percent(float(index.frequency[feature]))} of patches", f"largest {number(float(index.max[feature]))}"]
     alike = view.table.columns["monosemanticity"].values[feature]

@@ -9,8 +9,10 @@ from collections.abc import Collection
 from html import escape
 from html.parser import HTMLParser
 
-_IMAGE = re.compile(r"/saev/image/(\d+)(?:\?px=(\d+))?")
-_MAP = re.compile(r"/saev/map/[^/]+/(\d+)/(\d+)(?:\?.*)?", re.DOTALL)
+from saev_viz.run_view.addresses import PREFIX
+
+_IMAGE = re.compile(rf"{PREFIX}/image/(\d+)(?:\?px=(\d+))?")
+_MAP = re.compile(rf"{PREFIX}/map/[^/]+/(\d+)/(\d+)(?:\?.*)?", re.DOTALL)
 _PNG = "data:image/png;base64,"
 
 Attributes = list[tuple[str, str | None]]

@@ -28,7 +28,7 @@ Keep = Bool[np.ndarray, " d_sae"]
 
 def same_pictures(a: View, b: View) -> bool:
     """Whether both SAEs' runs number the same pictures alike: their data sets have the same identity."""
-    one, other = (view.meta["store"]["dataset"].get("identity") for view in (a, b))
+    one, other = (view.saved.store["dataset"].get("identity") for view in (a, b))
     return a.library is b.library or (one is not None and one == other)
 
 

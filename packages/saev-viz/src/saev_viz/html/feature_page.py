@@ -18,6 +18,7 @@ from saev_core.errors import RunError
 from saev_core.features.index import Sample, TopImage
 from saev_viz.drawing.charts import number, percent
 from saev_viz.drawing.heat_maps import COLOUR_MAPS, map_pixels
+from saev_viz.run_view.addresses import map_url
 from saev_viz.run_view.choose_features import relative
 from saev_viz.run_view.library import View
 
@@ -177,7 +178,7 @@ def _tenths(view: View, feature: int, samples: Sequence[Sample], colours: str, e
 def _sample(view: View, feature: int, sample: Sample, colours: str, end: str, patches: bool) -> str:
     over = ""
     if patches:
-        source = f"/saev/map/{quote(view.key, safe='')}/{feature}/{sample.index}?colours={colours}&amp;end={end}"
+        source = f"{map_url(view.key, feature, sample.index)}?colours={colours}&amp;end={end}"
         over = (
             f'<img class="heat" data-src="{source}" style="{_box(view, sample.index)}" alt="" hidden>'
             f'<i class="patch" style="{_box(view, sample.index, sample.token)}"></i>'

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from saev_core.sae.checkpoint_card import CheckpointCard
 from saev_viz.drawing.charts import frame, log_ticks, number, percent
 from saev_viz.html.pareto import chart
-from saev_viz.run_view.library import View, card_of
+from saev_viz.run_view.library import View
 
 BINS = 48
 """Bars of a histogram."""
@@ -41,17 +42,19 @@ COLUMNS = {"l0": "L0", "nmse": "NMSE", "dead": "Dead", "almost_dead": "Almost de
 
 def trained(view: View) -> str:
     """What was trained on what, and the evaluation card of the SAE."""
-    run, meta = view.library.run, view.meta
-    train = meta.get("train", {})
-    read = meta["read"]["tokens"]
+    run, saved = view.library.run, view.saved
     rows = [
-        ("Model", _named(meta["store"].get("model", run.config.model.model_dump(mode="json"))), "The vision model that is explained."),
-        ("Pictures", _named(meta["store"].get("dataset", run.config.dataset.model_dump(mode="json"))), "The data set it looked at."),
-        ("Where in the model", f"{meta['site']}, {read}", "The block (counted from 0) and stream, and which of its vectors were read."),
-        ("SAE", f"{meta['ref']['name']}, {view.index.d_sae:,} features", "The kind of sparse autoencoder, and how many features it has."),
+        ("Model", _named(saved.store.get("model", run.config.model.model_dump(mode="json"))), "The vision model that is explained."),
+        ("Pictures", _named(saved.store.get("dataset", run.config.dataset.model_dump(mode="json"))), "The data set it looked at."),
+        (
+            "Where in the model",
+            f"{saved.site}, {saved.read.tokens}",
+            "The block (counted from 0) and stream, and which of its vectors were read.",
+        ),
+        ("SAE", f"{saved.ref['name']}, {view.index.d_sae:,} features", "The kind of sparse autoencoder, and how many features it has."),
         (
             "Trained on",
-            _training(train),
+            _training(saved.train),
             "Vectors seen in training: one a patch; how large its steps were; where its random numbers began.",
         ),
         (
@@ -115,7 +118,7 @@ def sweep(view: View) -> str:
         wide, small = chart(ranked, 900, 460).svg("broad"), chart(ranked, 380, 400, by_number=True).svg("narrow")
         mark = f'data-sae="{escape(view.name)}"'
         charts = f'<div class="pareto">{wide + small}</div>'.replace(mark, f"{mark} data-on")
-    cards = {name: card_of(run, name) for name in names}
+    cards = {name: CheckpointCard.load(run.sae_dir(name)).card for name in names}
     order = sorted(names, key=lambda name: (cards[name].get("l0", math.inf), cards[name].get("nmse", math.inf), name))
     heads = "".join(f"<th>{head}</th>" for head in (*COLUMNS.values(), "Features", "Learning rate", "Seed"))
     rows = "".join(_row(i, view, name, cards[name], points.get(name, {})) for i, name in enumerate(order, 1))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from saev_core.errors import RunError
+from saev_core.features.naming.names import Names
 from saev_core.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -22,24 +21,19 @@ TELLING = 0.6
 def read_names(path: Path, checkpoint: str = "") -> dict[int, tuple[str, float]]:
     """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty where none were made.
 
-    Read without `saev_core.features.naming.from_concepts`, which imports torch.
-
     Args:
         checkpoint: fingerprint of the SAE; names of another one are passed over. Empty: whatever there is.
 
     Raises:
-        RunError: the file is not what `saev index --names` writes.
+        RunError: the file is damaged, or of another format.
     """
-    try:
-        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if checkpoint and saved.get("checkpoint", checkpoint) != checkpoint:
-            log.warning("%s holds names of another checkpoint, which are not shown; make them again with saev index --names.", path)
-            return {}
-        return {int(feature): (str(said["name"]), float(said["score"])) for feature, said in saved["names"].items() if said.get("name")}
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); make it again with saev index --names, or delete it.") from None
+    saved = Names.load(path)
+    if checkpoint and saved.checkpoint != checkpoint:
+        log.warning("%s holds names of another checkpoint, which are not shown; make them again with saev index --names.", path)
+        return {}
+    return {feature: (name.name, name.score) for feature, name in saved.names.items()}
 
 
 def known_truth(run: Run, sae: str) -> dict[int, list[tuple[str, float]]]:

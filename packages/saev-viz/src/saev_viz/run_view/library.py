@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import RunError, SaevError
 from saev_core.features.index import FeatureIndex
 from saev_core.runs.run import Run
+from saev_core.sae.checkpoint_card import CheckpointCard
 from saev_core.types import Box
+from saev_viz.run_view.addresses import image_url
 from saev_viz.run_view.feature_facts import known_truth, read_names, read_stability
 from saev_viz.run_view.feature_table import FeatureTable
 from saev_viz.run_view.notes import Notes
@@ -106,7 +107,7 @@ class Library:
         """The SAE that is shown first: the sweep's best, or of those that are indexed the one with the least held-out error."""
         if self.run.best in self.own:
             return str(self.run.best)
-        return min(self.own, key=lambda name: float(card_of(self.run, name).get("nmse", np.inf)))
+        return min(self.own, key=lambda name: float(CheckpointCard.load(self.run.sae_dir(name)).card.get("nmse", np.inf)))
 
     @cached_property
     def store(self) -> ActivationStore:
@@ -164,7 +165,7 @@ class Library:
                 f"The pictures cannot be shown: {error} If they have moved, say where: saev view {self.run.path} --dataset NAME:FOLDER.",
             )
         # Every SAE of a run is of the same pictures, and says which; the store, which may be gone, is not needed for it.
-        recorded = self[self.first].meta["store"]["dataset"].get("identity", dataset.identity())
+        recorded = self[self.first].saved.store["dataset"].get("identity", dataset.identity())
         if recorded == dataset.identity():
             return dataset, ""
         return None, (
@@ -184,7 +185,7 @@ class Library:
 
     def src(self, index: int, px: int) -> str:
         """Address of picture `index`, its longer side about `px` pixels."""
-        return f"/saev/image/{index}?px={px}" + (f"&run={self.number}" if self.number else "")
+        return image_url(index, px, self.number)
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -207,6 +208,11 @@ class Library:
         """Width and height of each original: `sizes[index]`."""
         store = self._recorded[0]
         return store.sizes if store is not None else Sizes(self)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of original `index`, each at least 1: of one that could not be read the store says 0."""
+        width, height = (max(int(side), 1) for side in self.sizes[index])
+        return width, height
 
     @cached_property
     def _crops(self) -> np.ndarray[Any, Any]:
@@ -256,14 +262,11 @@ class View:
     def __init__(self, library: Library, name: str) -> None:
         self.library, self.name = library, name
         self.index = FeatureIndex.open(library.run.features_path(name))
-        try:
-            self.meta: dict[str, Any] = json.loads((library.run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{library.run.sae_dir(name)} cannot be read ({error}); train it again or restore it.") from None
+        self.saved = CheckpointCard.load(library.run.sae_dir(name))
         # Told by the weights' digest at once; `checkpoint` compares all else when it loads them.
-        if self.index.attributes.get("weights", self.meta["sha256"]) != self.meta["sha256"]:
+        if self.index.attributes.get("weights", self.saved.weights_digest) != self.saved.weights_digest:
             raise RunError(f"{self.index.path} is the index of another checkpoint; make it again with saev index {library.run.path}.")
-        self.card: dict[str, Any] = self.meta.get("card", {})
+        self.card = self.saved.card
         self._lock = RLock()
         self._seen: OrderedDict[int, Seen] = OrderedDict()
 
@@ -283,6 +286,15 @@ class View:
             truth=known_truth(self.library.run, self.name),
             stability=read_stability(self.library.run, self.name),
         )
+
+    @property
+    def names(self) -> list[str]:
+        """Proposed name of each feature; empty where it has none."""
+        return self.table.names
+
+    def common_label(self, feature: int) -> str:
+        """Name of the label that at least half of a feature's top images have; empty where there is none."""
+        return self.table.label(int(self.table.common[feature]))
 
     @cached_property
     def start(self) -> int:
@@ -330,13 +342,7 @@ class View:
     @cached_property
     def _directions(self) -> np.ndarray[Any, Any]:
         """Decoder rows of length 1, float32 `[d_sae, d_in]`; read without loading the SAE."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.library.run.sae_dir(self.name) / "sae.safetensors", framework="numpy") as file:
-                W_dec = np.asarray(file.get_tensor("W_dec"), np.float32)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise RunError(f"the decoder of {self.name} cannot be read ({error}); train it again or restore it.") from None
+        W_dec = self.saved.decoder()
         W_dec /= np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
         return W_dec
 
@@ -362,12 +368,3 @@ class View:
     def upper(self, feature: int, end: str = "percentile") -> float:
         """The value at which a heat map's colour is full: the index's percentile of the feature's values, or its `max`."""
         return float(self.index.max[feature]) or 1.0 if end == "max" else float(self.uppers[feature])
-
-
-def card_of(run: Run, name: str) -> dict[str, Any]:
-    """The evaluation card of an SAE, read without loading it; empty where there is none."""
-    try:
-        card = json.loads((run.sae_dir(name) / "checkpoint.json").read_text(encoding="utf-8")).get("card", {})
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.sae_dir(name)} cannot be read ({error}); train it again or restore it.") from None
-    return dict(card)

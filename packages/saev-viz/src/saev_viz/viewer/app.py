@@ -3,7 +3,7 @@
 Ways between the tabs: set `viewer.feature`, `viewer.picture` or `viewer.sae` and return `gr.Tabs(selected=...)` to
 `viewer.tabs`; every tab follows. In a pane of one's own (`gr.HTML`) the tabs' `panes.js` turns a press on what carries
 `data-feature` or `data-picture` into events that do so. Pictures are fetched from `/saev/image/{number}?px=` alone: the
-page can reach no other host, no file, and only the routes of `server.SERVED`.
+page can reach no other host, no file, and only the routes of `guard.SERVED`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +25,10 @@ from fastapi import FastAPI
 
 from saev_core.runs.hooks import Observers
 from saev_core.runs.run import Run
+from saev_core.tasks.viewer_tab import ViewerTab
 from saev_viz.run_view.library import Library
 from saev_viz.static import read_asset
-from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.contract import Viewer, show_errors
 from saev_viz.viewer.guard import Guard
 from saev_viz.viewer.routes import make_app
 from saev_viz.viewer.tabs import compare, features, image, overview
@@ -63,8 +63,8 @@ def build(library: Library) -> gr.Blocks:
             for name, tab in TABS.items():
                 with gr.Tab(tab.TITLE, id=name):
                     tab.build(viewer)
-            for title, make in plugin_tabs(library.run):
-                add(viewer, title, make)
+            for extra in plugin_tabs(library.run):
+                add(viewer, extra)
 
         def opened(request: gr.Request) -> tuple[Any, Any, Any]:
             warm(library)
@@ -83,21 +83,21 @@ def build(library: Library) -> gr.Blocks:
 
         # In the page, and at once: whoever has gone to a tab before the answer below stays there.
         blocks.load(None, None, tabs, js="() => saevTab()")
-        blocks.load(told(opened), None, [sae, feature, picture])  # through the queue: a warning passes no other way
+        blocks.load(show_errors(opened), None, [sae, feature, picture])  # through the queue: a warning passes no other way
         feature.change(None, [feature, sae], None, js="(feature, sae) => saevLink(feature, sae)")
     return blocks
 
 
-def add(viewer: Viewer, title: str, make: Callable[[Viewer], None]) -> None:
-    """A plugin's tab; one whose making fails is logged and left out, and the others live."""
+def add(viewer: Viewer, tab: ViewerTab) -> None:
+    """Add a plugin's tab; one that cannot be built is logged and left out, without effect on the others."""
     blocks, tabs = viewer.blocks, list(viewer.tabs.children)
     known = set(blocks.blocks), set(blocks.fns)
-    name = title.lower() if title.lower() not in TABS else f"{title.lower()}-2"
+    name = tab.title.lower() if tab.title.lower() not in TABS else f"{tab.title.lower()}-2"
     try:
-        with gr.Tab(title, id=name):
-            make(viewer)
+        with gr.Tab(tab.title, id=name):
+            tab.build(viewer)
     except Exception:
-        log.exception("the tab %r of a plugin cannot be made and is left out", title)
+        log.exception("the tab %r of a plugin cannot be made and is left out", tab.title)
         viewer.tabs.children = tabs
         for number in set(blocks.blocks) - known[0]:
             del blocks.blocks[number]
@@ -105,16 +105,15 @@ def add(viewer: Viewer, title: str, make: Callable[[Viewer], None]) -> None:
             del blocks.fns[number]
 
 
-def plugin_tabs(run: Run) -> list[tuple[str, Callable[[Viewer], None]]]:
-    """Tabs of the installed plugins, `(title, function that builds it)`; what is something else is logged and left out."""
-    found: list[tuple[str, Callable[[Viewer], None]]] = []
+def plugin_tabs(run: Run) -> list[ViewerTab]:
+    """Tabs of the installed plugins; what is no `ViewerTab` is logged and left out."""
+    found: list[ViewerTab] = []
     for given in Observers().emit("viewer_tabs", run=run):
         for tab in given if isinstance(given, list | tuple) else [given]:
-            match tab:
-                case (str() as title, make) if title and callable(make):
-                    found.append((title, make))
-                case _:
-                    log.error("viewer_tabs gave %r, which is not (title, function); it is left out", tab)
+            if isinstance(tab, ViewerTab) and isinstance(tab.title, str) and tab.title:
+                found.append(tab)
+            else:
+                log.error("viewer_tabs gave %r, which is not a ViewerTab with `title` and `build(host)`; it is left out", tab)
     return found
 
 
@@ -178,8 +177,3 @@ def warm(library: Library) -> None:
         timer = threading.Timer(1.5, library.warm)
         timer.daemon = True
         timer.start()
-
-
-def link(sae: str, feature: int) -> str:
-    """The address of a feature, relative to the viewer."""
-    return f"?sae={sae}&feature={feature}"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Viewer`: what a tab is built with; `show_errors`: callbacks whose errors are messages in the page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import gradio as gr
 
 from saev_core.errors import SaevError
+from saev_viz.run_view.addresses import map_url
 from saev_viz.run_view.library import Library, View
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,7 @@ R = TypeVar("R")
 
 @dataclass
 class Viewer:
-    """What a tab is built with: the run, and the components that tabs share.
-
-    A tab reads `sae` and `feature` in its callbacks and may set them; to follow a change it listens to `.change`. Another
-    tab is opened by returning `gr.Tabs(selected=TITLE.lower())` to `tabs`.
-    """
+    """What a tab is built with: the run, and the components that tabs share. To plugins it is a `TabHost`, which says how to use it."""
 
     library: Library
     sae: gr.Dropdown
@@ -40,12 +37,21 @@ class Viewer:
     tabs: gr.Tabs
     blocks: gr.Blocks
 
-    def view(self, name: str) -> View:
-        """The SAE called `name`."""
-        return self.library[name]
+    @property
+    def first(self) -> str:
+        """Key of the SAE that is shown first."""
+        return self.library.first
+
+    def view(self, key: str) -> View:
+        """The SAE with a key."""
+        return self.library[key]
+
+    def map_url(self, sae: str, feature: int, image: int) -> str:
+        """Address of a feature's heat map on an image of the data set."""
+        return map_url(sae, feature, image)
 
 
-def told(callback: Callable[P, R]) -> Callable[P, R]:
+def show_errors(callback: Callable[P, R]) -> Callable[P, R]:
     """A callback whose errors are messages in the page; the application lives on."""
 
     @functools.wraps(callback)

@@ -1,4 +1,4 @@
-"""The viewer's own routes, its login and its manners: what is served, to whom, and nothing else. Knows no gradio."""
+"""`Guard`: authentication, the routes that are served, and security headers. Knows no gradio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from saev_viz.viewer.routes import PREFIX
+from saev_viz.run_view.addresses import PREFIX
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
@@ -75,7 +75,7 @@ class Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_MANNERS]
+                message["headers"] = [*message.get("headers", []), *SECURITY_HEADERS]
             await send(message)
 
         await self._app(scope, receive, answer)
@@ -133,7 +133,7 @@ def _named(call: Any) -> Iterator[str]:
             todo += part
 
 
-_MANNERS = (
+SECURITY_HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
@@ -145,7 +145,7 @@ async def _answer(scope: Scope, send: Send, status: int, words: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *_MANNERS]
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), *SECURITY_HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="saev", charset="UTF-8"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`make_app`: the viewer's own routes beside gradio's, for pictures, heat maps and uploads. Knows no gradio."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from saev_core.errors import BadImageError, RunError, SaevError
 from saev_viz.html.feature_page import heat
+from saev_viz.run_view.addresses import PREFIX
 from saev_viz.run_view.library import Library
 from saev_viz.run_view.uploads import MAX_BYTES, refusal
-
-PREFIX = "/saev"
 
 
 def make_app(library: Library) -> FastAPI:

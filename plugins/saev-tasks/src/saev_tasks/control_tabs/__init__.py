@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from saev_core.activations.store.store import ActivationStore
+from saev_core.errors import StoreError
+from saev_core.features.index import FeatureIndex
 from saev_core.runs.hooks import hookimpl
-from saev_tasks.control_tabs.page import build
+from saev_core.tasks.viewer_tab import ViewerTab
+from saev_tasks.control_tabs.page import ControlTab
 
 if TYPE_CHECKING:
     from saev_core.runs.run import Run
-
-Tab = tuple[str, Callable[[Any], None]]
 
 
 class ControlTabs:
     """Adds the tabs Classification and Segmentation to a run whose pictures have labels, or masks."""
 
     @hookimpl
-    def viewer_tabs(self, run: Run) -> list[Tab]:
+    def viewer_tabs(self, run: Run) -> list[ViewerTab]:
         """The tabs that make sense on `run`. Opens nothing that is slow: no pictures, no weights."""
-        tabs: list[Tab] = []
+        tabs: list[ViewerTab] = []
         if _trained(run, "classification") or _labelled(run):
-            tabs.append(("Classification", partial(build, "classification")))
+            tabs.append(ControlTab("Classification", "classification"))
         if _trained(run, "semseg") or _masked(run):
-            tabs.append(("Segmentation", partial(build, "segmentation")))
+            tabs.append(ControlTab("Segmentation", "segmentation"))
         return tabs
 
 
@@ -37,14 +35,14 @@ def _trained(run: Run, task: str) -> bool:
 
 def _labelled(run: Run) -> bool:
     """Whether a feature index counts labels."""
-    return any((run.features_path(name) / "label_count").exists() for name in run.sae_names)
+    return any(FeatureIndex.counts_labels(run.features_path(name)) for name in run.sae_names)
 
 
 def _masked(run: Run) -> bool:
-    """Whether the store, where it lies on this machine, says that it has a class for every patch."""
+    """Whether the store says that it has a class for every patch."""
     try:
-        return bool(json.loads((Path(run.store_url) / "zarr.json").read_text(encoding="utf-8"))["attributes"]["saev"]["has_mask"])
-    except (OSError, ValueError, KeyError):
+        return ActivationStore.describe(run.store_url).has_mask
+    except StoreError:
         return False
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import RLock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from saev_core.interventions.edit import Edit, writes_where_it_reads
 from saev_core.sae.codes import Codes
 from saev_core.tasks.fit_probes import split
 from saev_core.tasks.probe import Probe
+from saev_core.tasks.viewer_tab import SAEView
 from saev_core.types import Site
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,10 @@ class Desk:
         SteerError: this SAE's features cannot be changed in the model.
     """
 
-    def __init__(self, view: Any, task: str) -> None:
+    def __init__(self, view: SAEView, task: str) -> None:
         """
         Args:
-            view: one SAE of a run, as the viewer has it: `checkpoint`, `index`, `table`, and `library` with the run.
+            view: the SAE, as the viewer holds it.
             task: `classification` or `semseg`: whose probe.
         """
         self.view, self.library, self.task = view, view.library, task
@@ -139,7 +140,7 @@ class Desk:
     def _made(self, image: int) -> Scene:
         if self.store.done(self.site)[image] != 1:
             raise RunError(f"Picture {image} was not recorded: it could not be read.")
-        parts = ["prefix", "patches"] if self.n_prefix else ["patches"]
+        parts: list[Literal["prefix", "patches"]] = ["prefix", "patches"] if self.n_prefix else ["patches"]
         x = torch.cat([torch.from_numpy(self.store.read(self.site, [image], part)[0]) for part in parts])
         x = x.to(self.checkpoint.sae.W_dec.device, torch.float32)
         if not bool(torch.isfinite(x).all()):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from threading import Lock
 from typing import Any
+
+from saev_core.tasks.viewer_tab import TabHost
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +22,30 @@ SCRIPTS = {
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def build(name: str, viewer: Any) -> None:
-    """A tab of the viewer: a page that asks what `Pane` answers. Its value is the name of the SAE, which it follows."""
+@dataclass(frozen=True)
+class ControlTab:
+    """A tab of the viewer: a page that asks what `Pane` answers. Its value is the key of the SAE, which it follows."""
+
+    title: str
+    page: str
+    """One of `SCRIPTS`."""
+
+    def build(self, host: TabHost) -> None:
+        """Make the page, as `ViewerTab` asks."""
+        build(self.page, host)
+
+
+def build(name: str, host: TabHost) -> None:
+    """The components of a page."""
     import gradio as gr
 
     shown = gr.HTML(
-        viewer.library.first,
+        host.first,
         html_template=f"<style>{_read('control.css')}</style>{_read(f'{name}.html')}",
         js_on_load="\n".join(map(_read, SCRIPTS[name])),
         elem_id=f"saev-{name}",
         apply_default_css=False,
-        server_functions=[answers(name, viewer)],
+        server_functions=[answers(name, host)],
     )
 
     def opened(event: gr.EventData) -> Any:
@@ -40,11 +56,11 @@ def build(name: str, viewer: Any) -> None:
 
     opened.__annotations__["event"] = gr.EventData  # gradio finds it by its type, which is a text here
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    viewer.sae.change(lambda sae: sae, viewer.sae, shown, **quiet)
-    shown.select(opened, None, [viewer.feature, viewer.picture, viewer.tabs], **quiet)
+    host.sae.change(lambda sae: sae, host.sae, shown, **quiet)
+    shown.select(opened, None, [host.feature, host.picture, host.tabs], **quiet)
 
 
-def answers(name: str, viewer: Any) -> Ask:
+def answers(name: str, host: TabHost) -> Ask:
     """What the page calls. The pane, and with it torch, is loaded with the first question."""
     panes: list[Ask] = []
     lock = Lock()
@@ -53,7 +69,7 @@ def answers(name: str, viewer: Any) -> Ask:
         try:
             with lock:
                 if not panes:
-                    panes.append(_pane(name, viewer))
+                    panes.append(_pane(name, host))
             return panes[0](asked)
         except Exception as error:
             log.exception("the %s tab failed", name)
@@ -62,14 +78,14 @@ def answers(name: str, viewer: Any) -> Ask:
     return ask
 
 
-def _pane(name: str, viewer: Any) -> Ask:
+def _pane(name: str, host: TabHost) -> Ask:
     if name == "classification":
         from saev_tasks.control_tabs.classification import Classification
 
-        return Classification(viewer)
+        return Classification(host)
     from saev_tasks.control_tabs.segmentation import Segmentation
 
-    return Segmentation(viewer)
+    return Segmentation(host)
 
 
 def _read(file: str) -> str:

@@ -8,11 +8,11 @@ import random
 from collections.abc import Mapping
 from threading import RLock
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from saev_core.errors import SaevError, UsageError
+from saev_core.tasks.viewer_tab import RunLibrary, SAEView, TabHost
 from saev_tasks.control_tabs.edited_picture import Desk, Scene
 from saev_tasks.control_tabs.state import State
 
@@ -37,8 +37,8 @@ class Pane:
     train = ""
     """The command that makes the probe; `{run}` is the run's path."""
 
-    def __init__(self, viewer: Any) -> None:
-        self.viewer = viewer
+    def __init__(self, host: TabHost) -> None:
+        self.host = host
         self._desks: dict[str, tuple[float, Desk]] = {}
         self._lock = RLock()
 
@@ -48,7 +48,7 @@ class Pane:
             what = str(asked.get("what", ""))
             if what not in self.asks:
                 raise UsageError(f"This tab knows no {what!r}.")
-            view = self.viewer.view(str(asked.get("sae") or self.viewer.library.first))
+            view = self.host.view(str(asked.get("sae") or self.host.first))
             probe = view.library.run.path / "tasks" / self.task / "probe" / "probe.json"
             if not probe.exists():
                 return {"missing": True, "command": self.train.format(run=view.library.run.path)}
@@ -84,7 +84,7 @@ class Pane:
         state = self.state(desk, asked)
         scene = desk.scene(state.image)
         library = desk.library
-        width, height = (max(int(side), 1) for side in library.sizes[state.image])
+        width, height = library.size(state.image)
         shown = self.shown(desk, scene)
         mine = self._class(desk, asked.get("mine"), shown["mine"])
         other = self._class(desk, asked.get("other"), shown["other"])
@@ -129,14 +129,14 @@ class Pane:
 
     def find(self, desk: Desk, asked: Mapping[str, Any]) -> Answer:
         """One feature by its number, or those whose name or label has the words."""
-        text, table = str(asked.get("text", "")).strip().lstrip("#"), desk.view.table
+        text, names = str(asked.get("text", "")).strip().lstrip("#"), desk.view.names
         scene = desk.scene(self.state(desk, asked).image)
         if text.isdecimal():
             State.of({"edits": [[int(text), 0]]}, n_images=1, d_sae=desk.view.index.d_sae, n_patches=1)
             found = [int(text)]
         else:
             words = text.lower().split()
-            named = [feature for feature, name in enumerate(table.names) if words and all(word in name.lower() for word in words)]
+            named = [feature for feature, name in enumerate(names) if words and all(word in name.lower() for word in words)]
             found = sorted(named, key=lambda feature: -float(desk.view.index.max[feature]))[:3]
         if not found:
             raise UsageError(f"No feature has a name with {text!r}; type its number, or search for it in the Features tab.")
@@ -157,12 +157,12 @@ class Pane:
         view = desk.view
         most = float(view.index.max[feature])
         values = desk.values(scene, feature)
-        name = view.table.names[feature] or _labelled(view, feature)
+        name = view.names[feature] or _labelled(view, feature)
         top = [
             {
                 "image": one.index,
                 "src": view.library.src(one.index, 96),
-                "map": f"/saev/map/{quote(view.key, safe='')}/{feature}/{one.index}" if view.index.grid.n_patches > 1 else "",
+                "map": self.host.map_url(view.key, feature, one.index) if view.index.grid.n_patches > 1 else "",
                 "box": relative(desk, one.index),
                 "ratio": _ratio(view.library, one.index),
             }
@@ -215,17 +215,17 @@ def pack(array: np.ndarray[Any, Any]) -> str:
 
 def relative(desk: Desk, image: int) -> list[float]:
     """What the model saw of a picture: left, top, width and height in per cent of it."""
-    width, height = (max(int(side), 1) for side in desk.library.sizes[image])
+    width, height = desk.library.size(image)
     crop = desk.library.crop(image)
     sides = crop.left / width, crop.top / height, (crop.right - crop.left) / width, (crop.bottom - crop.top) / height
     return [round(100 * side, 3) for side in sides]
 
 
-def _ratio(library: Any, image: int) -> float:
-    width, height = (max(int(side), 1) for side in library.sizes[image])
+def _ratio(library: RunLibrary, image: int) -> float:
+    width, height = library.size(image)
     return round(width / height, 3)
 
 
-def _labelled(view: Any, feature: int) -> str:
-    label = view.table.label(int(view.table.common[feature]))
+def _labelled(view: SAEView, feature: int) -> str:
+    label = view.common_label(feature)
     return f"mostly {label}" if label else ""

@@ -74,6 +74,15 @@ class ActivationStore:
         """The store at a path or URL, complete or not.
 
         Raises:
+            StoreError: as `describe`.
+        """
+        return cls(str(url), cls.describe(url))
+
+    @staticmethod
+    def describe(url: str | Path) -> StoreMeta:
+        """What the store at a path or URL holds, without opening it.
+
+        Raises:
             StoreError: there is none, or it is of another format version.
         """
         attributes = _attributes(url)
@@ -83,12 +92,11 @@ class ActivationStore:
         if version != FORMAT:
             raise StoreError(f"{url} has store format {version}, this saev reads {FORMAT}; install the saev-core that recorded it.")
         try:
-            meta = StoreMeta.model_validate(attributes)
+            return StoreMeta.model_validate(attributes)
         except ValidationError as error:
             detail = error.errors()[0]
             where = ".".join(map(str, detail["loc"]))
             raise StoreError(f"{url}: the store's description is damaged ({where}: {detail['msg']}); record it again.") from None
-        return cls(str(url), meta)
 
     def _expect(self, meta: StoreMeta) -> ActivationStore:
         if self.meta.fingerprint == meta.fingerprint:

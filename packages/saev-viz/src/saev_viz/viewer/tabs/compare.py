@@ -12,10 +12,11 @@ import gradio as gr
 from saev_core.errors import RunError, SaevError
 from saev_viz.html.comparison import for_concept, on_picture, only, same_pictures, selected, twins
 from saev_viz.html.feature_page import missing
+from saev_viz.run_view.addresses import upload_url
 from saev_viz.run_view.library import View
 from saev_viz.run_view.picture_codes import Seen
 from saev_viz.static import read_asset
-from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.contract import Viewer, show_errors
 from saev_viz.viewer.tabs.image import PANE, payload
 
 TITLE = "Compare"
@@ -71,8 +72,8 @@ def build(viewer: Viewer) -> None:
         return side, int(event._data["feature"]), gr.Tabs(selected="feature")
 
     for i, pane in rows:
-        pane.select(told(_sided(opened, i)), menus, [viewer.sae, viewer.feature, viewer.tabs], **QUIET)
-        pane.input(told(_sided(twin, i)), None, [which, feature, modes], **QUIET)
+        pane.select(show_errors(_sided(opened, i)), menus, [viewer.sae, viewer.feature, viewer.tabs], **QUIET)
+        pane.input(show_errors(_sided(twin, i)), None, [which, feature, modes], **QUIET)
 
 
 def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
@@ -119,12 +120,12 @@ def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
 
     picture = [*menus, number, brought, viewer.box, viewer.sae]
     changes = [*(menu.change for menu in menus), viewer.box.change, number.change, brought.change, panes[0].load]
-    gr.on(changes, told(looked), picture, [note, *panes, *lists], **LATEST)
+    gr.on(changes, show_errors(looked), picture, [note, *panes, *lists], **LATEST)
     number.input(lambda: "", None, brought, **QUIET)
-    chance.click(told(draw), menus, [number, brought], **QUIET)
+    chance.click(show_errors(draw), menus, [number, brought], **QUIET)
     for i, pane in enumerate(panes):
-        pane.select(told(_sided(pointed, i)), picture, lists[i], **QUIET)
-        pane.upload(told(_uploaded), None, brought, **QUIET)
+        pane.select(show_errors(_sided(pointed, i)), picture, lists[i], **QUIET)
+        pane.upload(show_errors(_uploaded), None, brought, **QUIET)
     return list(enumerate(lists))
 
 
@@ -151,7 +152,7 @@ def _concept(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
         ]
 
     changes = [*(menu.change for menu in menus), viewer.box.change, concept.change]
-    gr.on(changes, told(conceived), [*menus, concept, viewer.box, viewer.sae], lists, **LATEST)
+    gr.on(changes, show_errors(conceived), [*menus, concept, viewer.box, viewer.sae], lists, **LATEST)
     return list(enumerate(lists))
 
 
@@ -181,7 +182,7 @@ def _feature(viewer: Viewer, menus: list[gr.Dropdown]) -> tuple[gr.Radio, gr.Num
         return [own, found] if side == 0 else [found, own]
 
     changes = [*(menu.change for menu in menus), which.change, feature.change]
-    gr.on(changes, told(matched), [*menus, which, feature], lists, **LATEST)
+    gr.on(changes, show_errors(matched), [*menus, which, feature], lists, **LATEST)
     return which, feature, list(enumerate(lists))
 
 
@@ -226,7 +227,7 @@ def _sided(callback: Callable[..., Any], side: int) -> Callable[..., Any]:
 def _seen(viewer: Viewer, view: View, index: float | None, key: str) -> tuple[str, Seen]:
     """A picture's address and codes."""
     if key:
-        return f"/saev/upload/{key}", view.look(viewer.library.uploads[key].image())
+        return upload_url(key), view.look(viewer.library.uploads[key].image())
     if index is None or not 0 <= index < view.library.n_images:
         raise RunError(f"Type the number of an image, from 0 to {view.library.n_images - 1}.")
     return view.library.src(int(index), 896), view.seen(int(index))

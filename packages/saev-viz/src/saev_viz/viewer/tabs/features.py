@@ -20,7 +20,7 @@ from saev_viz.html.feature_page import head, missing, page
 from saev_viz.run_view.feature_table import NUMBER
 from saev_viz.run_view.library import View
 from saev_viz.static import read_asset
-from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.contract import Viewer, show_errors
 
 TITLE = "Features"
 
@@ -49,23 +49,23 @@ def build(viewer: Viewer) -> None:
     text, sort, _, box, ranges, dead = what
     sae, feature = viewer.sae, viewer.feature
     searched = [viewer.blocks.load, sae.change, *(part.change for part in what)]
-    gr.on(searched, told(answer.search), [sae, *what], listed, **latest)
-    listed.input(told(answer.turn), [sae, *what], listed, **latest)
-    listed.clear(told(answer.clear), [text, box, ranges, dead], [text, box, ranges, dead], **quiet)
-    text.submit(told(answer.number), [sae, text], feature, **quiet)
+    gr.on(searched, show_errors(answer.search), [sae, *what], listed, **latest)
+    listed.input(show_errors(answer.turn), [sae, *what], listed, **latest)
+    listed.clear(show_errors(answer.clear), [text, box, ranges, dead], [text, box, ranges, dead], **quiet)
+    text.submit(show_errors(answer.number), [sae, text], feature, **quiet)
     for button, by_how_many in zip(walk, (-1, 1, 0), strict=True):
-        button.click(told(partial(answer.step, by_how_many)), [feature, sae, *what], [feature, listed], **quiet)
+        button.click(show_errors(partial(answer.step, by_how_many)), [feature, sae, *what], [feature, listed], **quiet)
     for pane in (listed, card):
-        pane.select(told(answer.open), None, feature, **quiet)
-    card.input(told(answer.look), None, [viewer.picture, viewer.tabs], **quiet)
-    gr.on([feature.change, sae.change], told(answer.note), [sae, feature], note, **latest)
-    note.input(told(answer.write), None, note, **quiet)
+        pane.select(show_errors(answer.open), None, feature, **quiet)
+    card.input(show_errors(answer.look), None, [viewer.picture, viewer.tabs], **quiet)
+    gr.on([feature.change, sae.change], show_errors(answer.note), [sae, feature], note, **latest)
+    note.input(show_errors(answer.write), None, note, **quiet)
     shown = [feature.change, sae.change, *(look.change for look in looks)]
-    gr.on(shown, told(answer.show), [sae, feature, *looks], [header, card], **latest)
-    sae.change(told(answer.columns), [sae, sort, by], [sort, by], **quiet)
-    gr.on([viewer.blocks.load, by.change, sae.change], told(answer.about), [sae, by], help_pane, **latest)
+    gr.on(shown, show_errors(answer.show), [sae, feature, *looks], [header, card], **latest)
+    sae.change(show_errors(answer.columns), [sae, sort, by], [sort, by], **quiet)
+    gr.on([viewer.blocks.load, by.change, sae.change], show_errors(answer.about), [sae, by], help_pane, **latest)
     low, high, add = narrow
-    gr.on([add.click, low.submit, high.submit], told(answer.narrow), [sae, ranges, by, low, high], ranges, **quiet)
+    gr.on([add.click, low.submit, high.submit], show_errors(answer.narrow), [sae, ranges, by, low, high], ranges, **quiet)
 
 
 def _search(viewer: Viewer) -> tuple[list[Any], gr.Dropdown, tuple[gr.Textbox, gr.Textbox, gr.Button], gr.HTML, gr.HTML]:

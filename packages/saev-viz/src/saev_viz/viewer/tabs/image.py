@@ -16,11 +16,12 @@ from saev_core.errors import RunError, SaevError
 from saev_viz.drawing.heat_maps import colours
 from saev_viz.html.comparison import only, selected
 from saev_viz.html.feature_page import _top
+from saev_viz.run_view.addresses import PREFIX, upload_url
 from saev_viz.run_view.choose_features import relative
 from saev_viz.run_view.library import Library, View
 from saev_viz.run_view.picture_codes import Seen
 from saev_viz.static import read_asset
-from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.contract import Viewer, show_errors
 
 TITLE = "Image"
 Box = dict[str, list[float]] | None
@@ -72,7 +73,7 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
     def brought(name: str, key: str, box: Box) -> str:
         view, held = viewer.view(name), library.uploads[key]
         told_of = f"{held.name} · your picture, {held.width} × {held.height} pixels"
-        return payload(view, only(view.look(held.image()), selected(view, box)), f"/saev/upload/{key}", told_of)
+        return payload(view, only(view.look(held.image()), selected(view, box)), upload_url(key), told_of)
 
     def show(name: str, index: int | None, key: str, box: Box) -> str:
         if index == -1 and key:
@@ -125,20 +126,20 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
         return gr.skip(), gr.skip(), gr.skip()
 
     what = [viewer.sae, viewer.picture, viewer.upload, viewer.box]
-    number.input(told(typed), [viewer.sae, number], viewer.picture, **quiet)
+    number.input(show_errors(typed), [viewer.sae, number], viewer.picture, **quiet)
     for button, by in ((back, -1), (on, 1), (chance, 0)):
-        button.click(told(partial(step, by)), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
-    among.input(told(labelled), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
+        button.click(show_errors(partial(step, by)), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
+    among.input(show_errors(labelled), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     viewer.picture.change(lambda index: index if index is not None and index >= 0 else None, viewer.picture, number, **quiet)
     # The pane asks for its first picture when it is first seen: until then neither torch nor the SAE is loaded.
     for change in (pane.load, viewer.sae.change, viewer.box.change):
-        change(told(show), what, pane, **quiet)
-    viewer.picture.change(told(moved), [viewer.sae, viewer.picture, viewer.box], pane, **quiet)
+        change(show_errors(show), what, pane, **quiet)
+    viewer.picture.change(show_errors(moved), [viewer.sae, viewer.picture, viewer.box], pane, **quiet)
     viewer.sae.change(lambda: ASK, None, others, **quiet)
-    pane.upload(told(upload), [viewer.sae, viewer.box], [viewer.picture, viewer.upload, pane], **quiet)
-    pane.select(told(chosen), viewer.sae, [viewer.feature, others], **quiet)
-    others.input(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
-    others.select(told(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
+    pane.upload(show_errors(upload), [viewer.sae, viewer.box], [viewer.picture, viewer.upload, pane], **quiet)
+    pane.select(show_errors(chosen), viewer.sae, [viewer.feature, others], **quiet)
+    others.input(show_errors(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
+    others.select(show_errors(opened), None, [viewer.picture, viewer.feature, viewer.tabs], **quiet)
 
 
 def _labels(library: Library) -> list[tuple[str, int]]:
@@ -166,7 +167,7 @@ def payload(view: View, seen: Seen, src: str, caption: str) -> str:
     """A picture and its codes, packed for `patches.js`: everything that pointing at patches needs."""
     known = np.unique(seen.feature)
     names = view.table.names
-    missing = view.library.no_pictures if src.startswith("/saev/image/") else ""
+    missing = view.library.no_pictures if src.startswith(f"{PREFIX}/image/") else ""
     return json.dumps(
         {
             "src": src,

@@ -9,7 +9,7 @@ import gradio as gr
 from saev_core.errors import RunError
 from saev_viz.html.overview import points, spread, sweep, trained
 from saev_viz.static import read_asset
-from saev_viz.viewer.contract import Viewer, told
+from saev_viz.viewer.contract import Viewer, show_errors
 
 TITLE = "Overview"
 
@@ -65,13 +65,13 @@ def build(viewer: Viewer) -> None:
         return viewer.view(f"{library.title}:{name}" if library.number else name).key
 
     for change in (viewer.blocks.load, viewer.sae.change):
-        change(told(describe), [viewer.sae, viewer.box], [facts, plane, chart, spreads], **quiet)
+        change(show_errors(describe), [viewer.sae, viewer.box], [facts, plane, chart, spreads], **quiet)
     # Only the box goes to the map, which holds the points already.
     viewer.box.change(
         None, viewer.box, None, js='(box) => { document.dispatchEvent(new CustomEvent("saev-box", { detail: box })); return []; }'
     )
-    chart.input(told(boxed), None, viewer.box, **quiet)
+    chart.input(show_errors(boxed), None, viewer.box, **quiet)
     chart.clear(lambda: None, None, viewer.box, **quiet)
     chart.submit(lambda: gr.Tabs(selected="features"), None, viewer.tabs, **quiet)
-    chart.select(told(opened), None, [viewer.feature, viewer.tabs], **quiet)
-    plane.select(told(switched), viewer.sae, viewer.sae, **quiet)
+    chart.select(show_errors(opened), None, [viewer.feature, viewer.tabs], **quiet)
+    plane.select(show_errors(switched), viewer.sae, viewer.sae, **quiet)
