@@ -116,9 +116,7 @@ def _copy(stream: IO[bytes], path: Path, archive: Path, written: int, limit: int
         while data := stream.read(CHUNK):
             written += len(data)
             if written > limit:
-                raise DownloadError(
-                    f"{archive} unpacks to more than {limit / 1e6:,.0f} MB, more than expected; the archive was rejected."
-                )
+                raise DownloadError(f"{archive} unpacks to more than {limit / 1e6:,.0f} MB, more than expected; the archive was rejected.")
             try:
                 file.write(data)
             except OSError as error:
