@@ -1,4 +1,4 @@
-"""TODO."""
+"""`StoreMeta`: what a store was recorded from and how its arrays are laid out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saev_core.activations.store.shard_file import Layout
 from saev_core.config.base import Config
 from saev_core.types import Grid
 
-if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
+if TYPE_CHECKING:  # lazy: they import torch, which reading metadata does not need
     pass
 
 
@@ -23,24 +23,24 @@ FORMAT = 1
 
 
 class StoreMeta(Config):
-    """What a store holds. Equal `fingerprint`, equal activations; nothing here says where anything lies."""
+    """What a store holds. Equal `fingerprint` means equal activations; no field contains a location."""
 
     format: int = FORMAT
     """Format version of the store."""
     model: dict[str, Any]
-    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is named by its digest."""
+    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is identified by its digest."""
     dataset: dict[str, Any]
     """`name`, `options` (without locations) and `identity` of the data set plugin."""
     transform: str = ""
     """The transform that fed the model, as text."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of the distributions that recorded; not part of the fingerprint."""
+    """Versions of the distributions used to record; not part of the fingerprint."""
     rows: int = Field(ge=1)
     """Rows of patches."""
     cols: int = Field(ge=1)
     """Columns of patches."""
     patch_px: int = Field(ge=1)
-    """Side of a patch in pixels of the transformed image."""
+    """Side of a patch, in pixels of the transformed image."""
     n_prefix: int = Field(default=0, ge=0)
     """Tokens before the patches: CLS first, then registers."""
     d_model: int = Field(ge=1)
@@ -98,7 +98,7 @@ class StoreMeta(Config):
         return tables
 
     def site_tables(self) -> dict[str, Table]:
-        """The small arrays of a site, by name; of the moments one row per shard, so that disjoint writers need no lock."""
+        """The small arrays of a site, by name; moments have one row per shard, so that disjoint writers need no lock."""
         shards = self.n_shards
         return {
             "done": Table((self.n_images,), self.shard_images, np.dtype(np.uint8)),
