@@ -314,7 +314,7 @@ def test_a_model_without_text_is_told(bench: Bench, vocabulary: Path):
 
     assert isinstance(Shared(), TextSpace)
     assert not isinstance(Blind(), TextSpace)
-    with pytest.raises(ModelError, match="has no text side to name features with"):
+    with pytest.raises(ModelError, match="has no text encoder to name features with"):
         names_from_text(bench.checkpoint, bench.store, bench.index, Blind(), bench.dataset, read_vocabulary(vocabulary), IndexConfig())
 
 
@@ -345,7 +345,7 @@ def test_names_are_read_as_they_were_written(tmp_path: Path):
     path.write_text('{"names": {"3": 4}}')
     with pytest.raises(RunError, match=r"topk\.names\.json cannot be read"):
         Names.load(path)
-    with pytest.raises(RunError, match="no names were made"):
+    with pytest.raises(RunError, match="there are no names yet"):
         Names.load(tmp_path / "none.json")
 
 
@@ -375,9 +375,9 @@ def test_the_shipped_vocabulary_is_large_plain_and_small_on_disk():
     ("content", "why"),
     [
         (None, "No such file"),
-        (b"", "names no concept"),
-        (b"# all\n# comments\n", "names no concept"),
-        (b"dog\nDOG\n dog  # again\n", "names 1 concept"),
+        (b"", "has no concept"),
+        (b"# all\n# comments\n", "has no concept"),
+        (b"dog\nDOG\n dog  # again\n", "has 1 concept"),
         (b"dog\n\xff\xfe cat\n", "is not UTF-8 text"),
         (b"dog\n" + b"x" * 1000, "line 2: 1000 characters"),
     ],
