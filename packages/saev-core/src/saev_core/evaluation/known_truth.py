@@ -1,8 +1,8 @@
-"""`recover`: how well single features tell what a data set knows of its pictures.
+"""`recover`: how well single features predict a data set's ground truth.
 
-For every factor value ("colour=red") the one feature and threshold that tell it best on the training images' patches,
-and how well those two do on the held-out images. No classifier is trained: a value counts as recovered only
-if one feature says it.
+For every factor value ("colour=red") it finds the feature and threshold that predict it best on the training images'
+patches, and scores them on the held-out images. No classifier is trained: a value counts as recovered only if a
+single feature predicts it.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ _BATCH_VECTORS = 8192
 
 @dataclass(frozen=True)
 class Recovered:
-    """One factor value and the feature that tells it best; all numbers but `f1_train` are of held-out images."""
+    """One factor value and the feature that predicts it best; all numbers except `f1_train` are for held-out images."""
 
     factor: str
     value: str
     feature: int
     """-1: no feature is ever active on a patch of this value."""
     threshold: float
-    """The feature says yes from this activation on."""
+    """The feature predicts the value at or above this activation."""
     f1: float
     precision: float
     recall: float
     f1_train: float
     n_positive: int
-    """Held-out patches of which the value is true."""
+    """Held-out patches for which the value is true."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """All factor values of a data set, and what was counted."""
+    """All factor values of a data set, and the counts behind them."""
 
     rows: tuple[Recovered, ...]
     n_images: int
-    """Held-out images."""
+    """Number of held-out images."""
     n_patches: int
-    """Held-out patches that were counted."""
+    """Number of held-out patches that were counted."""
     n_left_out: int
-    """Held-out patches that were not: the data set does not say what they show."""
+    """Number of held-out patches that were not: their ground truth is undefined."""
     tells: tuple[tuple[int, str, float], ...] = ()
-    """Of every feature that fires on one, the value it tells best, chosen on training images, such as `colour: red`, and its
-    F1 there with the best threshold."""
+    """For every feature that fires on any value, the one it predicts best on training images, such as `colour: red`, and the F1
+    there at the best threshold."""
 
     @property
     def mean(self) -> float:
@@ -68,12 +68,12 @@ class Recovery:
         return float(np.mean([row.f1 for row in self.rows if row.n_positive] or [0.0]))
 
     def factor_means(self) -> dict[str, float]:
-        """The same per factor."""
+        """Mean F1 per factor."""
         names = dict.fromkeys(row.factor for row in self.rows)
         return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `mean`, `factors`, `rows`, the counts and `tells`."""
+        """JSON-serialisable: `mean`, `factors`, `rows`, the counts and `tells`."""
         counts = {"n_images": self.n_images, "n_patches": self.n_patches, "n_left_out": self.n_left_out}
         return {
             "mean": self.mean,
@@ -84,7 +84,7 @@ class Recovery:
         }
 
     def table(self) -> str:
-        """For people, one line per factor value."""
+        """Text table, one line per factor value."""
         lines = [f"{'factor':<10}{'value':<14}{'feature':>8}{'F1':>8}{'precision':>11}{'recall':>8}{'patches':>9}"]
         for r in self.rows:
             lines.append(f"{r.factor:<10}{r.value:<14}{r.feature:>8}{r.f1:>8.3f}{r.precision:>11.3f}{r.recall:>8.3f}{r.n_positive:>9}")
@@ -93,27 +93,27 @@ class Recovery:
 
 
 def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset: KnownTruth, track: Track = silent) -> Recovery:
-    """The best feature of every factor value: chosen on the images the SAE was trained on, measured on the held-out ones.
+    """Find the best feature for every factor value on the training images, and score it on the held-out ones.
 
-    One pass over the store, or over the images, in blocks. Memory: 72 counts per (factor value, feature), four bytes each,
-    twice. Thresholds are bin edges, so a reported F1 is exact for the threshold it names.
+    One pass over the store, or over the images, in blocks. Memory: twice 72 counts of four bytes per (factor value, feature).
+    Thresholds are bin edges, so a reported F1 is exact for the reported threshold.
 
     Raises:
-        CheckpointError: the SAE reads no patches, or no image is held out; the store is another one.
-        DatasetError: the data set does not know the truth of its patches.
+        CheckpointError: the SAE does not read patches, no image is held out, or the store is another one.
+        DatasetError: the data set has no ground truth for its patches.
     """
     from saev_core.activations.sources.heldout import split
     from saev_core.activations.sources.stored import ordered
 
     read = checkpoint.read
     if not isinstance(dataset, KnownTruth):
-        raise DatasetError(f"{type(dataset).__name__} does not know what its patches show; recovery needs `factors` and `patch_factors`.")
+        raise DatasetError(f"{type(dataset).__name__} has no ground truth for patches; recovery needs `factors` and `patch_factors`.")
     if read.tokens != "patches":
-        raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
+        raise CheckpointError(f"recovery is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
     checkpoint.check(store)
     heldout = split(store.n_images, read.heldout, read.split_seed)
     if not heldout.any():
-        raise CheckpointError("recovered truth is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
+        raise CheckpointError("recovery is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
     device = checkpoint.sae.W_dec.device
     counts = [_Counts(len(dataset.factors), checkpoint.sae.d_sae) for _ in range(2)]  # training, held out
     with track("recover", store.n_images, "images") as meter:
@@ -132,7 +132,7 @@ def recover(checkpoint: Checkpoint, store: ActivationStore | LiveSource, dataset
 
 
 class _Counts:
-    """How often each feature is active, by bin of its value: on all counted patches, and on those of each factor value."""
+    """Histogram of each feature's values, over all counted patches and over those of each factor value."""
 
     def __init__(self, n_factors: int, d_sae: int) -> None:
         self.active = np.zeros((d_sae, N_BINS), np.int64)
@@ -143,7 +143,7 @@ class _Counts:
     def add(
         self, truth: Int8[np.ndarray, "n n_factors"], mine: np.ndarray, row: np.ndarray, feature: np.ndarray, value: np.ndarray
     ) -> None:
-        """Codes `(row, feature, value)` of `n` patches, of which those in `mine` are to be counted."""
+        """Count the codes `(row, feature, value)` of those of `n` patches that are in `mine`."""
         counted = mine & (truth >= 0).all(1)
         self.n_counted += int(counted.sum())
         self.n_left_out += int(mine.sum() - counted.sum())
@@ -159,7 +159,7 @@ class _Counts:
 
 def _bin(value: Float[np.ndarray, " nnz"]) -> Int[np.ndarray, " nnz"]:
     """The bin of each positive value; bin b begins at `edge(b)`, values below the first count there."""
-    # searchsorted and not a logarithm: a value at an edge must fall on the side that `>= edge` says.
+    # searchsorted instead of a logarithm: a value at an edge must be consistent with `>= edge`.
     bins: np.ndarray = np.clip(np.searchsorted(_EDGES, value, side="right") - 1, 0, N_BINS - 1)
     return bins
 
@@ -174,7 +174,7 @@ def _from(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1(i: int, counts: _Counts) -> Float[np.ndarray, "d_sae n_bins"]:
-    """F1 of a factor value for every feature and threshold: 2 hits / (said yes + true)."""
+    """F1 of a factor value for every feature and threshold: 2 hits / (predicted + true)."""
     return np.asarray(2 * _from(counts.true[i]) / np.maximum(_from(counts.active) + counts.n_true[i], 1))
 
 
