@@ -143,7 +143,7 @@ def test_images_out_of_order_or_codes_of_another_shape_are_refused() -> None:
     found.add(np.array([3, 5]), codes)
     with pytest.raises(ValueError, match="ascending"):
         found.add(np.array([5, 6]), codes)
-    with pytest.raises(ValueError, match="not those of 3 images"):
+    with pytest.raises(ValueError, match="do not match 3 images"):
         found.add(np.array([7, 8, 9]), codes)
 
 
@@ -250,7 +250,7 @@ found.write(Path({str(tmp_path / "a.zarr")!r}), {{"grid": "another"}})
 
 
 def test_what_is_not_an_index_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="not a feature index; make one with"):
+    with pytest.raises(RunError, match="not a feature index; create one with"):
         FeatureIndex.open(tmp_path / "nothing")
     (tmp_path / "zarr.json").write_text("{")
     with pytest.raises(RunError, match="not a readable feature index"):
@@ -372,7 +372,7 @@ def test_an_index_is_refused_to_another_checkpoint_and_a_checkpoint_to_another_s
     with torch.no_grad():
         other = checkpoint_of(store)
         other.sae.W_enc.add_(0.1)
-    with pytest.raises(RunError, match="index of another checkpoint; make it again"):
+    with pytest.raises(RunError, match="index of another checkpoint; rebuild it"):
         FeatureIndex.open(tmp_path / "a.zarr", other)
     foreign, _ = stored(tmp_path / "foreign", name="else")
     with pytest.raises(CheckpointError, match="trained on model memory"):

@@ -280,7 +280,7 @@ def test_a_model_that_reads_tokens_its_own_way_must_say_how_to_write_them():
 
     move = Edit("resid.1", torch.ones(6), 1.0)
     own = Own("bchw")
-    with pytest.raises(ModelError, match="it can be steered once it has `put_tokens` too"), steering(own, [move]):
+    with pytest.raises(ModelError, match="to steer it, override `put_tokens` too"), steering(own, [move]):
         own(torch.randn(1, 3, 8, 8))
     model = Both("bchw").eval()
     pixels = torch.randn(1, 3, 8, 8)

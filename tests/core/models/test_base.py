@@ -148,7 +148,7 @@ def test_recording_leaves_no_hook_behind_when_the_forward_pass_fails() -> None:
 
 def test_recording_leaves_no_hook_behind_when_the_output_is_not_tokens(images: Tensor) -> None:
     model = Toy(wrap=lambda x: {"x": x})
-    with pytest.raises(ModelError, match="a block gave dict"):
+    with pytest.raises(ModelError, match="a block returned dict"):
         model.record(images, [Site(0)])
     assert n_hooks(model) == 0
 
@@ -211,7 +211,7 @@ def test_a_glob_that_matches_nothing_names_the_top_modules() -> None:
 
 def test_a_glob_that_matches_in_two_places_asks_for_more() -> None:
     two = nn.ModuleDict({side: nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])}) for side in ("vision", "text")})
-    with pytest.raises(ModelError, match=r"vision and text; write more"):
+    with pytest.raises(ModelError, match=r"vision and text; give a longer pattern"):
         select_modules(two, "layers.*")
     assert select_modules(two, "vision.layers.*") == ["vision.layers.0"]
 

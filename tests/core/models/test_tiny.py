@@ -65,7 +65,7 @@ def test_random_weights_come_from_their_seed() -> None:
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"not weights")
     for wrong in ("other.safetensors", "missing.safetensors"):
-        with pytest.raises(ModelError, match=r"does not hold weights of tiny .* leave model.options.checkpoint out"):
+        with pytest.raises(ModelError, match=r"does not hold weights of tiny .* omit model.options.checkpoint"):
             load_model(PluginRef(name="tiny", options={"checkpoint": str(tmp_path / wrong)}), device="cpu")
 
 

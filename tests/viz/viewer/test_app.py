@@ -287,7 +287,7 @@ def test_an_index_of_another_checkpoint_or_format_is_told_before_anything_is_ser
 
 def test_an_index_that_lacks_a_part_says_how_to_make_it_again(copied: Run) -> None:
     shutil.rmtree(copied.features_path("topk") / "mean")
-    with pytest.raises(RunError, match=r"has no mean: .*make it again with saev index"):
+    with pytest.raises(RunError, match=r"has no mean: .*rebuild it with saev index"):
         _ = Library(copied)["topk"].index.mean
 
 

@@ -124,7 +124,7 @@ def test_a_shifted_number_is_refused() -> None:
         def __getitem__(self, index: int) -> Example:
             return super().__getitem__(index + 1)
 
-    with pytest.raises(DatasetError, match="image 0 of the data set says it is image 1"):
+    with pytest.raises(DatasetError, match="image 0 of the data set has index 1"):
         list(load(Shifted(5), Toy(), [(0, 3)]))
 
 
@@ -146,7 +146,7 @@ def test_a_mask_of_another_size_is_refused_and_one_that_is_lacking_is_no_class()
     assert first.mask is not None
     assert (first.mask == NO_CLASS).all()
     assert first.mask.shape == (15,)
-    with pytest.raises(DatasetError, match="the mask is 21 x 12, the image 20 x 12"):
+    with pytest.raises(DatasetError, match="the mask is 21 x 12 px, the image 20 x 12 px"):
         list(load(Masked(3), Toy(), [(1, 2)]))
 
 
@@ -154,7 +154,7 @@ def test_a_transform_that_gives_no_picture_is_refused() -> None:
     model = Toy()
     plain = model.transform
     model.transform = lambda image: plain(image)[None]
-    with pytest.raises(ModelError, match=r"must give \[3, h, w\]"):
+    with pytest.raises(ModelError, match=r"expected \[3, h, w\]"):
         list(load(Pictures(2), model, [(0, 1)]))
 
 
@@ -172,7 +172,7 @@ def test_a_stream_that_ends_early_says_so() -> None:
         def examples(self, start: int, stop: int) -> Iterator[Example | BadImageError]:
             yield from super().examples(start, 7)
 
-    with pytest.raises(DatasetError, match="20 images by its own count, but its stream ended after 7"):
+    with pytest.raises(DatasetError, match="the data set reports 20 images, but its stream ended after 7"):
         list(load(Short(20), Toy(), [(0, 20)]))
 
 
@@ -181,7 +181,7 @@ def test_a_stream_out_of_order_says_so() -> None:
         def examples(self, start: int, stop: int) -> Iterator[Example | BadImageError]:
             yield from reversed(list(super().examples(start, stop)))
 
-    with pytest.raises(DatasetError, match="gave image 4 where 0 was due"):
+    with pytest.raises(DatasetError, match="returned image 4 where 0 was expected"):
         list(load(Mixed(5), Toy(), [(0, 5)]))
 
 

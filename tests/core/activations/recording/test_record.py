@@ -198,7 +198,7 @@ def test_damaged_files_of_every_kind_are_missing(tmp_path: Path, monkeypatch: py
 
 
 def test_a_data_set_that_went_away_is_an_error_and_not_a_store_of_missing_images(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"none of images 0 to 39 can be read, the first being pictures/000\.png"):
+    with pytest.raises(DatasetError, match=r"none of images 0 to 39 can be read, starting with pictures/000\.png"):
         run(tmp_path / "s", dataset=Pictures(bad=tuple(range(40))), shard_images=64)
     with pytest.raises(DatasetError, match=r"none of images 16 to 31"):
         run(tmp_path / "t", dataset=Pictures(bad=tuple(range(16, 32))), shard_images=16)
@@ -346,7 +346,7 @@ def test_sites_of_different_shapes_are_refused_with_advice(tmp_path: Path) -> No
     model = Toy()
     model.blocks[3].mlp = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
     model.blocks[3].mlp[0].out_features, model.blocks[2].mlp = 32, nn.Sequential(nn.Linear(16, 16))
-    with pytest.raises(ModelError, match=r"mlp\.0\.2 16 tokens of width 16; mlp\.0\.3 16 tokens of width 32.*each in a store of its own"):
+    with pytest.raises(ModelError, match=r"mlp\.0\.2 16 tokens of width 16; mlp\.0\.3 16 tokens of width 32.*each in a separate store"):
         run(tmp_path / "s", model, layers=(2, 3), stream="mlp.0")
     assert not (tmp_path / "s").exists()
 
@@ -396,7 +396,7 @@ def test_values_beyond_float16_are_refused_with_advice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_model_that_gives_nan_is_refused_and_the_image_named(tmp_path: Path, dtype: str) -> None:
-    with pytest.raises(StoreError, match=r"resid\.2, image 1: the model gave NaN or infinity"):
+    with pytest.raises(StoreError, match=r"resid\.2, image 1: the model produced NaN or infinity"):
         run(tmp_path / "s", Spoilt(), dtype=dtype)
     assert not list((tmp_path / "s").rglob("*.tmp"))
 
@@ -422,7 +422,7 @@ def test_images_that_the_transform_leaves_in_different_sizes_are_refused(tmp_pat
 @pytest.mark.parametrize("folder", ["a-file/store", "/proc/store"])
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, folder: str) -> None:
     (tmp_path / "a-file").write_text("")
-    with pytest.raises(StoreError, match=r"^[^\n]*(cannot make a store|is not an activation store)[^\n]*$"):
+    with pytest.raises(StoreError, match=r"^[^\n]*(cannot create a store|is not an activation store)[^\n]*$"):
         run(tmp_path / folder)
 
 
@@ -431,7 +431,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) 
         def __len__(self) -> int:
             return 10**13
 
-    with pytest.raises(StoreError, match=r"the recording takes [\d.,e+]+ GB and the disk has"):
+    with pytest.raises(StoreError, match=r"the recording needs [\d.,e+]+ GB and the disk has"):
         run(tmp_path / "s", dataset=Vast(), shard_images=2**36, chunk_images=2**36)
     assert list(tmp_path.iterdir()) == []
 

@@ -223,7 +223,7 @@ def test_numbers_are_rounded_as_a_store_would_and_what_does_not_fit_is_refused()
     assert torch.equal(x, full.half().float())
     with pytest.raises(StoreError, match=r"image \d+: an activation of .* does not fit float16"):
         live(model=Toy(gain=1e5)).batches(8, 0)
-    with pytest.raises(StoreError, match="the model gave NaN"):
+    with pytest.raises(StoreError, match="the model produced NaN"):
         live(model=Toy(gain=float("nan")), dtype="float32").batches(8, 0)
 
 

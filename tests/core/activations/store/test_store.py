@@ -172,7 +172,7 @@ def test_nan_and_infinity_are_refused_with_advice(tmp_path: Path, bad: float, pl
     x = tokens()
     x[5, place, 2] = bad
     for dtype in ("float16", "float32"):
-        with pytest.raises(StoreError, match=r"resid\.10, image 5: the model gave NaN or infinity; check its weights"):
+        with pytest.raises(StoreError, match=r"resid\.10, image 5: the model produced NaN or infinity; check its weights"):
             store_of(tmp_path / dtype, {TEN: x}, n_prefix=2, dtype=dtype)
 
 
@@ -195,9 +195,9 @@ def test_images_must_follow_on(tmp_path: Path):
     store.add_site(TEN)
     with pytest.raises(StoreError, match="expects images 8 to 15 in order"), store.write_shard([TEN], 1) as writer:
         writer.append({TEN: tokens(2)}, [9, 10])
-    with pytest.raises(StoreError, match="lacks images 10 to 15; nothing of it was committed"), store.write_shard([TEN], 1) as writer:
+    with pytest.raises(StoreError, match="lacks images 10 to 15; it was not committed"), store.write_shard([TEN], 1) as writer:
         writer.append({TEN: tokens(2)}, [8, 9])
-    with pytest.raises(ShapeError, match=r"got \(2, 7, 8\), the store holds \(2, 8, 8\)"), store.write_shard([TEN], 1) as writer:
+    with pytest.raises(ShapeError, match=r"got \(2, 7, 8\), the store expects \(2, 8, 8\)"), store.write_shard([TEN], 1) as writer:
         writer.append({TEN: tokens(2, 7)}, [8, 9])
     assert not store.done(TEN).any()
     assert not [path for path in (tmp_path / "s").rglob("*") if path.is_file() and path.name != "zarr.json"]
@@ -348,7 +348,7 @@ def test_create_opens_what_is_there_and_names_the_difference(tmp_path: Path):
 
 def test_create_refuses_a_folder_with_other_things_in_it(tmp_path: Path):
     (tmp_path / "holiday.jpg").write_text("x")
-    with pytest.raises(StoreError, match="is there and is not an activation store"):
+    with pytest.raises(StoreError, match="exists and is not an activation store"):
         ActivationStore.create(tmp_path, meta_of())
     (tmp_path / "empty").mkdir()
     assert ActivationStore.create(tmp_path / "empty", meta_of()).sites == []
@@ -356,7 +356,7 @@ def test_create_refuses_a_folder_with_other_things_in_it(tmp_path: Path):
 
 def test_create_below_a_file_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="cannot make a store there"):
+    with pytest.raises(StoreError, match="cannot create a store there"):
         ActivationStore.create(tmp_path / "file" / "s", meta_of())
 
 

@@ -345,7 +345,7 @@ def test_names_are_read_as_they_were_written(tmp_path: Path):
     path.write_text('{"names": {"3": 4}}')
     with pytest.raises(RunError, match=r"topk\.names\.json cannot be read"):
         Names.load(path)
-    with pytest.raises(RunError, match="no names were made"):
+    with pytest.raises(RunError, match="there are no names yet"):
         Names.load(tmp_path / "none.json")
 
 
@@ -375,9 +375,9 @@ def test_the_shipped_vocabulary_is_large_plain_and_small_on_disk():
     ("content", "why"),
     [
         (None, "No such file"),
-        (b"", "names no concept"),
-        (b"# all\n# comments\n", "names no concept"),
-        (b"dog\nDOG\n dog  # again\n", "names 1 concept"),
+        (b"", "has no concept"),
+        (b"# all\n# comments\n", "has no concept"),
+        (b"dog\nDOG\n dog  # again\n", "has 1 concept"),
         (b"dog\n\xff\xfe cat\n", "is not UTF-8 text"),
         (b"dog\n" + b"x" * 1000, "line 2: 1000 characters"),
     ],

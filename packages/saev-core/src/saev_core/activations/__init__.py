@@ -1,5 +1,5 @@
 """Activations: recorded into a store, and read from a store or from the running model.
 
-Three rooms, each importing only those after it: `sources`, `recording`, `store`. They know models and data sets, but nothing
-of training.
+Three packages, each importing only those after it: `sources`, `recording`, `store`. They depend on models and data sets, not
+on training.
 """

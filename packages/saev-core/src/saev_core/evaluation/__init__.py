@@ -1,5 +1,5 @@
-"""Evaluation: held-out metrics, recovery of known truth, Pareto fronts, and how well seeds agree.
+"""Evaluation: held-out metrics, recovery of ground truth, Pareto fronts, and seed agreement.
 
-Import `evaluate`, `Heldout`, `recover`, `pareto`, `consensus`. To add a metric to the evaluation card, extend `measure.Tally`. It knows
-nothing of training.
+Import `evaluate`, `Heldout`, `recover`, `pareto`, `consensus`. To add a metric to the evaluation card, extend `measure.Tally`.
+Independent of training.
 """

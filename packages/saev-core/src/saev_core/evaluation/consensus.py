@@ -1,4 +1,4 @@
-"""`consensus`: one SAE from several seeds, of the features that all of them found."""
+"""`consensus`: one SAE made of the features that several seeds have in common."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from saev_core.sae.config import SAEConfig
 
 
 def agreed(found: Stability, above: float) -> tuple[Int[np.ndarray, "n_seeds n"], Float[np.ndarray, " n"]]:
-    """Features that every seed has, one column each, in the order of the seed that agrees best; and their mean cosine.
+    """Features that every seed has, one column each, in the order of the best-agreeing seed; and their mean cosine.
 
-    That seed's partners in all others make a column; its mean cosine over every two of them must exceed `above`.
+    A column holds a feature of that seed and its partners in all others; its mean cosine over all pairs must exceed `above`.
     """
     n_seeds = len(found.names)
     best = max(range(n_seeds), key=lambda i: float(np.nan_to_num(found.per_feature(i)).sum()))
@@ -30,7 +30,7 @@ def agreed(found: Stability, above: float) -> tuple[Int[np.ndarray, "n_seeds n"]
     columns = np.stack([np.arange(width) if i == best else found.pairs[best, i].partner for i in range(n_seeds)])
     whole = np.flatnonzero(found.live[best] & (columns >= 0).all(0))
     columns = columns[:, whole]
-    # A partner of a partner may be another feature: its cosine is then not known from the matching, and counts as 0.
+    # A partner's partner may be another feature: the matching then gives no cosine, and it counts as 0.
     total = np.zeros(len(whole))
     for (i, j), pair in found.pairs.items():
         total += np.where(pair.partner[columns[i]] == columns[j], pair.cosine[columns[i]], 0)
@@ -43,20 +43,20 @@ def agreed(found: Stability, above: float) -> tuple[Int[np.ndarray, "n_seeds n"]
 def consensus(
     checkpoints: Mapping[str, Checkpoint], found: Stability, above: float, x: Float[Tensor, "n d_in"] | None = None
 ) -> Checkpoint:
-    """A checkpoint of the features that all seeds agree on, of the same plugin, as wide as there are such features.
+    """A checkpoint of the features that all seeds agree on, of the same plugin, with one unit per such feature.
 
-    Every tensor that has an entry per feature (encoder, biases, thresholds of whatever variant) becomes the mean over the
-    matched features, every other one (`b_dec`) the mean over the seeds; decoder rows get the parents' mean length back.
+    Every tensor that has an entry per feature (encoder, biases, a variant's thresholds) becomes the mean over the matched
+    features, every other one (`b_dec`) the mean over the seeds; decoder rows are rescaled to the parents' mean length.
 
     Args:
-        checkpoints: those that `found` was made from.
+        checkpoints: those that `found` was computed from.
         above: least mean cosine of a feature over all pairs of seeds.
-        x: raw training vectors; with them values are scaled for what the missing features leave: of three seeds of TopK
-            (k 16, 56 of 576 features agreed on) the held-out NMSE fell from .47 to .36, by a factor of 1.7.
+        x: raw training vectors, used to rescale values to compensate for the missing features: for three seeds of TopK
+            (k 16, 56 of 576 features agreed on) a factor of 1.7 lowered the held-out NMSE from .47 to .36.
 
     Raises:
-        CheckpointError: no feature agrees so well, the variant cannot be built so narrow, or its dictionary is computed
-            from other weights, whose mean is not the mean dictionary.
+        CheckpointError: no feature agrees that well, the variant cannot be built with so few features, or its dictionary is
+            computed from other weights, whose mean is not the mean dictionary.
     """
     parents = [checkpoints[name] for name in found.names]
     columns, cosine = agreed(found, above)
@@ -100,13 +100,13 @@ def consensus(
 
 
 def _calibrate(sae: SAE, x: Tensor, names: list[str]) -> None:
-    """Scale the encoder, biases and thresholds by what fits `x` best; taken back where that does not lower the error."""
+    """Scale the encoder, biases and thresholds to fit `x` best; undone if that does not lower the error."""
 
     def residual() -> tuple[Tensor, Tensor]:
         frozen = sae.frozen()
         codes = frozen.codes(x)
         fit = (frozen.decode(codes) - sae.b_dec).double()
-        # What is not of the features, such as a transcoder's skip connection, is left to it.
+        # Terms that do not depend on features, such as a transcoder's skip connection, are subtracted first.
         return fit, sae.split(x)[1].double() - (frozen.reconstruct(x, codes) - fit)
 
     fit, want = residual()
@@ -134,12 +134,12 @@ def _refuse_computed(sae: SAE) -> None:
     if "W_dec" not in parameters and others:
         raise CheckpointError(
             f"{type(sae).__name__} computes its dictionary from {', '.join(others)}, which have no mean over seeds: "
-            "its seeds can be compared, not joined."
+            "its seeds can be compared, but not merged."
         )
 
 
 def _build(like: SAE, width: int) -> SAE:
-    """A fresh SAE of the same class and options with another width."""
+    """A new SAE of the same class and options with another width."""
     options = like.describe()
     kind = type(like)
     limits = {key: min(options[key], width) for key in kind.Config.at_most_width}
@@ -151,7 +151,7 @@ def _build(like: SAE, width: int) -> SAE:
 
 
 def _feature_axes(wide: SAE, narrow: SAE) -> dict[str, int | None]:
-    """For each tensor of the state which axis counts features, None where none does: the one that follows the width.
+    """For each tensor of the state, the axis that indexes features (the one whose size follows the width), or None.
 
     Raises:
         CheckpointError: a tensor has two such axes.

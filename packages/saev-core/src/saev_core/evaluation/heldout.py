@@ -1,4 +1,4 @@
-"""`Heldout`: measures SAEs while they train."""
+"""`Heldout`: evaluates SAEs during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saev_core.sae.norm import Norm
 
 
 class Heldout:
-    """A fixed sample of held-out vectors, on which SAEs in training are measured again and again."""
+    """A fixed sample of held-out vectors on which SAEs are evaluated repeatedly during training."""
 
     def __init__(self, raw: Float[Tensor, "n d_in"], norm: Norm, batch_size: int) -> None:
         self.raw, self.norm, self.batch_size = raw, norm, batch_size
@@ -27,16 +27,16 @@ class Heldout:
         """`cfg.evaluate_vectors` vectors of `source`, read once for all SAEs that share a pass.
 
         Raises:
-            TrainError: the source holds no image out.
+            TrainError: the source has no held-out images.
         """
         raw = source.heldout_sample(cfg.evaluate_vectors, cfg.seed).to(device)
         if len(raw) == 0:
-            raise TrainError("train.evaluate_every needs images held out from training, and there are none; set read.heldout above 0.")
+            raise TrainError("train.evaluate_every needs held-out images, but there are none; set read.heldout above 0.")
         return cls(raw, source.norm.to(device), cfg.batch_size)
 
     @torch.no_grad()
     def card(self, sae: SAE) -> dict[str, Any]:
-        """The evaluation card of an SAE as it stands, by its inference form; changes nothing about it."""
+        """The evaluation card of an SAE in its current state and inference form; does not modify it."""
         frozen = sae.frozen()
         tally = Tally.of(sae, self.raw.device)
         for raw in torch.split(self.raw, self.batch_size):

@@ -1,8 +1,8 @@
-"""`recover`: how well single features tell what a data set knows of its pictures.
+"""`recover`: how well single features predict a data set's ground truth.
 
-For every factor value ("colour=red") the one feature and threshold that tell it best on the training images' patches,
-and how well those two do on the held-out images. No classifier is trained: a value counts as recovered only
-if one feature says it.
+For every factor value ("colour=red") it finds the feature and threshold that predict it best on the training images'
+patches, and scores them on the held-out images. No classifier is trained: a value counts as recovered only if a
+single feature predicts it.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ _BATCH_VECTORS = 8192
 
 @dataclass(frozen=True)
 class Recovered:
-    """One factor value and the feature that tells it best; all numbers but `f1_train` are of held-out images."""
+    """One factor value and the feature that predicts it best; all numbers except `f1_train` are for held-out images."""
 
     factor: str
     value: str
     feature: int
     """-1: no feature is ever active on a patch of this value."""
     threshold: float
-    """The feature says yes from this activation on."""
+    """The feature predicts the value at or above this activation."""
     f1: float
     precision: float
     recall: float
     f1_train: float
     n_positive: int
-    """Held-out patches of which the value is true."""
+    """Held-out patches for which the value is true."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """All factor values of a data set, and what was counted."""
+    """All factor values of a data set, and the counts behind them."""
 
     rows: tuple[Recovered, ...]
     n_images: int
-    """Held-out images."""
+    """Number of held-out images."""
     n_patches: int
-    """Held-out patches that were counted."""
+    """Number of held-out patches that were counted."""
     n_left_out: int
     """Held-out patches that were not: the data set does not say what they show."""
     best_value: tuple[tuple[int, str, float], ...] = ()
@@ -67,7 +67,7 @@ class Recovery:
         return float(np.mean([row.f1 for row in self.rows if row.n_positive] or [0.0]))
 
     def factor_means(self) -> dict[str, float]:
-        """The same per factor."""
+        """Mean F1 per factor."""
         names = dict.fromkeys(row.factor for row in self.rows)
         return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
 
@@ -83,7 +83,7 @@ class Recovery:
         }
 
     def table(self) -> str:
-        """For people, one line per factor value."""
+        """Text table, one line per factor value."""
         lines = [f"{'factor':<10}{'value':<14}{'feature':>8}{'F1':>8}{'precision':>11}{'recall':>8}{'patches':>9}"]
         for r in self.rows:
             lines.append(f"{r.factor:<10}{r.value:<14}{r.feature:>8}{r.f1:>8.3f}{r.precision:>11.3f}{r.recall:>8.3f}{r.n_positive:>9}")
@@ -108,7 +108,7 @@ def recover(checkpoint: Checkpoint, vectors: ImageVectors, dataset: KnownTruth, 
 
     read = checkpoint.read
     if not isinstance(dataset, KnownTruth):
-        raise DatasetError(f"{type(dataset).__name__} does not know what its patches show; recovery needs `factors` and `patch_factors`.")
+        raise DatasetError(f"{type(dataset).__name__} has no ground truth for patches; recovery needs `factors` and `patch_factors`.")
     if read.tokens != "patches":
         raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
     checkpoint.check(vectors)
@@ -133,7 +133,7 @@ def recover(checkpoint: Checkpoint, vectors: ImageVectors, dataset: KnownTruth, 
 
 
 class _Counts:
-    """How often each feature is active, by bin of its value: on all counted patches, and on those of each factor value."""
+    """Histogram of each feature's values, over all counted patches and over those of each factor value."""
 
     def __init__(self, n_factors: int, d_sae: int) -> None:
         self.active = np.zeros((d_sae, N_BINS), np.int64)
@@ -144,7 +144,7 @@ class _Counts:
     def add(
         self, truth: Int8[np.ndarray, "n n_factors"], mine: np.ndarray, row: np.ndarray, feature: np.ndarray, value: np.ndarray
     ) -> None:
-        """Codes `(row, feature, value)` of `n` patches, of which those in `mine` are to be counted."""
+        """Count the codes `(row, feature, value)` of those of `n` patches that are in `mine`."""
         counted = mine & (truth >= 0).all(1)
         self.n_counted += int(counted.sum())
         self.n_left_out += int(mine.sum() - counted.sum())
@@ -160,7 +160,7 @@ class _Counts:
 
 def _bin(value: Float[np.ndarray, " nnz"]) -> Int[np.ndarray, " nnz"]:
     """The bin of each positive value; bin b begins at `edge(b)`, values below the first count there."""
-    # searchsorted and not a logarithm: a value at an edge must fall on the side that `>= edge` says.
+    # searchsorted instead of a logarithm: a value at an edge must be consistent with `>= edge`.
     bins: np.ndarray = np.clip(np.searchsorted(_EDGES, value, side="right") - 1, 0, N_BINS - 1)
     return bins
 
@@ -175,7 +175,7 @@ def _from(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1(i: int, counts: _Counts) -> Float[np.ndarray, "d_sae n_bins"]:
-    """F1 of a factor value for every feature and threshold: 2 hits / (said yes + true)."""
+    """F1 of a factor value for every feature and threshold: 2 hits / (predicted + true)."""
     return np.asarray(2 * _from(counts.true[i]) / np.maximum(_from(counts.active) + counts.n_true[i], 1))
 
 

@@ -1,4 +1,4 @@
-"""Pairing the rows of two dictionaries one to one, so that the cosines of all pairs add up to the most."""
+"""One-to-one matching of the rows of two dictionaries that maximises the sum of cosines."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 EXACT = 2048
-"""Rows up to which every pair is weighed. Beyond, memory and time grow with the square and the cube: 4,096 rows take twelve
-times as long as by candidates, 24,576 would need 4.8 GB."""
+"""Number of rows up to which every pair is considered. Memory grows quadratically and time cubically: 4,096 rows take twelve
+times as long as with candidates, 24,576 would need 4.8 GB."""
 CANDIDATES = 32
-"""Partners that each row, of either side, may get beyond that. On half-shared dictionaries of 4,096 rows the sum of cosines is
-1e-5 below the exact one, with 8 it is 3e-3."""
+"""Candidate partners of each row of either side for larger dictionaries. For dictionaries of 4,096 rows, half of them shared, the
+sum of cosines is 1e-5 below the exact one; with 8 candidates, 3e-3."""
 BLOCK = 1024
-"""Rows whose cosines to all others are in memory at a time."""
+"""Rows per block of cosines in memory."""
 
 
 @torch.no_grad()
 def match(
     a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, exact: int = EXACT, candidates: int = CANDIDATES
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """For each row of `a` its partner in `b`, -1 where it has none, and their cosine, 0 where it has none.
+    """For each row of `a` its partner in `b` (-1: none) and their cosine (0: none).
 
-    The one-to-one matching with the largest sum of cosines; a row stays alone rather than take a partner at a cosine of 0
-    or less. Exact where both sides have at most `exact` rows. Larger ones choose among the `candidates` nearest rows of each
-    row, of both sides, and are exact among those; cosines are then computed in blocks and never held all at once.
+    The one-to-one matching with the largest sum of cosines; rows with only cosines of 0 or less stay
+    unmatched. Exact if both sides have at most `exact` rows. Larger dictionaries are matched exactly among the `candidates`
+    nearest rows of each row of both sides; cosines are then computed in blocks and never held in memory all at once.
 
     Source: Kuhn 1955, The Hungarian method for the assignment problem; for candidates Jonker and Volgenant 1987, in scipy's
     sparse form. Matched cosine of dictionaries: Fel et al. 2025, Archetypal SAE. https://arxiv.org/abs/2502.12892
@@ -57,11 +57,11 @@ def _sparse(a: Tensor, b: Tensor, candidates: int) -> tuple[np.ndarray, np.ndarr
     row, column, value = (
         np.concatenate(each) for each in zip(_nearest(a, b, candidates), _nearest(b, a, candidates, swap=True), strict=True)
     )
-    # A pair may be found from both sides, its cosine in one a rounding apart.
+    # A pair may be found from both sides, with cosines that differ by rounding.
     _, once = np.unique(row * m + column, return_index=True)
     row, column, value = row[once], column[once], value[once]
-    # Each row may also take a column of its own at cosine 0: so a full matching exists, and none is forced. Costs are 2 - cosine,
-    # for an entry of 0 would count as absent.
+    # Each row also gets a private column with cosine 0, so that a full matching exists and none is forced. Costs are 2 - cosine,
+    # because an entry of 0 would count as absent.
     own = np.arange(n)
     entries = (np.concatenate([row, own]), np.concatenate([column, m + own]))
     cost = csr_array((np.concatenate([2 - value, np.full(n, 2.0)]), entries), shape=(n, m + n))
@@ -73,7 +73,7 @@ def _sparse(a: Tensor, b: Tensor, candidates: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _nearest(a: Tensor, b: Tensor, candidates: int, *, swap: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row of `a` its nearest rows of `b` with positive cosine: rows, columns, cosines; the first two exchanged if `swap`."""
+    """For each row of `a` its nearest rows of `b` with positive cosine: rows, columns, cosines; the first two swapped if `swap`."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(a), BLOCK):
         near, at = (a[start : start + BLOCK] @ b.T).clamp_max_(1).topk(min(candidates, len(b)), dim=1)

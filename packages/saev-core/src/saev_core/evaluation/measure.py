@@ -1,4 +1,4 @@
-"""`evaluate`: how good an SAE is, on images it was not trained on; one definition of each number."""
+"""`evaluate`: quality metrics of an SAE on held-out images; the single definition of each metric."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ LOG_VALUE = np.linspace(-4, 3, 71)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The card, plain numbers that go into the checkpoint, and two numbers of every feature."""
+    """The card (JSON values, saved in the checkpoint), and two numbers per feature."""
 
     card: dict[str, Any]
     frequency: np.ndarray[Any, np.dtype[np.float64]]
-    """Share of vectors on which each feature is active."""
+    """Fraction of vectors on which each feature is active."""
     mean_value: np.ndarray[Any, np.dtype[np.float64]]
-    """Mean of each feature where it is active; 0 where it never is."""
+    """Mean of each feature over the vectors where it is active; 0 if there are none."""
 
 
 class Tally:
-    """Sums over a stream of normalised vectors, in float64. Feed it, then ask for the result.
+    """Sums over a stream of normalised vectors, in float64: call `add` repeatedly, then `result`.
 
-    NMSE (also FVU) = sum |x - x_hat|^2 / (sum |x|^2 - |sum x|^2 / N): the variance is that of the whole set, about the
-    mean VECTOR. Unchanged by shifting and scaling, so it is the same for raw and for normalised activations. Of joined sites
-    each is scaled by itself, so that they count alike; `nmse_by_site` has them one by one.
+    NMSE (also FVU) = sum |x - x_hat|^2 / (sum |x|^2 - |sum x|^2 / N): the variance is over the whole set, about
+    the mean VECTOR. It is invariant to shift and scale, so it is the same for raw and normalised activations. Joined sites
+    are scaled separately, so that they have equal weight; `nmse_by_site` has one value per site.
     """
 
     def __init__(self, d_out: int, d_sae: int, device: torch.device | str = "cpu", *, n_sites: int = 1) -> None:
         """
         Args:
-            n_sites: sites that are joined in the vectors.
+            n_sites: number of sites joined in the vectors.
         """
         self.n = 0
         self._x = torch.zeros(d_out, dtype=torch.float64, device=device)
@@ -59,7 +59,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, x: Float[Tensor, "n d_out"], x_hat: Float[Tensor, "n d_out"], codes: Codes) -> None:
-        """Vectors that were to be reconstructed, their reconstructions, the codes."""
+        """Add target vectors, their reconstructions, and the codes."""
         x64 = x.double()
         self.n += len(x)
         self._x += x64.sum(0)
@@ -69,27 +69,27 @@ class Tally:
         self._value += torch.bincount(codes.feature, weights=codes.value.double(), minlength=codes.d_sae)
 
     def answer(self, sae: SAE, x: Float[Tensor, "n d_in"]) -> None:
-        """Add normalised vectors as an SAE, in its inference form, gives them back."""
+        """Add normalised vectors and their reconstruction by an SAE in its inference form."""
         codes = sae.codes(x)
         self.add(sae.split(x)[1], sae.reconstruct(x, codes), codes)
 
     @classmethod
     def of(cls, sae: SAE, device: torch.device | str = "cpu") -> Tally:
-        """An empty one for what this SAE reconstructs."""
+        """An empty tally for the vectors that this SAE reconstructs."""
         return cls(sae.d_out, sae.d_sae, device, n_sites=sae.d_out * sae.cfg.n_sites // sae.d_in)
 
     def _by_site(self, x: Float[Tensor, "n d_out"]) -> Float[Tensor, " n_sites"]:
-        """Summed squares."""
+        """Sum of squares per site."""
         return torch.stack([block.square().sum() for block in x.chunk(len(self._error), dim=1)])
 
     def result(self, cfg: EvaluateConfig) -> Evaluation:
-        """Everything that follows from the sums.
+        """All metrics, computed from the sums.
 
         Raises:
             CheckpointError: nothing was added.
         """
         if self.n == 0:
-            raise CheckpointError("there is no vector to evaluate on; check read.heldout and that the recording is complete.")
+            raise CheckpointError("there are no vectors to evaluate on; check read.heldout and that the recording is complete.")
         spreads = (self._x_sq - self._by_site(self._x[None]) / self.n).tolist()
         errors = self._error.tolist()
         spread, error = sum(spreads), sum(errors)
@@ -120,7 +120,7 @@ class Tally:
 
 
 def _histogram(values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> dict[str, list[float] | list[int]]:
-    """Counts between edges; what lies outside counts in the outermost bins."""
+    """Counts between edges; values outside count in the outermost bins."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return {"edges": [round(float(edge), 6) for edge in edges], "counts": [int(c) for c in counts]}
 
@@ -134,15 +134,15 @@ def measure(
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
     track: Track = silent,
 ) -> Evaluation:
-    """Measure a checkpoint on held-out images, or on others, of a store or straight from the model.
+    """Evaluate a checkpoint on held-out (or other) images, from a store or directly from the model.
 
     Args:
         vectors: what its `read` selects: the source that it was trained on, or `StoredVectors(store, checkpoint.read)`.
 
     The card: `nmse`, `explained_variance`, `l0` (mean count of active features), `l1` (mean sum of values), `mse` (mean
     squared distance per vector, normalised units), shares and counts of `dead` (never active here), `almost_dead`
-    and `dense` features, histograms of log10 frequency and log10 mean value, and what it was measured on; `nmse_by_site`
-    where joined sites are reconstructed, and what the variant has to say of its dictionary (`SAE.facts`).
+    and `dense` features, histograms of log10 frequency and log10 mean value, and the data used; `nmse_by_site`
+    if joined sites are reconstructed, and the variant's own facts about its dictionary (`SAE.facts`).
 
     Raises:
         CheckpointError: they are not of the store or model that the SAE was trained on, or there is no vector to measure.

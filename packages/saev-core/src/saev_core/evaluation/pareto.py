@@ -1,4 +1,4 @@
-"""Which SAEs of a run are worth looking at: those that no other beats in both L0 and reconstruction error, and the best one."""
+"""The Pareto front of a run's SAEs in L0 and reconstruction error, and the best SAE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from saev_core.sae.checkpoint import Checkpoint
 
 SLACK = 1.1
-"""The bound on L0 where none is given, over the median of the SAEs: of those that aim at one k, each may miss it by a tenth."""
+"""Default bound on L0, relative to the median of the SAEs: SAEs that target the same k may miss it by a tenth."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class EvaluatedSAE:
     seed: int | None
     lr: float | None
     consensus: bool = False
-    """Whether it was made from several seeds."""
+    """Whether it is a consensus of several seeds."""
     on_front: bool = False
     best: bool = False
 
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint) -> Self:
-        """A checkpoint's evaluation card as a point: of the whole dictionary, not of a prefix, on held-out images."""
+        """The point of a checkpoint's evaluation card: the whole dictionary, not a prefix, on held-out images."""
         card, train = checkpoint.card, checkpoint.train
         return cls(
             name=name,
@@ -49,7 +49,7 @@ class EvaluatedSAE:
 
 @dataclass(frozen=True)
 class Pareto:
-    """Evaluated SAEs, by ascending L0."""
+    """Evaluated SAEs, sorted by L0."""
 
     points: list[EvaluatedSAE]
     best_l0: float
@@ -57,18 +57,18 @@ class Pareto:
 
     @property
     def best(self) -> str | None:
-        """The SAE with the lowest NMSE among those with an L0 of at most `best_l0`; None where there is none."""
+        """The SAE with the lowest NMSE among those with an L0 of at most `best_l0`; None if there is none."""
         return next((point.name for point in self.points if point.best), None)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into `results/pareto.json`."""
+        """The content of `results/pareto.json`."""
         return {"best": self.best, "best_l0": self.best_l0, "points": [asdict(point) for point in self.points]}
 
 
 def pareto(points: Iterable[EvaluatedSAE], best_l0: float | Literal["auto"] = "auto") -> Pareto:
     """The L0 / NMSE front of evaluated SAEs and the best of them.
 
-    On the front is an SAE if no other has both an L0 and an NMSE as low, and one of them lower.
+    An SAE is on the front if no other one is at least as low in both L0 and NMSE and lower in one of them.
 
     Args:
         best_l0: largest L0 of the best one; `auto`: 1.1 times the median L0 of those that were trained,
@@ -81,7 +81,7 @@ def pareto(points: Iterable[EvaluatedSAE], best_l0: float | Literal["auto"] = "a
     typical = median(point.l0 for point in given if not point.consensus or all(p.consensus for p in given))
     bound = SLACK * typical if best_l0 == "auto" else best_l0
     front = set(_front(scores))
-    # Of equal errors the sparser one.
+    # Ties in error go to the sparser SAE.
     allowed = [name for name, (l0, _) in scores.items() if l0 <= bound]
     best = min(allowed, key=lambda name: (scores[name][1], scores[name][0], name), default=None)
     marked = [replace(point, on_front=point.name in front, best=point.name == best) for point in given]
@@ -89,7 +89,7 @@ def pareto(points: Iterable[EvaluatedSAE], best_l0: float | Literal["auto"] = "a
 
 
 def _front(scores: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names that no other beats; equals do not beat each other."""
+    """Names that no other dominates; equal scores do not dominate each other."""
     found: list[str] = []
     for name in sorted(scores, key=lambda name: scores[name]):
         if not found or scores[name][1] < scores[found[-1]][1] or scores[name] == scores[found[-1]]:

@@ -1,4 +1,4 @@
-"""How well SAEs that differ in their seed alone agree: the matched cosine of every live feature's decoder row."""
+"""Agreement of SAEs that differ only in their seed: the matched cosine of every live feature's decoder row."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ LEVELS = (0.9, 0.7)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two SAEs matched; only features that are live in their own SAE take part."""
+    """The matching of two SAEs; features that are dead in their own SAE are excluded."""
 
     partner: Int[np.ndarray, " d_sae"]
-    """For each feature of the first its partner in the second; -1: none, or not live."""
+    """For each feature of the first, its partner in the second; -1: none, or dead."""
     cosine: Float[np.ndarray, " d_sae"]
-    """Their cosine; 0 where there is none."""
+    """Their cosine; 0 without a partner."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """SAEs of one point, matched pair by pair."""
+    """SAEs of one point, matched pairwise."""
 
     names: list[str]
     seeds: list[int]
     live: list[Bool[np.ndarray, " d_sae"]]
-    """Of each SAE, which features fire at all."""
+    """For each SAE, which features fire at all."""
     pairs: dict[tuple[int, int], Pair]
-    """By the places of both SAEs in `names`; (i, j) and (j, i) are one matching, seen from either side."""
+    """Keyed by the positions of both SAEs in `names`; (i, j) and (j, i) are the same matching, from either side."""
 
     def per_feature(self, i: int) -> Float[np.ndarray, " d_sae"]:
-        """Of SAE `i`, each feature's mean cosine to its partners in the others; NaN where it is not live."""
+        """Mean cosine of each feature of SAE `i` to its partners in the others; NaN for dead features."""
         others = [pair.cosine for (a, _), pair in self.pairs.items() if a == i]
         return np.where(self.live[i], np.mean(others, 0), np.nan).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into `results/stability.json`; means and shares are over the live features of both sides."""
+        """The content of `results/stability.json`; means and shares are over the live features of both SAEs."""
         rows = []
         for i, j in combinations(range(len(self.names)), 2):
             each = np.concatenate([self.pairs[a, b].cosine[self.live[a]] for a, b in ((i, j), (j, i))])
@@ -68,11 +68,11 @@ class Stability:
 
 
 def stability(checkpoints: Mapping[str, Checkpoint], live: Mapping[str, Bool[np.ndarray, " d_sae"]]) -> Stability:
-    """Match the decoder rows of every two SAEs.
+    """Match the decoder rows of every pair of SAEs.
 
     Args:
         checkpoints: at least two of one point, by name; see `points`.
-        live: which features of each fire at all. A dead one agrees with nothing, and is no fault of its seed.
+        live: which features of each fire at all. Dead ones match nothing and would distort the agreement.
     """
     names = list(checkpoints)
     rows = [checkpoints[name].sae.W_dec.detach() for name in names]
@@ -91,7 +91,7 @@ def stability(checkpoints: Mapping[str, Checkpoint], live: Mapping[str, Bool[np.
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """Everything that decides a checkpoint but its seed, as text; empty for a consensus, which is no seed of anything.
+    """Everything that determines a checkpoint except its seed, as text; empty for a consensus, which has no seed.
 
     Plugin, options, site, reading, store, normaliser and training configuration.
     """
@@ -107,7 +107,7 @@ def identity(checkpoint: Checkpoint) -> str:
 
 
 def points(identities: Mapping[str, str], seeds: Mapping[str, int]) -> dict[str, list[str]]:
-    """Names of SAEs that differ in their seed alone, two or more each, in the order of seeds, by the name of their point.
+    """Groups of two or more SAEs that differ only in their seed, sorted by seed, keyed by the name of their point.
 
     Args:
         identities: `identity` of each checkpoint, by its name.
@@ -122,6 +122,6 @@ def points(identities: Mapping[str, str], seeds: Mapping[str, int]) -> dict[str,
 
 
 def _point_name(names: Sequence[str], seeds: Sequence[int]) -> str:
-    """What the names share: each without its seed where that makes them one, else the first."""
+    """The common name: the names without their seeds if these are equal, else the first name."""
     bare = {re.sub(rf"-?s(?:eed)?{seed}$", "", name) for name, seed in zip(names, seeds, strict=True)}
     return bare.pop() if len(bare) == 1 and all(bare) else names[0]

@@ -1,8 +1,8 @@
-"""The SAEs of one run side by side: what `saev evaluate` finds out beyond each one's card, and where it is kept.
+"""Comparison of the SAEs of one run: what `saev evaluate` computes beyond each one's card, and where it is stored.
 
 results/pareto.json               every SAE's L0 and error, the front, the best
-results/stability.json            for each point with several seeds: agreement, consensus
-results/stability/<sae>.npy       each feature's mean cosine to its partners in the other seeds, NaN where it is dead
+results/stability.json            agreement and consensus of each point with several seeds
+results/stability/<sae>.npy       each feature's mean cosine to its partners in the other seeds, NaN if it is dead
 results/frequency/<sae>.npy       each feature's frequency on held-out images
 """
 
@@ -32,7 +32,7 @@ from saev_core.support.files import write_json
 
 @dataclass(frozen=True)
 class Measured:
-    """What comparing needs to know of an evaluated SAE; its weights are not kept."""
+    """The data of an evaluated SAE needed for comparisons, without its weights."""
 
     point: EvaluatedSAE
     identity: str
@@ -44,20 +44,20 @@ class Measured:
 
 
 def is_consensus(run: Run, name: str) -> bool:
-    """Whether an SAE was made from others, read without its weights."""
+    """Whether an SAE is a consensus of others; does not read its weights."""
     try:
         return "consensus" in json.loads((run.sae_dir(name) / META).read_text(encoding="utf-8"))["train"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # damaged: loading it says how
+        return False  # damaged: loading it reports the problem
 
 
 def frequency_path(run: Run, name: str) -> Path:
-    """Where an SAE's feature frequencies are."""
+    """The file with an SAE's feature frequencies."""
     return run.results_path("frequency").with_suffix("") / f"{name}.npy"
 
 
 def keep_frequency(run: Run, name: str, frequency: Float[np.ndarray, " d_sae"]) -> None:
-    """Write an SAE's feature frequencies where the run has others to compare it with."""
+    """Save an SAE's feature frequencies if the run has other SAEs to compare it with."""
     path = frequency_path(run, name)
     path.unlink(missing_ok=True)
     if len(run.sae_names) > 1:
@@ -66,7 +66,7 @@ def keep_frequency(run: Run, name: str, frequency: Float[np.ndarray, " d_sae"]) 
 
 
 def seeds_of(found: Mapping[str, Measured]) -> dict[str, list[str]]:
-    """Names of SAEs that differ in their seed alone, by the name of their point."""
+    """Names of SAEs that differ only in their seed, by the name of their point."""
     return points({name: m.identity for name, m in found.items()}, {name: m.point.seed or 0 for name, m in found.items()})
 
 
@@ -78,7 +78,7 @@ def compare_seeds(
     above: float | None,
     x: Float[Tensor, "n d_in"] | None = None,
 ) -> dict[str, Any]:
-    """Match the seeds of one point, write what each feature's stability is, and make their consensus.
+    """Match the seeds of one point, save each feature's stability, and build their consensus.
 
     Args:
         name: of the point; the consensus is called `<name>-consensus`.
@@ -102,7 +102,7 @@ def compare_seeds(
         one.save(made)
     except CheckpointError as error:
         if is_consensus(run, made.name):
-            shutil.rmtree(made)  # of other seeds, or of another threshold
+            shutil.rmtree(made)  # from other seeds, or another threshold
         return {**entry, "consensus": {"why": str(error)}}
     return {**entry, "consensus": {"name": made.name, "above": above, "d_sae": one.sae.d_sae}}
 

@@ -1,4 +1,4 @@
-"""The feature index: per feature how often and how strongly it fires, its top images, and its name.
+"""The feature index: how often and how strongly each feature fires, its top images, and its name.
 
-Import `FeatureIndex`, `index_features`. It knows stores and checkpoints, nothing of training or steering.
+Import `FeatureIndex`, `index_features`. Depends on stores and checkpoints, not on training or steering.
 """

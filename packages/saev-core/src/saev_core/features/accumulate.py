@@ -1,4 +1,4 @@
-"""`FeatureAccumulator`: what an index says of every feature, gathered in one pass over the images and written at its end."""
+"""`FeatureAccumulator`: gathers all per-feature data of an index in one pass over the images and writes it at the end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from saev_core.sae.codes import Codes
 from saev_core.support.files import replace_folder
 
 PERCENTILES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
-"""Percentiles of the non-zero values kept for every feature, beside `IndexConfig.percentile`."""
+"""Percentiles of the non-zero values stored for every feature, in addition to `IndexConfig.percentile`."""
 
 
 class FeatureAccumulator:
     """One pass over images: feed batches of codes in ascending image order, then `write`.
 
-    Memory depends on the number of features, of kept images, of patches and of labels, never on that of images.
+    Memory depends on the number of features, kept images, patches and labels, not on the number of images.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class FeatureAccumulator:
     ) -> None:
         """
         Args:
-            n_samples: images drawn from all that fire a feature, beside the strongest ones.
-            d_embedding: width of the images' embeddings, by which monosemanticity is measured; 0: there are none.
-            n_labels: labels are 0 to `n_labels - 1`; 0: none are known.
+            n_samples: images drawn at random from all that fire a feature, in addition to the strongest ones.
+            d_embedding: width of the image embeddings used for monosemanticity; 0: none.
+            n_labels: labels are 0 to `n_labels - 1`; 0: no labels.
             wide: count in 64 bits, for more than 2^31 vectors.
-            folder: where arrays above 1 GiB are paged to; None: all in memory.
+            folder: where arrays above 1 GiB are memory-mapped; None: all in memory.
         """
         self.d_sae, self.n_patches, self.n_labels = d_sae, n_patches, n_labels
         self.n_images = self.n_vectors = 0
@@ -72,26 +72,26 @@ class FeatureAccumulator:
         labels: Int[np.ndarray, " b"] | None = None,
         embedding: Float[np.ndarray, "b d"] | None = None,
     ) -> None:
-        """Images `index`, with the codes of all their patches in order: row `i * n_patches + token`.
+        """Add images `index` with the codes of all their patches in order: row `i * n_patches + token`.
 
         Args:
-            codes: of several layers one each, where the SAE reads them as so many examples; every vector then counts
-                for frequency and mean, and a heat map shows each patch's largest value over the layers.
+            codes: one per layer if the SAE reads several layers as separate examples; every vector then counts for
+                frequency and mean, and a heat map shows each patch's largest value over the layers.
             labels: their labels, -1 where unknown.
-            embedding: of each image, centred, of any length.
+            embedding: one per image, centred, not normalised.
 
         Raises:
-            ValueError: the images do not ascend, or the codes are not theirs.
+            ValueError: the images are not in ascending order, or the codes do not match them.
         """
         b = len(index)
         parts = [codes] if isinstance(codes, Codes) else codes
         for part in parts:
             if len(part) != b * self.n_patches or part.d_sae != self.d_sae:
-                raise ValueError(f"{len(part)} codes of {part.d_sae} features are not those of {b} images of {self.n_patches} patches.")
+                raise ValueError(f"{len(part)} codes of {part.d_sae} features do not match {b} images of {self.n_patches} patches.")
         value, feature, row, active = _joined(parts)
         row, token = np.divmod(row, self.n_patches)
         if not np.isfinite(value).all():
-            raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} gives feature values that are not finite; run saev store verify.")
+            raise StoreError(f"image {index[row[~np.isfinite(value)][0]]} has feature values that are not finite; run saev store verify.")
         peak = np.zeros((b, self.d_sae), np.float32)
         np.maximum.at(peak.reshape(-1), row * self.d_sae + feature, value)
         fired = peak > 0
@@ -116,7 +116,7 @@ class FeatureAccumulator:
         self.samples.add(np.asarray(index), peak, row=row, token=token, feature=feature, value=value, n_patches=self.n_patches)
 
     def arrays(self, percentiles: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
-        """What is known of every feature, but for heat maps and label counts, and how many are active at once."""
+        """Statistics of every feature, except heat maps and label counts, and the distribution of active features."""
         self.top.merge()
         self.samples.merge()
         n = self.histogram.total
@@ -127,7 +127,7 @@ class FeatureAccumulator:
             "image_frequency": self.images_firing / max(self.n_images, 1),
             "mean": (self.sum / np.maximum(n, 1)).astype(np.float32),
             "max": self.max,
-            # A bin's middle may lie above the largest value in it.
+            # A bin's midpoint may exceed the largest value in it.
             "percentiles": np.minimum(found, self.max[:, None]).astype(np.float32),
             "histogram": self.histogram.coarse(),
             "position": self.position / np.maximum(self.sum, np.finfo(np.float32).tiny)[:, None].astype(np.float32),
@@ -141,7 +141,7 @@ class FeatureAccumulator:
         }
 
     def write(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float] = PERCENTILES) -> None:
-        """The index as a zarr group at `path`, whole or not at all; one that is there is replaced.
+        """Write the index as a zarr group at `path`, atomically; an existing one is replaced.
 
         Raises:
             StoreError: it cannot be written.
@@ -173,7 +173,7 @@ class FeatureAccumulator:
                 counts[start : start + step] = self.label_count[:, start : start + step].T
             group.create_array("label_images", data=self.label_images)
         k = self.top.value.shape[1]
-        # Chunks of half a megabyte: zarr takes a third of a millisecond for each, and a feature is read in one or two.
+        # Chunks of half a megabyte: zarr takes a third of a millisecond for each, and reading a feature takes one or two.
         inner = max(1, min(64, (1 << 19) // (2 * k * self.n_patches), self.d_sae))
         shard = inner * max(1, min(-(-512 // inner), math.ceil(self.d_sae / inner)))
         maps = group.create_array(
@@ -205,10 +205,10 @@ class FeatureAccumulator:
 
 
 def concentrated(maps: Float[np.ndarray, "n k n_patches"]) -> Float[np.ndarray, " n"]:
-    """1 - the share of a picture that a feature takes up, mean over its top images: near 1 on one patch, 0 evenly on all.
+    """1 - the share of an image that a feature covers, mean over its top images: near 1 for one patch, 0 if spread evenly.
 
-    The share is the effective number of patches, (sum v)^2 / sum v^2, over that of all patches; with a single patch in
-    all, or no image, it is NaN.
+    The share is the effective number of patches, (sum v)^2 / sum v^2, over the number of patches; NaN if there is only
+    one patch, or no image.
     """
     n_patches = maps.shape[2]
     values = maps.astype(np.float32)
@@ -220,14 +220,14 @@ def concentrated(maps: Float[np.ndarray, "n k n_patches"]) -> Float[np.ndarray, 
 
 
 def _counted(counts: Int[np.ndarray, " n"], numbers: Int[np.ndarray, " m"]) -> Int[np.ndarray, " n_or_more"]:
-    """`counts[i]`, how often number i came, and now how often it came among `numbers` as well."""
+    """`counts` with the occurrences of each number in `numbers` added, extended if needed."""
     new = np.bincount(numbers, minlength=len(counts))
     new[: len(counts)] += counts
     return new
 
 
 def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Value, feature and row of every active code of all parts, rows ascending; how many are active on each vector."""
+    """Value, feature and row of every active code of all parts, rows ascending; and the number of active features per vector."""
     each = [[part.cpu().numpy() for part in (c.value.detach().float(), c.feature, c.rows)] for c in parts]
     active = np.concatenate([np.bincount(row[value > 0], minlength=len(c)) for c, (value, _, row) in zip(parts, each, strict=True)])
     value, feature, row = (np.concatenate(part) for part in zip(*each, strict=True))
@@ -235,6 +235,6 @@ def _joined(parts: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray, np.ndarray,
         order = np.argsort(row, kind="stable")
         value, feature, row = value[order], feature[order], row[order]
     if not (value > 0).all():
-        live = ~(value <= 0)  # not `value > 0`: what is not a number must be seen and refused
+        live = ~(value <= 0)  # not `value > 0`: NaN must be kept, to be refused later
         value, feature, row = value[live], feature[live], row[live]
     return value, feature, row, active

@@ -1,4 +1,4 @@
-"""`index_features`: one pass over a store, every feature's statistics and top images, written as a `FeatureIndex`."""
+"""`index_features`: compute every feature's statistics and top images in one pass over a store, as a `FeatureIndex`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LABEL_BYTES = 8 << 30
-"""Label counts above this size are left out, and the log says so."""
+"""Label counts above this size are omitted, with a warning."""
 
 
 def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, cfg: IndexConfig, *, track: Track = silent) -> FeatureIndex:
-    """The feature index of a checkpoint over every recorded image of a store, in one pass.
+    """Build the feature index of a checkpoint over all recorded images of a store, in one pass.
 
     Raises:
         CheckpointError: the checkpoint does not belong to the store.
-        StoreError: the store holds no image, is damaged, or the index cannot be written.
+        StoreError: the store has no images, is damaged, or the index cannot be written.
     """
     from saev_core.activations.sources.stored_vectors import StoredVectors
 
@@ -41,7 +41,7 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
     labels, d_sae, n_patches = store.labels, checkpoint.sae.d_sae, vectors.n_tokens
     images = np.flatnonzero(vectors.usable.all(0))
     if len(images) == 0:
-        raise StoreError(f"{store.url} holds no recorded image to index; record some first with saev record.")
+        raise StoreError(f"{store.url} has no recorded images to index; record some first with saev record.")
     n_labels = int(labels.max()) + 1
     if n_labels * d_sae * 4 > MAX_LABEL_BYTES:
         log.warning("%d labels times %d features are too many to count; the index has no label statistics.", n_labels, d_sae)
@@ -84,4 +84,4 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
         "percentile": cfg.percentile,
     }
     found.write(path, attributes, sorted({*PERCENTILES, cfg.percentile}))
-    return FeatureIndex.open(path)  # without the checkpoint, whose fingerprint takes long and has just been written
+    return FeatureIndex.open(path)  # without the checkpoint: its fingerprint is slow to compute and has just been written

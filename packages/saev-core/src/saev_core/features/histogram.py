@@ -1,4 +1,4 @@
-"""`LogHistogram`: how every feature's values are distributed, streamed, exact to a bin of at most 3.1 % width."""
+"""`LogHistogram`: the distribution of every feature's values, streamed, in bins of at most 3.1 % width."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from jaxtyping import Float, Int
 SUB_BITS = 5
 """log2 of the bins per octave."""
 LOW, HIGH = -20, 20
-"""Octaves covered: 2^-20 (1e-6) to 2^20 (1e6); values beyond count in the outermost bins."""
+"""Octaves covered: 2^-20 (1e-6) to 2^20 (1e6); values outside count in the outermost bins."""
 N_BINS = (HIGH - LOW) << SUB_BITS
 COARSE_BINS = (HIGH - LOW) * 4
-"""Bins of the stored histogram: four an octave, each of eight fine ones."""
+"""Bins of the stored histogram: four per octave, each of eight fine ones."""
 
 
 def edges(per_octave: int = 1 << SUB_BITS) -> Float[np.ndarray, " n_bins_plus_1"]:
-    """Lower edges of the bins and the last upper one; within an octave [2^e, 2^(e+1)) the bins are equally wide."""
+    """Lower edges of the bins and the last upper edge; within an octave [2^e, 2^(e+1)) the bins have equal width."""
     octave, part = np.divmod(np.arange((HIGH - LOW) * per_octave + 1), per_octave)
     out: np.ndarray = np.ldexp(1.0 + part / per_octave, octave + LOW)  # float64
     return out
 
 
 class LogHistogram:
-    """Counts of positive values per feature, in bins that grow with the value.
+    """Counts of positive values per feature, in bins whose width grows with the value.
 
     The bin of a float32 is its exponent and the first five bits of its mantissa, so binning is a shift and no
-    edge is ever rounded. A bin is between 1/64 and 1/32 as wide as its values; a percentile is reported as the
-    middle of its bin and is off by at most 1.6 %. Memory: 1,280 counts per feature, whatever the number of values.
+    edge is ever rounded. A bin's width is between 1/64 and 1/32 of its values; a percentile is reported as the
+    midpoint of its bin, with an error of at most 1.6 %. Memory: 1,280 counts per feature, for any number of values.
     """
 
     def __init__(self, d_sae: int, *, wide: bool = False) -> None:
@@ -51,7 +51,7 @@ class LogHistogram:
         return out
 
     def percentiles(self, q: Sequence[float]) -> Float[np.ndarray, "d_sae n_q"]:
-        """The smallest bin middle that at least `q` % of a feature's values do not exceed; 0 where it has none."""
+        """The smallest bin midpoint that at least `q` % of a feature's values do not exceed; 0 without values."""
         middle = (edges()[:-1] + edges()[1:]) / 2
         out = np.zeros((len(self.counts), len(q)))
         used = np.flatnonzero(self.counts.any(0))

@@ -1,4 +1,4 @@
-"""`FeatureIndex`: for every feature, how often and how strongly it fires, and its top images with heat maps. Imports no torch."""
+"""`FeatureIndex`: how often and how strongly every feature fires, and its top images with heat maps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from saev_core.sae.checkpoint import Checkpoint
 
 FORMAT = 2
-"""Version of the index's layout; another one is refused."""
+"""Version of the index layout; others are refused."""
 KEEP_ROWS = 256
-"""Rows of arrays that are kept in memory, some kilobytes each: a feature's page asks for several of its rows more than once."""
+"""Number of cached array rows, some kilobytes each: a feature's page reads several of its rows more than once."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TopImage:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that fires a feature, drawn at random: its number, its strongest patch, that value, other features there."""
+    """A random image that fires a feature: its number, its strongest patch, the value there, other features there."""
 
     index: int
     token: int
@@ -51,20 +51,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class LabelShare:
-    """How a label goes with a feature: images with it that fire, the share of such images, and the lift over chance."""
+    """How a label relates to a feature: number and share of firing images with that label, and the lift over chance."""
 
     label: int
     n_images: int
     share: float
-    """Of the images that fire the feature, those with this label."""
+    """Share of the images that fire the feature which have this label."""
     lift: float
-    """`share` over the label's share of all labelled images; drawn towards 1 where few images fire."""
+    """`share` over the label's share of all labelled images; shrunk towards 1 if few images fire."""
     of_label: float = 0.0
-    """Of the images with this label, those that fire the feature."""
+    """Share of the images with this label which fire the feature."""
 
 
 class FeatureIndex:
-    """A feature index on disk; arrays are read when they are first asked for."""
+    """A feature index on disk; arrays are read on first use."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path = path
@@ -78,19 +78,19 @@ class FeatureIndex:
 
     @classmethod
     def open(cls, path: str | Path, checkpoint: Checkpoint | None = None) -> Self:
-        """The index at `path`; given a checkpoint, only if it is that one's.
+        """Open the index at `path`; given a checkpoint, check that the index belongs to it.
 
         Raises:
-            RunError: there is no index, it is of another format, or of another checkpoint.
+            RunError: there is no index, or it has another format or belongs to another checkpoint.
         """
         path = Path(path)
         recover_folder(path)
         try:
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except FileNotFoundError:
-            raise RunError(f"{path} is not a feature index; make one with saev index RUN.") from None
+            raise RunError(f"{path} is not a feature index; create one with saev index RUN.") from None
         except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{path} is not a readable feature index ({error}); make it again with saev index RUN.") from None
+            raise RunError(f"{path} is not a readable feature index ({error}); rebuild it with saev index RUN.") from None
         if attributes.get("saev_features") != FORMAT:
             have = attributes.get("saev_features", "none")
             raise RunError(f"{path}: feature index format {have}, this version reads {FORMAT}; make it again with saev index RUN.")
@@ -113,11 +113,11 @@ class FeatureIndex:
         return (Path(path) / "label_count").is_dir()
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        # Opening one takes zarr two milliseconds, and a page reads sixteen rows.
+        # Opening an array takes zarr two milliseconds, and a page reads sixteen rows.
         if (array := self._opened.get(name)) is None:
             found = self._group.get(name)
             if not isinstance(found, zarr.Array):
-                raise RunError(f"{self.path} has no {name}: it is damaged or of an earlier version; make it again with saev index RUN.")
+                raise RunError(f"{self.path} has no {name}: it is damaged or from an earlier version; rebuild it with saev index RUN.")
             array = self._opened[name] = found
         return array
 
@@ -131,7 +131,7 @@ class FeatureIndex:
 
     def _read_row(self, name: str, feature: int) -> np.ndarray[Any, Any]:
         row = np.asarray(self._array(name)[feature])
-        row.setflags(write=False)  # it is kept and given to others too
+        row.setflags(write=False)  # it is cached and shared
         return row
 
     @cached_property
@@ -141,7 +141,7 @@ class FeatureIndex:
 
     @cached_property
     def image_frequency(self) -> Float[np.ndarray, " d_sae"]:
-        """Share of images with at least one such patch."""
+        """Share of images with at least one patch that fires the feature."""
         return self._read("image_frequency")
 
     @cached_property
@@ -151,14 +151,14 @@ class FeatureIndex:
 
     @cached_property
     def monosemanticity(self) -> Float[np.ndarray, " d_sae"]:
-        """How alike the images are that fire it, see `Monosemanticity`; the embedding is the image's mean recorded vector,
-        centred. NaN where fewer than two images fire."""
+        """Similarity of the images that fire it, see `Monosemanticity`; an image's embedding is its mean recorded vector,
+        centred. NaN if fewer than two images fire."""
         return self._read("monosemanticity")
 
     @cached_property
     def concentration(self) -> Float[np.ndarray, " d_sae"]:
-        """1 - the share of the picture it takes up on its top images: near 1 on one patch, 0 evenly on all; NaN where it never
-        fires, or there is one patch."""
+        """1 - the share of the image it covers on its top images: near 1 for one patch, 0 if spread evenly; NaN if it never
+        fires, or there is only one patch."""
         return self._read("concentration")
 
     @cached_property
@@ -168,7 +168,7 @@ class FeatureIndex:
 
     @cached_property
     def percentiles(self) -> Float[np.ndarray, "d_sae n_levels"]:
-        """Percentiles `percentile_levels` of the non-zero values, off by at most 1.6 %."""
+        """Percentiles `percentile_levels` of the non-zero values, with an error of at most 1.6 %."""
         return self._read("percentiles")
 
     @cached_property
@@ -183,7 +183,7 @@ class FeatureIndex:
 
     @cached_property
     def top_index(self) -> Int[np.ndarray, "d_sae k"]:
-        """Numbers of the top images, strongest first; -1 where fewer fire."""
+        """Numbers of the top images, strongest first; padded with -1."""
         return self._read("top_index")
 
     @cached_property
@@ -193,12 +193,12 @@ class FeatureIndex:
 
     @cached_property
     def patch_active(self) -> Int[np.ndarray, " n"]:
-        """How many patches have 0, 1, 2 ... active features: the distribution whose mean is L0."""
+        """Number of patches with 0, 1, 2 ... active features: the distribution whose mean is L0."""
         return self._read("patch_active")
 
     @cached_property
     def image_active(self) -> Int[np.ndarray, " n"]:
-        """How many images have 0, 1, 2 ... different features that fire on them anywhere."""
+        """Number of images on which 0, 1, 2 ... distinct features fire."""
         return self._read("image_active")
 
     @property
@@ -222,10 +222,10 @@ class FeatureIndex:
         """Every feature's percentile `level`.
 
         Raises:
-            RunError: that one was not kept.
+            RunError: that percentile is not stored.
         """
         if level not in self.percentile_levels:
-            raise RunError(f"{self.path} keeps percentiles {self.percentile_levels}, not {level:g}; set index.percentile and index again.")
+            raise RunError(f"{self.path} has percentiles {self.percentile_levels}, not {level:g}; set index.percentile and index again.")
         return self.percentiles[:, self.percentile_levels.index(level)]
 
     def top(self, feature: int, n: int | None = None) -> list[TopImage]:
@@ -239,7 +239,7 @@ class FeatureIndex:
         return images[:n]
 
     def values(self, feature: int) -> Int[np.ndarray, " n_bins"]:
-        """Its line of `histogram`, read alone.
+        """One feature's row of `histogram`, without reading the others.
 
         Raises:
             RunError: no such feature.
@@ -247,7 +247,7 @@ class FeatureIndex:
         return self._row("histogram", feature)
 
     def place(self, feature: int) -> Float[np.ndarray, "rows cols"]:
-        """Its line of `position` as a map, read alone.
+        """One feature's row of `position` as a map, without reading the others.
 
         Raises:
             RunError: no such feature.
@@ -255,7 +255,7 @@ class FeatureIndex:
         return self._row("position", feature).reshape(self.grid.rows, self.grid.cols)
 
     def samples(self, feature: int) -> list[Sample]:
-        """Images drawn evenly from all that fire a feature, weakest first.
+        """Images drawn uniformly from all that fire a feature, weakest first.
 
         Raises:
             RunError: no such feature.
@@ -269,8 +269,8 @@ class FeatureIndex:
         return sorted(found, key=lambda sample: (sample.value, sample.index))
 
     def together(self, feature: int, n: int = 8) -> list[tuple[int, float]]:
-        """Features that often fire on the same patches, and on which share of this one's sampled patches they are among the
-        strongest; those come first whose share is largest over what their frequency gives by chance.
+        """Features that often fire on the same patches, each with the share of this feature's sampled patches on which it is among
+        the strongest; sorted by that share relative to what the other feature's frequency gives by chance.
 
         Raises:
             RunError: no such feature.
@@ -278,18 +278,18 @@ class FeatureIndex:
         samples = self.samples(feature)
         others, counts = np.unique([b for sample in samples for b in sample.coactive], return_counts=True)
         share = counts / max(len(samples), 1)
-        # One image more, drawn by chance, so that what was seen once does not come first.
+        # One extra chance image, so that a single co-occurrence does not rank first.
         lift = (counts + self.frequency[others.astype(int)]) / ((len(samples) + 1) * np.maximum(self.frequency[others.astype(int)], 1e-9))
         order = np.argsort(-np.where(counts > 1, lift * share, 0), kind="stable")[:n]
         return [(int(others[i]), float(share[i])) for i in order if counts[i] > 1]
 
     def top_maps(self, features: Sequence[int], n: int) -> Float[np.ndarray, "n_features n n_patches"]:
-        """Heat maps of the `n` strongest images of many features, float16; zero where there are fewer images."""
+        """Heat maps of the `n` strongest images of many features, float16; zero-padded if there are fewer images."""
         array = self._array("top_map")
         wanted = np.asarray(features, int)
         out = np.zeros((len(wanted), min(n, array.shape[1]), array.shape[2]), np.float16)
         step = (array.shards or array.chunks)[0]
-        for start in np.unique(wanted // step) * step:  # whole shards: reading them one by one costs far less than single features
+        for start in np.unique(wanted // step) * step:  # whole shards: far cheaper than reading single features
             here = np.flatnonzero((wanted >= start) & (wanted < start + step))
             out[here] = np.asarray(array[int(start) : int(start) + step])[wanted[here] - start, :n]
         return out
@@ -299,9 +299,9 @@ class FeatureIndex:
         return self._read("label_images")
 
     def labels(self, feature: int, n: int = 5, by: Literal["count", "lift"] = "lift") -> list[LabelShare]:
-        """The labels that go with a feature; none where the data set has none.
+        """The labels associated with a feature; empty if the data set has none.
 
-        Lift = P(label | fires) / P(label), with the share smoothed by `5` images drawn by chance, so that
+        Lift = P(label | fires) / P(label), with the share smoothed by `5` chance images, so that
         a feature that fires on two images does not top the list.
 
         Raises:
@@ -323,7 +323,7 @@ class FeatureIndex:
 
     @cached_property
     def best_labels(self) -> tuple[Int[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
-        """Of every feature the label with the largest lift, see `labels`, and that lift; -1 and NaN where there is none."""
+        """For every feature the label with the largest lift, see `labels`, and that lift; -1 and NaN if there is none."""
         best, found = np.full(self.d_sae, -1), np.full(self.d_sae, np.nan, np.float32)
         if not self.has_labels:
             return best, found
@@ -332,17 +332,17 @@ class FeatureIndex:
         step = counts.chunks[0]
         for start in range(0, self.d_sae, step):  # bounds the memory
             count = np.asarray(counts[start : start + step])
-            row, label = count.nonzero()  # most are zero
+            row, label = count.nonzero()  # most counts are zero
             lift = (count[row, label] + 5 * base[label]) / (count.sum(1)[row] + 5) / np.maximum(base[label], 1e-30)
             if len(row):
                 some, first, n = np.unique(row, return_index=True, return_counts=True)
                 largest = np.maximum.reduceat(lift, first)
-                at = np.flatnonzero(lift == np.repeat(largest, n))[::-1]  # backwards: of equal ones the lowest label stays
+                at = np.flatnonzero(lift == np.repeat(largest, n))[::-1]  # backwards: the lowest label wins ties
                 best[start + row[at]], found[start + some] = label[at], largest
         return best, found
 
     def with_label(self, label: int, n: int | None = None) -> list[tuple[int, LabelShare]]:
-        """Features that fire on images with a label, those with the largest lift first, see `labels`; of equal ones the more frequent.
+        """Features that fire on images with a label, by descending lift, see `labels`; ties go to the more frequent feature.
 
         Raises:
             RunError: no such label.
@@ -372,14 +372,14 @@ class FeatureIndex:
         n: int | None = None,
         seed: int = 0,
     ) -> list[int]:
-        """Features whose log10 frequency and log10 mean value lie within the ranges, ends included.
+        """Features whose log10 frequency and log10 mean value are within the ranges, inclusive.
 
         Args:
-            include: features that come first, whatever their numbers.
-            n: how many at most, drawn with `seed` beside `include`; None: all, ascending.
+            include: features that come first, regardless of the ranges.
+            n: maximum number, drawn with `seed` in addition to `include`; None: all, ascending.
 
         Raises:
-            RunError: `include` names a feature that is not there.
+            RunError: `include` names a feature that does not exist.
         """
         for feature in include:
             if not 0 <= feature < self.d_sae:

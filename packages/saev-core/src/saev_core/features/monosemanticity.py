@@ -1,4 +1,4 @@
-"""`Monosemanticity`: how alike the images are that fire a feature, for every feature, exactly, in one pass."""
+"""`Monosemanticity`: the similarity of the images that fire a feature, for every feature, exactly, in one pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Monosemanticity:
 
     MS = sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j, with e_i the image's embedding at length 1 and a_i the
     feature's largest value on image i, shifted and scaled to 0..1 over all images. Both sums over pairs follow from sums
-    over images: (|sum a e|^2 - sum a^2) / ((sum a)^2 - sum a^2); the scale cancels. 1: all its images are alike;
-    about 0 (embeddings are centred): it fires on images of every kind. Undefined, NaN, where fewer than two images fire.
+    over images: (|sum a e|^2 - sum a^2) / ((sum a)^2 - sum a^2); the scale cancels. 1: all its images are identical;
+    about 0 (embeddings are centred): it fires on images of every kind. NaN if fewer than two images fire.
 
     Source: https://arxiv.org/abs/2602.12403 (the one-pass form); Pach et al. 2025, https://arxiv.org/abs/2504.02821 (MS).
     """
@@ -27,7 +27,7 @@ class Monosemanticity:
         self._total = np.zeros(d)  # sum e
 
     def add(self, peak: Float[np.ndarray, "b d_sae"], embedding: Float[np.ndarray, "b d"]) -> None:
-        """Images with the largest value of each feature, and their embeddings, centred, of any length."""
+        """Add images: the largest value of each feature, and their embeddings, centred, not normalised."""
         length = np.linalg.norm(embedding, axis=1, keepdims=True)
         unit = np.divide(embedding, length, out=np.zeros_like(embedding), where=length > 0)
         self.n += len(peak)
@@ -43,11 +43,11 @@ class Monosemanticity:
         sum_a = self._sum - self.n * least
         sum_sq = self._sum_sq - 2 * least * self._sum + self.n * least**2
         length_sq = np.empty(len(least))
-        for start in range(0, len(least), 1024):  # bounds the memory of the doubles
+        for start in range(0, len(least), 1024):  # bounds the memory of the float64 copies
             part = slice(start, start + 1024)
             weighted = self._weighted[part].double().numpy() - least[part, None] * self._total
             length_sq[part] = np.einsum("ij,ij->i", weighted, weighted)
-        # Images without an embedding have cosine 0 with all; their a^2 is then not in |sum a e|^2, but there are hardly any.
+        # Images without an embedding have cosine 0 to all others, so their a^2 is missing from |sum a e|^2; this is rare.
         above = length_sq - sum_sq
         below = sum_a**2 - sum_sq
         defined = below > 1e-9 * np.maximum(sum_a**2, 1e-30)

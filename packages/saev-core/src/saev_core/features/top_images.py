@@ -1,4 +1,4 @@
-"""`TopImages`: every feature's k strongest distinct images with their heat maps, kept while images stream by."""
+"""`TopImages`: every feature's k strongest distinct images with their heat maps, updated as images stream in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 
 IN_MEMORY = 1 << 30
-"""Bytes of an array above which it lives in a temporary file that the system pages."""
+"""Bytes above which an array is backed by a temporary file."""
 
 
 def zeros_on_disk_if_large(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Shaped[np.ndarray, "..."]:
@@ -20,10 +20,10 @@ def zeros_on_disk_if_large(shape: tuple[int, ...], dtype: type, folder: Path | N
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if folder is None or size <= IN_MEMORY:
         return np.zeros(shape, dtype)
-    # Unlinked at once on Linux; the mapping keeps it alive and a killed process leaves nothing behind.
+    # Unlinked at once on Linux; the mapping keeps it alive, and a killed process leaves no file behind.
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash at the first write to a page
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk raises here instead of crashing at the first page write
         else:
             file.truncate(size)
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
@@ -31,7 +31,7 @@ def zeros_on_disk_if_large(shape: tuple[int, ...], dtype: type, folder: Path | N
 
 @dataclass
 class _Pool:
-    """Images that beat a feature's k-th, waiting for the next merge. Maps wait as their non-zero entries."""
+    """Images above a feature's k-th, waiting for the next merge. Maps are stored as their non-zero entries."""
 
     feature: list[np.ndarray]
     image: list[np.ndarray]
@@ -46,15 +46,15 @@ class _Pool:
 
 
 class TopImages:
-    """The k images in which a feature's largest patch value is largest; of equal ones the lower image number.
+    """The k images with the largest maximum patch value of a feature; ties go to the lower image number.
 
-    An image enters once, by its maximum, so no image can fill two places. Only images above a feature's present
-    k-th are pooled, and the pool is merged once per `block` images: after n images a feature takes a newcomer
-    with probability k / n. A map stays where it was written; only its slot number moves.
+    An image enters once, by its maximum, so it cannot take two places. Only images above a feature's current
+    k-th are pooled, and the pool is merged once per `block` images: after n images a feature accepts a new one
+    with probability k / n. A map stays where it was written; only its slot number changes.
     """
 
     def __init__(self, d_sae: int, k: int, n_patches: int, *, block: int = 1024, folder: Path | None = None) -> None:
-        self.value = np.zeros((d_sae, k), np.float32)  # descending; 0: empty place
+        self.value = np.zeros((d_sae, k), np.float32)  # descending; 0: empty
         self.image = np.full((d_sae, k), -1, np.int64)
         self.token = np.full((d_sae, k), -1, np.int32)
         self._slot = np.tile(np.arange(k, dtype=np.int32), (d_sae, 1))
@@ -73,18 +73,18 @@ class TopImages:
         feature: Int[np.ndarray, " nnz"],
         value: Float[np.ndarray, " nnz"],
     ) -> None:
-        """One batch of images, all later than those before.
+        """Add one batch of images, all later than the previous ones.
 
         Args:
             images: their numbers, ascending.
             peak: each feature's largest value in each image.
-            row: batch row of each non-zero code; with `token` ascending.
-            token: its patch.
-            feature: its feature.
-            value: its value.
+            row: batch row of each non-zero code; ascending, with `token` ascending within it.
+            token: patch of each code.
+            feature: feature of each code.
+            value: value of each code.
 
         Raises:
-            ValueError: the images do not ascend; ties would then depend on the order.
+            ValueError: the images are not in ascending order; ties would then depend on the order.
         """
         if len(images) == 0:
             return
@@ -101,7 +101,7 @@ class TopImages:
             entries = np.flatnonzero(of_entry >= 0)
             of_entry, tokens, values = of_entry[entries], token[entries], value[entries]
             best = peak[rows, features]
-            # Assigned from the last token to the first, so of equal patches the first stays.
+            # Assigned from the last token to the first, so that the first of equal patches wins.
             at_peak = np.flatnonzero(values == best[of_entry])[::-1]
             peak_token = np.zeros(len(rows), np.int32)
             peak_token[of_entry[at_peak]] = tokens[at_peak]
@@ -118,19 +118,19 @@ class TopImages:
             pool.n += len(rows)
             pool.n_entries += len(entries)
         pool.n_images += len(images)
-        # 2M entries are some 50 MB; at the start, when every image is among the best so far, they fill sooner than a block.
+        # 2M entries are some 50 MB; at the start, when every image is among the best so far, they fill up before a block ends.
         if pool.n_images >= self._block or pool.n_entries + pool.n >= 2_000_000:
             self.merge()
 
     def merge(self) -> None:
-        """Bring the pool into the kept images."""
+        """Merge the pool into the kept images."""
         pool, self._pool = self._pool, _Pool([], [], [], [], [], [], [])
         if pool.n == 0:
             return
         k = self.value.shape[1]
         feature, image, value, token = (np.concatenate(part) for part in (pool.feature, pool.image, pool.value, pool.token))
-        # By feature, then falling value: the bits of positive floats ascend as they do. Stable, so that of equal values the
-        # lower image comes first, as they were pooled. One such sort takes an eighth of a lexsort.
+        # By feature, then descending value: the bits of positive floats sort like the floats. Stable, so that of equal values
+        # the lower image comes first, as pooled. One such sort takes an eighth of the time of a lexsort.
         key = (feature << 32) | (0xFFFF_FFFF - value.view(np.uint32).astype(np.int64))
         order = torch.from_numpy(key).sort(stable=True).indices.numpy()
         touched, first, count = np.unique(feature[order], return_index=True, return_counts=True)
@@ -139,7 +139,7 @@ class TopImages:
         order, rank = order[keep], rank[keep]
         line = np.repeat(np.arange(len(touched)), np.minimum(count, k))
 
-        # Old and new side by side, [n_touched, 2k]; newcomers are later images, so a stable sort settles ties.
+        # Old and new side by side, [n_touched, 2k]; new images come later, so a stable sort resolves ties.
         values = np.concatenate([self.value[touched], np.zeros((len(touched), k), np.float32)], 1)
         images = np.concatenate([self.image[touched], np.full((len(touched), k), -1, np.int64)], 1)
         tokens = np.concatenate([self.token[touched], np.full((len(touched), k), -1, np.int32)], 1)
@@ -149,7 +149,7 @@ class TopImages:
         winners = np.argsort(-values, axis=1, kind="stable")[:, :k]
         new = winners >= k
 
-        # Slots of those that leave go to those that come, row by row; their numbers agree in every row.
+        # Slots of removed images go to added ones, row by row; their counts agree in every row.
         stays = np.zeros((len(touched), k), bool)
         np.put_along_axis(stays, np.where(new, 0, winners), True, 1)
         stays[:, 0] = (winners == 0).any(1)
@@ -174,7 +174,7 @@ class TopImages:
         height = np.minimum(entry_value[entries], np.finfo(np.float16).max).astype(np.float16)
         flat = maps.reshape(-1)
         flat[cell] = height
-        # The largest, not the last: a patch comes once per layer where an SAE reads several.
+        # The largest, not the last: a patch appears once per layer if an SAE reads several.
         while (lower := flat[cell] < height).any():
             flat[cell[lower]] = height[lower]
 

@@ -1,4 +1,4 @@
-"""Vision models: the base class, image transforms and where they crop, and `tiny`, the model that is built in.
+"""Vision models: the base class, image transforms and their crops, and the built-in model `tiny`.
 
-Import `VisionModel`, `ModelConfig`, `load_model`, `TextSpace`. It knows nothing of data sets, activations or SAEs.
+Import `VisionModel`, `ModelConfig`, `load_model`, `TextSpace`. Independent of data sets, activations and SAEs.
 """

@@ -1,4 +1,4 @@
-"""`VisionModel`: any torch module with blocks, what enters it, and what leaves each block."""
+"""`VisionModel`: any torch module with blocks, its image transform, and hooks on the output of each block."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from saev_core.types import Box, Grid, Site
 
 
 class ModelConfig(PluginConfig):
-    """Options every model has; a model plugin adds its own."""
+    """Options common to all models; a plugin adds its own."""
 
     main = "checkpoint"
 
     checkpoint: str = ""
     """Which weights: a hub name, or a local file or folder."""
     pretrained: bool = True
-    """Load weights; false gives random ones, for tests."""
+    """Load pretrained weights; false gives random ones, for tests."""
     blocks: str = ""
-    """Dotted glob of the modules to hook instead of the model's own blocks, such as `layers.*`."""
+    """Dotted glob of modules to hook instead of the model's own blocks, such as `layers.*`."""
 
 
 @runtime_checkable
 class TextSpace(Protocol):
-    """What a model offers beside `forward` if its images and some text lie in one space, as those of CLIP do."""
+    """What a model with a joint image-text space, such as CLIP, offers besides `forward`."""
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
         """Embeddings of texts, not normalised.
 
         Raises:
-            ModelError: the checkpoint has no text side.
+            ModelError: the checkpoint has no text encoder.
         """
         ...
 
@@ -50,19 +50,19 @@ class TextSpace(Protocol):
         ...
 
     def project(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_text"]:
-        """What the model's head, that is all after its last block, makes of an image of which a token of the residual stream is
-        all there is."""
+        """The model's head, everything after its last block, applied to single tokens of the residual stream, as if each were the
+        whole image."""
         ...
 
 
 class _Enough(Exception):
-    """Raised by the last hook: later blocks need not run."""
+    """Raised by the last hook to skip the remaining blocks."""
 
 
 class VisionModel(nn.Module):
     """Base of every model plugin: set `transform`, `grid`, `d_model` and `blocks` in `__init__`, and define `forward`.
 
-    Nothing else is assumed: no CLS token, no square grid, no fixed image size, no particular width.
+    Nothing else is assumed: neither a CLS token, a square grid, a fixed image size nor a particular width.
     """
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
@@ -72,9 +72,9 @@ class VisionModel(nn.Module):
     grid: Grid
     d_model: int
     blocks: Sequence[nn.Module] | nn.ModuleList | nn.Sequential
-    """The modules whose outputs are recorded, in the order in which they run."""
+    """The modules whose outputs are recorded, in execution order."""
     channels_last: bool | None = None
-    """Whether feature maps are `[b, h, w, c]`; None: told from a shape whose middle axes are equal."""
+    """Whether feature maps are `[b, h, w, c]`; None: inferred from a shape whose middle axes are equal."""
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +82,7 @@ class VisionModel(nn.Module):
 
     @property
     def hooked(self) -> Sequence[nn.Module] | nn.ModuleList | nn.Sequential:
-        """The modules that are recorded: the model's own `blocks`, or those that `hook_blocks` chose."""
+        """The modules that are recorded: the model's own `blocks`, or those selected by `hook_blocks`."""
         chosen: Sequence[nn.Module] | None = self.__dict__.get("_hooked")
         return self.blocks if chosen is None else chosen
 
@@ -110,7 +110,7 @@ class VisionModel(nn.Module):
             raise ModelError(f"stream {site.stream!r}: block {site.layer} has no such module; it has {inside}.") from None
 
     def tokens(self, output: Any) -> Float[Tensor, "batch n_tokens d_model"]:
-        """A block's raw output as tokens. Handles tuples (the first is taken) and feature maps `[b, c, h, w]`
+        """A block's raw output as tokens. Handles tuples (takes the first element) and feature maps `[b, c, h, w]`
         or `[b, h, w, c]`; override it for anything else.
 
         Raises:
@@ -120,27 +120,27 @@ class VisionModel(nn.Module):
             output = output[0]
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(f"a block gave {shape}; tokens [b, n, d] or maps [b, c, h, w] can be recorded: check model.blocks.")
+            raise ModelError(f"a block returned {shape}; only tokens [b, n, d] or maps [b, c, h, w] can be recorded: check model.blocks.")
         if output.ndim == 3:
             return output
         return output.flatten(1, 2) if self._channels_last(output) else output.flatten(2).transpose(1, 2)  # [b, h * w, c]
 
     def put_tokens(self, output: Any, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Any:
-        """The inverse of `tokens`: an output of the same form as `output`, with these tokens in place of its own.
+        """The inverse of `tokens`: an output of the same structure as `output`, with its tokens replaced.
 
         Raises:
-            ModelError: the model reads tokens in a way of its own and does not say how to write them.
+            ModelError: the model overrides `tokens` but not `put_tokens`.
         """
         cls = type(self)
         if cls.tokens is not VisionModel.tokens and cls.put_tokens is VisionModel.put_tokens:
-            raise ModelError(f"{cls.__name__} reads tokens in its own way (`tokens`); it can be steered once it has `put_tokens` too.")
+            raise ModelError(f"{cls.__name__} overrides `tokens`; to steer it, override `put_tokens` too.")
         if isinstance(output, (tuple, list)):
             items = [self.put_tokens(output[0], tokens), *output[1:]]
             return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
         if output.ndim == 3:
             return tokens
         flat = tokens if self._channels_last(output) else tokens.transpose(1, 2)  # [b, h * w, c] or [b, c, h * w]
-        # The strides too: a convolution that reads another memory format rounds otherwise.
+        # Keep the strides too: a convolution rounds differently in another memory format.
         return torch.empty_like(output).copy_(flat.reshape(output.shape))
 
     def _channels_last(self, output: Tensor) -> bool:
@@ -148,7 +148,7 @@ class VisionModel(nn.Module):
 
     @torch.no_grad()
     def record(self, images: Float[Tensor, "batch 3 h w"], sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch n_tokens d_model"]]:
-        """What leaves each site in one forward pass, which stops after the last of them. Leaves no hook behind.
+        """The output of each site in one forward pass, which stops after the last of them. All hooks are removed.
 
         Raises:
             ModelError: a site does not run in the forward pass, or its output is not tokens.
@@ -158,7 +158,7 @@ class VisionModel(nn.Module):
 
         def hook(site: Site) -> Callable[..., None]:
             def keep(module: nn.Module, args: Any, output: Any) -> None:
-                # clone: a later in-place operation of the model must not reach what was recorded.
+                # clone: later in-place operations of the model must not change what was recorded.
                 seen[site] = self.tokens(output).detach().clone()
                 if len(seen) == len(wanted):
                     raise _Enough
@@ -191,17 +191,17 @@ class VisionModel(nn.Module):
         return geometry.crop(width, height)
 
     def hook_blocks(self, pattern: str) -> None:
-        """Hook the modules that match a dotted glob instead of the model's own blocks, and measure them again.
+        """Hook the modules that match a dotted glob instead of the model's own blocks.
 
-        The pattern may leave out leading names: `layers.*` finds `encoder.layers.0`, `encoder.layers.1`, ...
-        `grid` and `d_model` become those of the last match's output.
+        The pattern may omit leading names: `layers.*` finds `encoder.layers.0`, `encoder.layers.1`, ...
+        `grid` and `d_model` are set from the last match's output.
 
         Raises:
-            ModelError: nothing matches, or two places do.
+            ModelError: nothing matches, or the matches lie in two places.
         """
         names = select_modules(self, pattern)
         modules = dict(self.named_modules())
-        # Beside `blocks`, not in its place: the model's own forward may run through them.
+        # Does not replace `blocks`: the model's own forward may iterate over it.
         self.__dict__["_hooked"] = [modules[name] for name in names]
         pixels = self.transform(Image.new("RGB", (self.grid.width_px, self.grid.height_px)))[None].to(self.device)
         outputs: list[Tensor] = []
@@ -219,7 +219,7 @@ class VisionModel(nn.Module):
             rows, cols = outputs[-1].shape[1:3] if self._channels_last(outputs[-1]) else outputs[-1].shape[2:4]
             self.grid = Grid(rows, cols, pixels.shape[2] // rows)
         elif tokens.shape[1] != self.grid.n_tokens:
-            raise ModelError(f"{pattern}: {names[-1]} gives {tokens.shape[1]} tokens, the model's grid has {self.grid.n_tokens}.")
+            raise ModelError(f"{pattern}: {names[-1]} gives {tokens.shape[1]} tokens, but the model's grid has {self.grid.n_tokens}.")
 
 
 def _first(output: Any) -> Tensor:
@@ -230,10 +230,10 @@ def _first(output: Any) -> Tensor:
 
 
 def select_modules(model: nn.Module, pattern: str) -> list[str]:
-    """Names of the modules that match a dotted glob, numbers in numeric order; see `VisionModel.hook_blocks`.
+    """Names of the modules that match a dotted glob, numbers sorted numerically; see `VisionModel.hook_blocks`.
 
     Raises:
-        ModelError: nothing matches, or two places do.
+        ModelError: nothing matches, or the matches lie in two places.
     """
     parts = pattern.split(".")
     by_prefix: dict[tuple[str, ...], list[str]] = {}
@@ -248,18 +248,18 @@ def select_modules(model: nn.Module, pattern: str) -> list[str]:
     places = [prefix for prefix in by_prefix if len(prefix) == depth]
     if len(places) > 1:
         raise ModelError(
-            f"model.blocks={pattern!r} matches in {' and '.join('.'.join(p) or 'the root' for p in places)}; write more of the name."
+            f"model.blocks={pattern!r} matches in {' and '.join('.'.join(p) or 'the root' for p in places)}; give a longer pattern."
         )
     return sorted(by_prefix[places[0]], key=lambda name: [int(s) if s.isdigit() else -1 for s in re.split(r"(\d+)", name)])
 
 
 def load_model(ref: PluginRef | str, device: str = "auto") -> VisionModel:
-    """A model plugin, built, in evaluation mode, on its device. `load_model("clip:ViT-B-32/openai")`.
+    """Build a model in evaluation mode, on its device: `load_model("clip:ViT-B-32/openai")`.
 
     Raises:
-        UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
+        UnknownPluginError, PluginError, ConfigError: see `plugins.resolve`.
         ModelError: its weights cannot be loaded.
-        DeviceError: the device is absent.
+        DeviceError: the device is not available.
     """
     where = pick_device(device)
     cls, cfg = resolve("model", ref)

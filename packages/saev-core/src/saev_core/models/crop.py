@@ -1,4 +1,4 @@
-"""Where a transformed image lies on the original, found from the very transform that fed the model."""
+"""Which part of the original a transformed image shows, measured on the transform itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from saev_core.types import Box, Grid
 
 _GOLDEN = 0.6180339887498949
 _SMALLEST = 32
-"""Pixels: the short side of a picture below which it is enlarged before it is probed."""
+"""Pixels: images with a shorter side than this are enlarged before they are probed."""
 _REMEMBERED = 20_000
-"""Sizes whose crop is kept: ImageNet has over 100,000."""
+"""Number of sizes whose crop is cached: ImageNet has over 100,000."""
 
 Transform = Callable[[Image.Image], Any]
 """PIL RGB -> tensor `[3, h, w]`."""
@@ -24,9 +24,9 @@ Transform = Callable[[Image.Image], Any]
 class Geometry:
     """The crop that a deterministic resize-and-crop transform takes, for any image size.
 
-    Two flat pictures tell the transform's per-channel scale and offset, a colour ramp of the size in question tells
-    which original coordinate lands on which pixel; a line fitted through both axes gives the crop to a fraction of
-    a pixel. Nothing is assumed of the transform's classes, so a third party's works as ours do.
+    Two flat images give the transform's per-channel scale and offset; a colour ramp of the given size shows which
+    original coordinate lands on which pixel; a line fitted along each axis gives the crop to a fraction of a pixel.
+    Nothing is assumed about the transform's classes, so third-party transforms work too.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -38,14 +38,14 @@ class Geometry:
     def crop(self, width: int, height: int) -> Box:
         """The part of a `width` x `height` original that the transformed image shows, in original pixels.
 
-        Exact to about 0.3 % of a side. May be called from several threads.
+        Exact to about 0.3 % of a side. Safe to call from several threads.
 
         Raises:
             ModelError: the transform is not a resize and crop.
         """
         box = self._crops.get((width, height))
         if box is None:
-            # A ramp over a few pixels says little; an enlarged picture of the same proportions is cropped alike.
+            # A ramp over a few pixels is too coarse; an enlarged image of the same proportions is cropped in the same way.
             times = -(-_SMALLEST // min(width, height))
             box = Box(*(edge / times for edge in self._probe(width * times, height * times)))
             if len(self._crops) >= _REMEMBERED:
@@ -58,8 +58,8 @@ class Geometry:
 
     def _probe(self, width: int, height: int) -> Box:
         ramp = np.zeros((height, width, 3), np.uint8)
-        # Pixel centres: column i covers [i, i + 1), so its colour stands for i + 0.5. Each row rounds at another place
-        # (0 to 1 in golden steps), so that the mean over rows is exact where 8 bits would drift by 2 % of the crop.
+        # Pixel centres: column i covers [i, i + 1), so its colour encodes i + 0.5. Each row rounds differently
+        # (0 to 1 in golden steps), so that the mean over rows is exact; with 8 bits alone it would be off by 2 % of the crop.
         across, down = ((np.arange(n) + 0.5) / n * 255 for n in (width, height))
         ramp[..., 0] = across[None, :] + (np.arange(height) * _GOLDEN % 1)[:, None]
         ramp[..., 1] = down[:, None] + (np.arange(width) * _GOLDEN % 1)[None, :]
@@ -69,7 +69,7 @@ class Geometry:
         left, right = _extent(x.mean(0), width)
         top, bottom = _extent(y.mean(1), height)
         if max(x.std(0).max() / width, y.std(1).max() / height) > 0.02:
-            raise ModelError("the model's transform is not a resize and crop; give the model a deterministic one.")
+            raise ModelError("the model's transform is not a resize and crop; use a deterministic one.")
         return Box(left, top, right, bottom)
 
 
@@ -79,7 +79,7 @@ def _extent(coordinate: np.ndarray[Any, Any], size: int) -> tuple[float, float]:
     inner = slice(n // 8, n - n // 8)
     slope, start = np.polyfit(np.arange(n)[inner] + 0.5, coordinate[inner], 1)
     left, right = start, start + slope * n
-    # A whole axis is exact; the fit is not, by the ramp's 8 bits.
+    # A whole axis is exact; the fit is not, because of the ramp's 8 bits.
     snap = 0.004 * size
     return (0.0 if abs(left) < snap else float(left)), (float(size) if abs(right - size) < snap else float(right))
 
@@ -97,7 +97,7 @@ def patch_labels(mask: np.ndarray[Any, Any], crop: Box, grid: Grid) -> np.ndarra
     px = grid.patch_px
     tiles = mask[rows[:, None], cols].reshape(grid.rows, px, grid.cols, px).swapaxes(1, 2).reshape(grid.n_patches, px * px)
     ordered = np.sort(tiles, axis=1)
-    # Length of the run of equal values that ends at each place; the longest run is the majority.
+    # Length of the run of equal values that ends at each position; the longest run is the majority.
     place = np.arange(px * px)
     start = np.maximum.accumulate(np.where(np.diff(ordered, axis=1, prepend=ordered[:, :1] - 1.0) != 0, place, 0), axis=1)
     majority: np.ndarray[Any, np.dtype[np.uint16]] = ordered[np.arange(grid.n_patches), np.argmax(place - start, axis=1)].astype(np.uint16)

@@ -1,6 +1,6 @@
-"""`Tiny`: a small ViT that we trained ourselves on `shapes` and ship, so that everything works with no network.
+"""`Tiny`: a small ViT trained on `shapes` and shipped with the package, so that everything works offline.
 
-`scripts/train_tiny.py` makes its weights, `tiny.safetensors` beside this file.
+`scripts/train_tiny.py` trains its weights, `tiny.safetensors` beside this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from saev_core.models.transform import HALF, ResizeCrop
 from saev_core.types import Grid
 
 FACTORS = {"shape": 10, "colour": 8, "texture": 4, "size": 2, "place": 9}
-"""What the model was taught to tell of each patch, and the number of values of each (those of `shapes`)."""
+"""Factors of `shapes` that the model was trained to predict for each patch, and the number of values of each."""
 
 IMAGE_PX, PATCH_PX, D_MODEL, N_HEADS, N_BLOCKS = 96, 8, 128, 4, 4
 
@@ -29,7 +29,7 @@ class TinyConfig(ModelConfig):
     """Options of `tiny`."""
 
     seed: int = 0
-    """Seed of the random weights that `pretrained = false` gives."""
+    """Seed of the random weights with `pretrained = false`."""
 
 
 class Block(nn.Module):
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         q, k, v = self.qkv(x).unflatten(2, (3, N_HEADS, -1)).permute(2, 0, 3, 1, 4)  # each [b, heads, n, d / heads]
-        # Written out: torch's fused attention trains four times more slowly in bfloat16 on a CPU.
+        # Written out: torch's fused attention trains four times slower in bfloat16 on a CPU.
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1)  # [b, heads, n, n]
         out: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))
         return out
@@ -67,7 +67,7 @@ class Attention(nn.Module):
 class Tiny(VisionModel):
     """A ViT of 96 px, 12 x 12 patches, CLS token, 4 pre-norm blocks of width 128, behind a convolutional stem.
 
-    `forward` gives the last block's tokens; `heads` reads the factors of `shapes` off them.
+    `forward` returns the last block's tokens; `heads` predicts the factors of `shapes` from them.
     """
 
     Config = TinyConfig
@@ -77,7 +77,7 @@ class Tiny(VisionModel):
         cfg = cfg or TinyConfig()
         self.grid = Grid(IMAGE_PX // PATCH_PX, IMAGE_PX // PATCH_PX, PATCH_PX, n_prefix=1)
         self.d_model = D_MODEL
-        # Convolutions before the patches: plain 8 px patches learn far more slowly from so few pictures.
+        # Convolutions before the patches: plain 8 px patches learn far more slowly from so few images.
         # Source: Xiao et al. 2021, Early convolutions help transformers see better. https://arxiv.org/abs/2106.14881
         self.stem = nn.Sequential(
             *(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(), nn.Conv2d(64, D_MODEL, 2, 2))
@@ -86,7 +86,7 @@ class Tiny(VisionModel):
         self.position = nn.Parameter(torch.zeros(1, self.grid.n_tokens, D_MODEL))
         self.blocks = nn.ModuleList(Block() for _ in range(N_BLOCKS))
         self.norm = nn.LayerNorm(D_MODEL)
-        # One more value than the factor has: the last one says that the patch shows no object.
+        # One more value than the factor has: the last one means that the patch shows no object.
         self.read = nn.ModuleDict({factor: nn.Linear(D_MODEL, n + 1) for factor, n in FACTORS.items()})
         self.read_label = nn.Linear(D_MODEL, FACTORS["shape"])
         self.transform = ResizeCrop(IMAGE_PX, (IMAGE_PX, IMAGE_PX), HALF, HALF)
@@ -107,10 +107,10 @@ class Tiny(VisionModel):
         return torch.cat([self.cls.expand(len(patches), -1, -1), patches], 1) + self.position
 
     def heads(self, tokens: Float[Tensor, "b n d"], noise: float = 0.0) -> dict[str, Tensor]:
-        """Logits off the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` off the CLS token.
+        """Logits from the last block's tokens: per factor `[b, n_patches, n_values + 1]`, and `label [b, 10]` from the CLS token.
 
         Args:
-            noise: standard deviation of noise on the normalised tokens, in training.
+            noise: standard deviation of the noise added to the normalised tokens in training.
         """
         x = self.norm(tokens)
         if noise:
@@ -138,4 +138,4 @@ class Tiny(VisionModel):
             self.load_state_dict({name: value.float() for name, value in weights.items()})
         except (OSError, SafetensorError, RuntimeError) as error:
             why = str(error).splitlines()[0]
-            raise ModelError(f"{source} does not hold weights of tiny ({why}); leave model.options.checkpoint out for ours.") from None
+            raise ModelError(f"{source} does not hold weights of tiny ({why}); omit model.options.checkpoint for ours.") from None

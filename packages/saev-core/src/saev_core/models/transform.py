@@ -1,4 +1,4 @@
-"""`ResizeCrop`: the picture-to-pixels step that nearly every vision model uses, with Pillow and torch alone."""
+"""`ResizeCrop`: the resize-and-crop transform that nearly every vision model uses, with only Pillow and torch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of models that want pixels from -1 to 1."""
+"""Mean and standard deviation for models that take pixels from -1 to 1."""
 
 
 @dataclass(frozen=True)
 class ResizeCrop:
     """PIL RGB -> pixels `[3, height, width]`: resize, centre crop, scale to 0..1, subtract `mean`, divide by `std`.
 
-    Sizes are those of torchvision's Resize and CenterCrop on a PIL image. Its `repr` says all there is to know, so it
-    can name the transform in a store.
+    Sizes are those of torchvision's Resize and CenterCrop on a PIL image. Its `repr` is complete, so it can
+    identify the transform in a store.
     """
 
     resize: int | tuple[int, int] | None
-    """Length of the short side, or (height, width) whatever the original's proportions; None: as it is."""
+    """Length of the short side, or (height, width) whatever the original's proportions; None: no resize."""
     crop: tuple[int, int] | None
-    """(height, width) of the centre crop; None: no crop. Where the picture is smaller it is padded with black."""
+    """(height, width) of the centre crop; None: no crop. An image smaller than that is padded with black."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     resample: int = int(Image.Resampling.BICUBIC)
     """Pillow's resampling filter."""
     scale: float = 1 / 255
-    """What pixel values 0 to 255 are multiplied with."""
+    """Factor for pixel values 0 to 255."""
     floor: bool = False
-    """Where an odd margin cannot be halved: false rounds half to even, as torchvision; true rounds down, as transformers."""
+    """Rounding of odd margins: false rounds half to even, like torchvision; true rounds down, like transformers."""
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         if image.mode != "RGB":
@@ -58,5 +58,5 @@ class ResizeCrop:
     def _half(self, margin: int) -> int:
         if self.floor:
             return margin // 2
-        # torchvision rounds where it cuts and truncates where it pads.
+        # torchvision rounds when it crops and truncates when it pads.
         return round(margin / 2) if margin >= 0 else -(-margin // 2)

@@ -1,4 +1,4 @@
-"""Recording: images through a model into a store, planned, resumable, in parts.
+"""Recording: run images through a model into a store; with a cost estimate, resumable, in parallel parts.
 
-Import `record`, `plan`. It knows nothing of who reads the store.
+Import `record`, `plan`. Independent of the code that reads the store.
 """

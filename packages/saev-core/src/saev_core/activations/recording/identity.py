@@ -1,4 +1,4 @@
-"""What a store was recorded from, as it is told apart from others: a model or data set by name, options and content."""
+"""What identifies the model and data set that a store was recorded from: name, options and content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from saev_core.support.digest import content_digest
 
 
 def resolved(ref: PluginRef, kind: str) -> dict[str, Any]:
-    """A plugin as it is identified: `name`, `dist`, and all its options, defaults included."""
+    """A plugin's identity: `name`, `dist`, and all its options, defaults included."""
     plugin = find(kind, ref.name)
     _, cfg = resolve(kind, ref)
     return {"name": plugin.name, "dist": plugin.dist, "options": cfg.model_dump(mode="json")}
 
 
 def model_ref(ref: PluginRef) -> dict[str, Any]:
-    """A model as a store names it: an option that is a local file or folder is named by what is in it, not by where it lies."""
+    """A model's identity in a store: a local file or folder among its options is identified by its content, not its path."""
     named = resolved(ref, "model")
     options = named["options"]
     for key, value in options.items():
@@ -29,7 +29,7 @@ def model_ref(ref: PluginRef) -> dict[str, Any]:
 
 
 def dataset_ref(ref: PluginRef) -> dict[str, Any]:
-    """A data set as a store names it, without the options that only say where it lies."""
+    """A data set's identity in a store, without the options that only give its location."""
     named = resolved(ref, "dataset")
     _, cfg = resolve("dataset", ref)
     assert isinstance(cfg, DatasetConfig)

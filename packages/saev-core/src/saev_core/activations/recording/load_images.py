@@ -1,4 +1,4 @@
-"""Images decoded and transformed in threads, ahead of whoever uses them, in the data set's order and in bounded memory."""
+"""Decode and transform images in threads, ahead of their use, in the data set's order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, ready for the model, or the reason why it is not (`bad`, with everything else left blank)."""
+    """One image, ready for the model, or the error that prevented it (`bad`; all other fields are then empty)."""
 
     index: int
     pixels: Float[Tensor, "3 h w"] | None = None
@@ -37,13 +37,13 @@ class Loaded:
     size: tuple[int, int] = (0, 0)
     """Width and height of the original."""
     crop: Box = field(default_factory=lambda: Box(0, 0, 0, 0))
-    """What the model sees of the original, in its pixels."""
+    """The part of the original that the model sees, in original pixels."""
     mask: UInt16[np.ndarray, " n_patches"] | None = None
     bad: BadImageError | None = None
 
 
 def n_threads(n_workers: int = -1) -> int:
-    """`n_workers`, or what serves this machine where it is -1: one thread per core we may use, at most 16."""
+    """`n_workers`, or, if that is -1, one thread per available core, at most 16."""
     if n_workers >= 0:
         return n_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -53,14 +53,14 @@ def n_threads(n_workers: int = -1) -> int:
 def load(
     dataset: ImageDataset, model: VisionModel, spans: Iterable[tuple[int, int]], *, n_workers: int = -1, lookahead: int = 64
 ) -> Generator[Loaded]:
-    """The images `start` to `stop - 1` of each span, in order; at most about `lookahead` are held at once.
+    """The images `start` to `stop - 1` of each span, in order; at most about `lookahead` are in memory at once.
 
-    Reading, `model.transform`, the crop and the mask's patches are done in `n_workers` threads (0: in the caller's).
-    A sequential data set is read by one more thread. Close the iterator, or use it up, to end the threads.
+    Reading, `model.transform`, the crop and the mask's patches run in `n_workers` threads (0: in the caller's).
+    A sequential data set is read by one more thread. Close or exhaust the iterator to end the threads.
 
     Raises:
-        DatasetError: the data set ends early, gives another image than it was asked for, or the wrong mask size.
-        ModelError: the model's transform is not a resize and crop, or gives no `[3, h, w]`.
+        DatasetError: the data set ends early, returns another image than requested, or a mask of the wrong size.
+        ModelError: the model's transform is not a resize and crop, or does not return `[3, h, w]`.
     """
     n_workers = n_threads(n_workers)
     if n_workers == 0:
@@ -68,7 +68,7 @@ def load(
             yield _prepare(dataset, model, item)
         return
     n_torch = torch.get_num_threads()
-    # One torch thread in each: a decoding thread that opened a team of its own would stall the forward pass's team.
+    # One torch thread in each: a decoding thread with its own thread team would stall the forward pass.
     with ThreadPoolExecutor(n_workers, "saev-load", initializer=torch_threads, initargs=(1,)) as pool:
 
         def submitted() -> Iterator[Future[Loaded]]:
@@ -85,7 +85,7 @@ def load(
 
 
 def _source(dataset: ImageDataset, spans: Iterable[tuple[int, int]]) -> Iterator[int | Example | Loaded]:
-    """What a worker starts from: an image number, or in a stream the example itself."""
+    """A worker's input: an image number or, for a stream, the example itself."""
     for start, stop in spans:
         if not dataset.sequential:
             yield from range(start, stop)
@@ -99,17 +99,17 @@ def _source(dataset: ImageDataset, spans: Iterable[tuple[int, int]]) -> Iterator
                     yield Loaded(index, bad=item)
                 elif item.index != index:
                     raise DatasetError(
-                        f"the data set gave image {item.index} where {index} was due; its examples() must keep to the order."
+                        f"the data set returned image {item.index} where {index} was expected; its examples() must be in order."
                     )
                 else:
                     yield item
                 index += 1
         if index < stop:
-            raise DatasetError(f"the data set has {len(dataset)} images by its own count, but its stream ended after {index}.")
+            raise DatasetError(f"the data set reports {len(dataset)} images, but its stream ended after {index}.")
 
 
 def _generator(items: Iterator[T]) -> Generator[T]:
-    """`items` as something that can be closed, whatever kind of iterator a plugin returns."""
+    """`items` as a generator that can be closed, whatever kind of iterator a plugin returns."""
     yield from items
 
 
@@ -130,7 +130,7 @@ def _prepare(dataset: ImageDataset, model: VisionModel, item: int | Example | Lo
             patches = np.full(model.grid.n_patches, NO_CLASS, np.uint16)
         elif mask.shape != (image.height, image.width):
             raise DatasetError(
-                f"{dataset.name(index)}: the mask is {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}."
+                f"{dataset.name(index)}: the mask is {mask.shape[1]} x {mask.shape[0]} px, the image {image.width} x {image.height} px."
             )
         else:
             patches = patch_labels(mask, crop, model.grid)
@@ -142,11 +142,11 @@ def _pixels(dataset: ImageDataset, model: VisionModel, example: Example) -> Floa
         pixels = torch.as_tensor(model.transform(example.image))
     except SaevError:
         raise
-    except Exception as error:  # a picture of one pixel, or of a million by one, is more than some transforms bear
+    except Exception as error:  # some transforms fail on images of 1 x 1 or 1,000,000 x 1 pixels
         why = f"the model's transform fails on its {example.image.width} x {example.image.height} px: {type(error).__name__}: {error}"
         raise BadImageError(dataset.name(example.index), why.splitlines()[0]) from error
     if pixels.ndim != 3:
-        raise ModelError(f"the model's transform gives {tuple(pixels.shape)} for {dataset.name(example.index)}; it must give [3, h, w].")
+        raise ModelError(f"the model's transform returns {tuple(pixels.shape)} for {dataset.name(example.index)}; expected [3, h, w].")
     return pixels
 
 
@@ -154,16 +154,16 @@ def read(dataset: ImageDataset, index: int) -> Example:
     """Image `index`, decoded.
 
     Raises:
-        BadImageError: it cannot be read, however the data set put it: decoding errors of Pillow and of the file
-            system count, for a plugin need not wrap them.
-        DatasetError: it has another number than it was asked for.
+        BadImageError: it cannot be read; decoding errors of Pillow and of the file system count too, since a plugin
+            need not wrap them.
+        DatasetError: it has another number than requested.
     """
     try:
         example = dataset[index]
     except Exception as error:
         raise _bad(dataset, index, error) from error
     if example.index != index:
-        raise DatasetError(f"image {index} of the data set says it is image {example.index}; numbers must not shift.")
+        raise DatasetError(f"image {index} of the data set has index {example.index}; numbers must not shift.")
     return _decoded(dataset, example)
 
 
@@ -174,20 +174,20 @@ def _decoded(dataset: ImageDataset, example: Example) -> Example:
         example.image.close()
         raise _bad(dataset, example.index, error) from error
     if example.image.mode != "RGB":
-        raise DatasetError(f"{dataset.name(example.index)}: the data set gave a picture of mode {example.image.mode}; convert it to RGB.")
+        raise DatasetError(f"{dataset.name(example.index)}: the data set gave an image of mode {example.image.mode}; convert it to RGB.")
     if 0 in example.image.size:
         raise BadImageError(dataset.name(example.index), "it has no pixels")
     return example
 
 
-# What Pillow's decoders, numpy and the file system raise for a damaged image, as far as they do not share a base.
+# What Pillow's decoders, numpy and the file system raise for a damaged image; they have no common base class.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""The machine's trouble, not the image's."""
+"""Errors of the machine, not of the image."""
 
 
 def _bad(dataset: ImageDataset, index: int, error: Exception) -> Exception:
-    """`error` as the image's fault, where it is."""
+    """`error` as a `BadImageError`, if the image is at fault."""
     if isinstance(error, SaevError) or not isinstance(error, _DAMAGE):
         return error
     if isinstance(error, OSError) and error.errno in _OURS:

@@ -1,4 +1,4 @@
-"""What a recording will hold, what of it is still to do, and what that costs: known before it starts."""
+"""Plan a recording: what the store will hold, what is still to be recorded, and its cost in disk, memory and time."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ Todo = list[tuple[int, list[Site]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recording costs, from a forward pass on a few of its own images."""
+    """The cost of a recording, estimated from a forward pass on a few of its images."""
 
     n_images: int
     """Images still to be recorded."""
     bytes_disk: int
-    """What they will take on disk."""
+    """Bytes they will take on disk."""
     bytes_free: int | None
-    """What the disk has left; None where it cannot be asked (a remote store)."""
+    """Bytes free on the disk; None if unknown (a remote store)."""
     bytes_ram: int
-    """Peak memory of the process, roughly; it does not depend on the number of images."""
+    """Approximate peak memory of the process; independent of the number of images."""
     seconds: float
-    """Time from start to end."""
+    """Total time."""
     rate: float
     """Images per second."""
 
@@ -55,8 +55,8 @@ def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: Record
     """Disk, memory and time of `record` with the same arguments, measured on up to 16 images. Writes nothing.
 
     Raises:
-        StoreError: the disk cannot hold it.
-        ModelError, DatasetError: as `record`, which would fail.
+        StoreError: the disk is too small.
+        ModelError, DatasetError: as `record` would raise.
     """
     sites = resolve_sites(model, cfg)
     meta = describe(model, dataset, cfg, sites)
@@ -74,7 +74,7 @@ def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: Record
 
 
 def resolve_sites(model: VisionModel, cfg: RecordConfig) -> list[Site]:
-    """The sites that `cfg` asks for: block numbers, in order, each once.
+    """The sites that `cfg` selects: block numbers, sorted, without duplicates.
 
     Raises:
         ModelError: the model has no such block or stream.
@@ -91,14 +91,14 @@ def describe(
     model_ref: Mapping[str, Any] | None = None,
     dataset_ref: Mapping[str, Any] | None = None,
 ) -> StoreMeta:
-    """The store that will hold `sites`; `n_blocks` and `identity` are added to the references. Runs one forward pass.
+    """Metadata of the store for `sites`; `n_blocks` and `identity` are added to the references. Runs one forward pass.
 
     Raises:
-        DatasetError: the data set holds no image.
-        ModelError: the sites do not have the grid's tokens, or differ in width.
+        DatasetError: the data set has no images.
+        ModelError: the sites' tokens do not match the grid, or their widths differ.
     """
     if not len(dataset):
-        raise DatasetError("the data set holds no image.")
+        raise DatasetError("the data set has no images.")
     grid, d_model = model.grid, _width(model, sites)
     refs = dict(model_ref or {}), dict(dataset_ref or {})
     dists = dict.fromkeys(["saev-core", "torch", *(str(ref["dist"]) for ref in refs if ref.get("dist"))])
@@ -126,23 +126,23 @@ def n_recorded(cfg: RecordConfig, dataset: ImageDataset) -> int:
 
 
 def _width(model: VisionModel, sites: list[Site]) -> int:
-    """The width that all sites share, from a forward pass on a blank picture."""
+    """The common width of all sites, from a forward pass on a blank image."""
     grid = model.grid
     pixels = torch.as_tensor(model.transform(Image.new("RGB", (grid.width_px, grid.height_px))))[None]
     shapes = {site: (x.shape[1], x.shape[2]) for site, x in model.record(pixels.to(model.device), sites).items()}
     if len(set(shapes.values())) > 1:
         listed = "; ".join(f"{site} {n} tokens of width {d}" for site, (n, d) in sorted(shapes.items()))
         raise ModelError(
-            f"these sites differ in shape ({listed}), and a store holds one shape: record each in a store of its own, "
+            f"these sites differ in shape ({listed}), and a store holds one shape: record each in a separate store, "
             'or choose blocks that agree, such as --set model.blocks="layer3.*".'
         )
     return shapes[sites[0]][1]
 
 
 def _text(transform: Any) -> str:
-    """A transform as text that is the same in every process."""
+    """A transform as text, identical in every process."""
     text = getattr(transform, "__qualname__", None)
-    if text is not None:  # a function or method, whose repr would say only where it lies in memory
+    if text is not None:  # a function or method, whose repr is only its memory address
         return f"{transform.__module__}.{text}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))
 
@@ -155,22 +155,22 @@ def _version(dist: str) -> str | None:
 
 
 def existing(url: str | Path, meta: StoreMeta) -> ActivationStore | None:
-    """The store at `url`, if one is there.
+    """The store at `url`, if there is one.
 
     Raises:
-        StoreError: it was recorded otherwise; the difference is named.
+        StoreError: it was recorded with other settings; the message names the difference.
     """
     return ActivationStore.create(url, meta) if ActivationStore.exists(url) else None
 
 
 def part(cfg: RecordConfig, n_shards: int) -> range:
-    """The shards that are this recorder's."""
+    """The shards that this process records."""
     i, n = map(int, cfg.part.split("/"))
     return range(n_shards * (i - 1) // n, n_shards * i // n)
 
 
 def remaining(store: ActivationStore | None, meta: StoreMeta, sites: list[Site], cfg: RecordConfig) -> Todo:
-    """What of this recorder's part is not there yet."""
+    """The shards of this process's part that are not recorded yet."""
     have = {site: store.shards_done(site) for site in sites if site in store.sites} if store is not None else {}
     todo = [(shard, [site for site in sites if site not in have or not have[site][shard]]) for shard in part(cfg, meta.n_shards)]
     return [(shard, lacking) for shard, lacking in todo if lacking]
@@ -182,7 +182,7 @@ def shard_images(meta: StoreMeta, shard: int) -> range:
 
 
 def spans(meta: StoreMeta, todo: Todo) -> list[tuple[int, int]]:
-    """The images of `todo` as few runs of neighbours, so that a stream is opened once for each."""
+    """The images of `todo` as the fewest contiguous runs, so that a stream is opened once for each."""
     found: list[tuple[int, int]] = []
     for shard, _ in todo:
         images = shard_images(meta, shard)
@@ -194,7 +194,7 @@ def spans(meta: StoreMeta, todo: Todo) -> list[tuple[int, int]]:
 
 
 def bytes_on_disk(meta: StoreMeta, todo: Todo) -> int:
-    """Bytes that the shards of `todo` take: chunks on whole pages, their index, and the small arrays."""
+    """Bytes on disk for the shards of `todo`: chunks on whole pages, their index, and the small arrays."""
     layouts = list(meta.layouts().values())
     tables = [*meta.image_tables().values()]
     total = 0
@@ -204,12 +204,12 @@ def bytes_on_disk(meta: StoreMeta, todo: Todo) -> int:
             chunk = -(-(layout.chunk_bytes + 4) // ALIGN) * ALIGN
             total += len(sites) * (-(-n // layout.chunk_images) * chunk + layout.index_bytes)
         total += n * sum(table.dtype.itemsize * (table.shape[1] if len(table.shape) > 1 else 1) for table in tables)
-        total += len(sites) * (n + 24 * meta.d_model) + ALIGN * (len(tables) + 4 * len(sites))  # done, moments; a page a file
+        total += len(sites) * (n + 24 * meta.d_model) + ALIGN * (len(tables) + 4 * len(sites))  # done, moments; one page per file
     return total
 
 
 def bytes_free(url: str | Path) -> int | None:
-    """Bytes left on the disk that holds, or will hold, `url`; None for a remote one."""
+    """Bytes free on the disk that holds, or will hold, `url`; None for a remote one."""
     path = local_path(url)
     if path is None:
         return None
@@ -220,24 +220,24 @@ def bytes_free(url: str | Path) -> int | None:
         disk = shutil.disk_usage(path)
     except OSError:
         return None
-    return disk.free if disk.total else None  # a file system that is not on a disk says 0 of 0
+    return disk.free if disk.total else None  # a virtual file system reports 0 of 0
 
 
 def check_disk(url: str | Path, need: int) -> None:
     """
     Raises:
-        StoreError: fewer than `need` bytes are left there.
+        StoreError: fewer than `need` bytes are free.
     """
     free = bytes_free(url)
     if free is not None and need > free:
         raise StoreError(
-            f"{url}: the recording takes {need / 1e9:,.3g} GB and the disk has {free / 1e9:,.3g} GB left; free some space, "
+            f"{url}: the recording needs {need / 1e9:,.3g} GB and the disk has {free / 1e9:,.3g} GB free; free some space, "
             "record fewer images or layers, or record to another disk with --store."
         )
 
 
 def _measure(model: VisionModel, dataset: ImageDataset, sites: list[Site], cfg: RecordConfig, span: tuple[int, int]) -> float:
-    """Seconds per image, from up to 17 real ones, the first of which warms up."""
+    """Seconds per image, from up to 17 real ones, the first for warm-up."""
     few = (span[0], min(span[1], span[0] + 1 + min(cfg.batch_size, 16)))
     began = time.monotonic()
     with closing(load(dataset, model, [few], n_workers=cfg.n_workers)) as items:
@@ -254,14 +254,14 @@ def _measure(model: VisionModel, dataset: ImageDataset, sites: list[Site], cfg: 
     model.record(pixels[:1], sites)
     began = time.monotonic()
     for x in model.record(pixels, sites).values():
-        x[0, 0, 0].item()  # a GPU answers before it is done; this waits
+        x[0, 0, 0].item()  # GPU calls are asynchronous; this waits
     forward = (time.monotonic() - began) / len(readable)
     # Decoding and the forward pass overlap, but on a CPU they share its cores.
     return loading + forward if model.device.type == "cpu" else max(loading, forward)
 
 
 def _bytes_ram(model: VisionModel, meta: StoreMeta, n_sites: int, cfg: RecordConfig) -> int:
-    """What the process holds now, after a forward pass, and what the queues and a full batch add to it."""
+    """Memory of the process now, after a forward pass, plus the queues and a full batch."""
     batch, grid = cfg.batch_size, meta.grid
     values = batch * grid.n_tokens * meta.d_model
     pixels = batch * 3 * grid.height_px * grid.width_px * 4
@@ -270,12 +270,12 @@ def _bytes_ram(model: VisionModel, meta: StoreMeta, n_sites: int, cfg: RecordCon
     # A block's residual stream, its norm, queries, keys, values, and an MLP four times as wide before and after its GELU.
     working = 12 * values * 4 if model.device.type == "cpu" else 0
     writer = n_sites * sum(layout.chunk_bytes for layout in meta.layouts().values())
-    # The C library's allocator keeps about as much again: measured, 680 MB more than the start for 300 MB of these.
+    # The C library's allocator keeps about as much again: measured, 680 MB above the start for 300 MB of these.
     return _rss() + 2 * (queues + working) + writer
 
 
 def _rss() -> int:
-    """Memory of this process now; its peak where the system does not say."""
+    """Memory of this process now; its peak if the system does not report that."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,10 +1,10 @@
-"""`record`: images through a model into an activation store. Decoding, forward pass and writing overlap.
+"""`record`: run images through a model into an activation store. Decoding, forward pass and writing overlap.
 
     loader threads  ->  this thread: forward pass  ->  writer thread: chunks, checksums, moments, commits
             one batch ahead                    one batch behind
 
-Only whole shards count. Batches are cut at shard borders, so that what a shard holds depends neither on where an
-earlier recording stopped nor on who recorded its neighbours.
+Only complete shards count. Batches end at shard boundaries, so that a shard's content depends neither on where an
+earlier recording stopped nor on which process recorded its neighbours.
 """
 
 from __future__ import annotations
@@ -56,30 +56,30 @@ log = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
 _MANY = 16
-"""Unreadable images in an unbroken shard that are the data set's fault, not the images'."""
+"""If a whole shard of at least this many images is unreadable, the data set is at fault, not the images."""
 
 Missing = tuple[int, str, str]
-"""An image that could not be read: its number, how a person finds it, and why."""
+"""An image that could not be read: its number, its human-readable name, and why."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a recording left behind."""
+    """Result of a recording."""
 
     store: ActivationStore
     sites: list[Site]
     n_images: int
-    """Images of this recorder's part, readable or not, whoever recorded them and when."""
+    """Images of this process's part, readable or not, including those recorded earlier."""
     missing: list[Missing]
-    """Those of them that could not be read."""
+    """Those that could not be read."""
     seconds: float
     n_new: int = 0
-    """Images that this call recorded."""
+    """Images recorded by this call."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Neighbouring images of one shard and what left the sites."""
+    """Consecutive images of one shard and their activations at each site."""
 
     images: list[Loaded]
     tokens: dict[Site, Float[Tensor, "batch n_tokens d_model"]]
@@ -95,14 +95,14 @@ def record(
     dataset_ref: Mapping[str, Any],
     track: Track = silent,
 ) -> Recorded:
-    """Activations of every image at every layer of `cfg`, at `url`. What is there already is neither done again nor touched.
+    """Record the activations of every image at every layer of `cfg` into `url`. Recorded shards are skipped.
 
-    Killed or interrupted, the same call goes on at the first unfinished shard and ends with the same bytes. Calls with
-    different `cfg.part` may run at once.
+    If it is killed or interrupted, the same call resumes at the first unfinished shard and ends with the same bytes. Calls
+    with different `cfg.part` may run concurrently.
 
     Args:
-        model_ref: `name`, `dist` and `options` of the model plugin, without local paths; goes into the store's identity.
-        dataset_ref: the same of the data set plugin.
+        model_ref: `name`, `dist` and `options` of the model plugin, without local paths; part of the store's identity.
+        dataset_ref: the same for the data set plugin.
 
     Raises:
         StoreError: the store is of another model or data set, cannot be written, or the disk cannot hold it; an
@@ -121,11 +121,11 @@ def record(
     todo = remaining(store, meta, sites, cfg)
     n_images, n_new = _n_images(meta, part(cfg, meta.n_shards)), _n_images(meta, [shard for shard, _ in todo])
     if n_new < n_images:
-        log.info("%d of %d images are recorded already", n_images - n_new, n_images)
+        log.info("%d of %d images are already recorded", n_images - n_new, n_images)
     why: dict[int, Missing] = {}
     with (
         track("record", n_new, "images") as meter,
-        # The forward pass stays in the caller's thread: a second team of torch threads would make both slow on few cores.
+        # The forward pass stays in the caller's thread: a second torch thread team would slow down both on few cores.
         closing(_forward(model, dataset, meta, todo, cfg)) as batches,
         write_behind(partial(_write, store, todo), 1) as hand_over,
     ):
@@ -137,7 +137,7 @@ def record(
 
 
 def _forward(model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: Todo, cfg: RecordConfig) -> Generator[_Batch]:
-    """Batch after batch of the shards to do, through the model."""
+    """Run the shards to do through the model, batch by batch."""
     with closing(load(dataset, model, spans(meta, todo), n_workers=cfg.n_workers, lookahead=cfg.batch_size)) as images:
         for shard, sites in todo:
             left = len(shard_images(meta, shard))
@@ -151,7 +151,7 @@ def _forward(model: VisionModel, dataset: ImageDataset, meta: StoreMeta, todo: T
 
 
 def _write(store: ActivationStore, todo: Todo, batches: Iterator[_Batch]) -> None:
-    """The batches into the shards to do, each committed as soon as it is whole."""
+    """Write the batches into the shards to do, each committed as soon as it is complete."""
     for shard, sites in todo:
         images = shard_images(store.meta, shard)
         bad: list[Loaded] = []
@@ -166,23 +166,23 @@ def _write(store: ActivationStore, todo: Todo, batches: Iterator[_Batch]) -> Non
 
 
 def tokens_at(model: VisionModel, meta: StoreMeta, sites: list[Site], images: list[Loaded]) -> dict[Site, Tensor]:
-    """What leaves the sites `[b, n_tokens, d_model]`, on the CPU; rows of unreadable images mean nothing.
+    """Activations at the sites, `[b, n_tokens, d_model]` on the CPU; rows of unreadable images are undefined.
 
-    In the stored precision, unless a number does not fit it.
+    In the stored precision, unless a value does not fit it.
 
     Raises:
-        ModelError: the transform gives pictures of different sizes, or as `VisionModel.record`.
+        ModelError: the transform returns images of different sizes; or see `VisionModel.record`.
     """
     first = next((image.pixels for image in images if image.pixels is not None), None)
     if first is None:
         return {site: torch.zeros(()).expand(len(images), meta.grid.n_tokens, meta.d_model) for site in sites}
-    # A blank picture takes the place of a missing one: batches keep their size, and neighbours the same bits.
+    # A blank image replaces a missing one: batches keep their size, and the other images the same bits.
     rows = [torch.zeros_like(first) if image.pixels is None else image.pixels for image in images]
     for image, row in zip(images, rows, strict=True):
         if row.shape != first.shape:
             raise ModelError(
-                f"the model's transform gives {tuple(row.shape)} for image {image.index} and {tuple(first.shape)} for another; "
-                "every image needs the same size."
+                f"the model's transform returns {tuple(row.shape)} for image {image.index} and {tuple(first.shape)} for another; "
+                "all images need the same size."
             )
     device = model.device
     pixels = torch.stack(rows)  # [b, 3, h, w]
@@ -193,7 +193,7 @@ def tokens_at(model: VisionModel, meta: StoreMeta, sites: list[Site], images: li
 
 
 def _narrow(x: Tensor, dtype: str) -> Tensor:
-    """`x` in the stored precision where all of it fits; as it is otherwise, and the store says which image does not."""
+    """`x` in the stored precision if all of it fits, else unchanged; the store then reports which image does not fit."""
     if dtype != "float16" or x.dtype == torch.float16:
         return x
     low, high = x.aminmax()
@@ -224,7 +224,7 @@ def _append(out: ShardSetWriter, batch: _Batch) -> None:
 
 
 def _refuse_if_all_bad(bad: list[Loaded], images: range, meta: StoreMeta) -> None:
-    """A disk that was unplugged makes every image unreadable; recording them as missing would be final.
+    """Refuse to record if no image is readable, as after a disk was unplugged: recording them as missing would be permanent.
 
     Raises:
         DatasetError: all of a whole shard, or of the data set, is unreadable.
@@ -232,7 +232,7 @@ def _refuse_if_all_bad(bad: list[Loaded], images: range, meta: StoreMeta) -> Non
     whole = len(images) == meta.shard_images >= _MANY or len(images) == meta.n_images
     if len(bad) == len(images) and whole and (error := bad[0].bad) is not None:
         raise DatasetError(
-            f"none of images {images.start} to {images.stop - 1} can be read, the first being {error.path} ({error.why}); "
+            f"none of images {images.start} to {images.stop - 1} can be read, starting with {error.path} ({error.why}); "
             "check that the data set is still there."
         )
 

@@ -1,5 +1,5 @@
-"""The activation store: a zarr v3 group whose shards are written and checked here.
+"""The activation store: a zarr v3 group; its shards are written, read and checksummed here.
 
-Import `ActivationStore`, `StoreMeta`. The only room that knows the bytes on disk; it knows nothing of models or data sets beyond
-what a store's metadata say of them.
+Import `ActivationStore`, `StoreMeta`. The only package that knows the bytes on disk; it knows models and data sets only
+through a store's metadata.
 """

@@ -1,4 +1,4 @@
-"""The arrays of a store, by name: raw files where the store is local and laid out as ours, zarr's own reading and writing elsewhere."""
+"""The arrays of a store, by name: raw file access if the store is local and in our layout, zarr-python otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BYTE: list[dict[str, Any]] = [{"name": "bytes"}, {"name": "crc32c"}]
 
 
 class Reader(Protocol):
-    """Reads checked inner chunks; safe from several threads."""
+    """Reads inner chunks and verifies their checksums; safe from several threads."""
 
     layout: Layout
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    """Takes the rows of one shard in order: fill `space(n)`, say `advance(m)`; `close`, then `publish`."""
+    """Takes the rows of one shard in order: fill `space(n)`, call `advance(m)`; at the end `close`, then `publish`."""
 
     def space(self, n: int) -> np.ndarray: ...
 
@@ -44,7 +44,7 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """A small array with a few rows per shard, chunked along the shard boundary so that disjoint writers share no file."""
+    """A small array with a few rows per shard, chunked at shard boundaries so that disjoint writers share no file."""
 
     shape: tuple[int, ...]
     per_shard: int
@@ -73,7 +73,7 @@ class Arrays:
         self._raw: dict[str, bool] = {}
 
     def reader(self, name: str, layout: Layout) -> Reader:
-        """A reader of the sharded array `name`; raw if it is local and as we write it, zarr's otherwise.
+        """A reader of the sharded array `name`; raw if it is local and in our layout, zarr's otherwise.
 
         Raises:
             StoreError: there is no such array.
@@ -86,22 +86,22 @@ class Arrays:
         return self._readers[name]
 
     def writer(self, name: str, layout: Layout, shard: int) -> Writer:
-        """A writer of one shard of `name`: streaming with memory for one chunk if local, memory for the shard otherwise."""
+        """A writer of one shard of `name`: streaming with memory for one chunk if local, with memory for the whole shard otherwise."""
         if self.local is not None and self._is_raw(name, layout):
             return ShardWriter(self.local / name, layout, shard)
         return ZarrWriter(self._zarr(name), layout, shard, f"{self.url}/{name}")
 
     def has_shard(self, name: str, layout: Layout, shard: int) -> bool:
-        """Whether the shard's file is there; True without looking where looking is slow."""
+        """Whether the shard's file exists; True without checking where the check is slow."""
         if self.local is None or not self._is_raw(name, layout):
             return True
         return chunk_file(self.local / name, shard, 1 + len(layout.row)).exists()
 
     def get(self, name: str, table: Table, shard: int | None = None) -> np.ndarray:
-        """The small array `name`, or its rows of one shard.
+        """The small array `name`, or one shard's rows of it.
 
         Raises:
-            StoreError: a chunk is damaged; its file is named.
+            StoreError: a chunk is damaged; the message names its file.
         """
         shards = range(table.n_shards) if shard is None else range(shard, shard + 1)
         if self.local is None or not self._is_raw(name, table):
@@ -118,7 +118,7 @@ class Arrays:
         return out
 
     def put(self, name: str, table: Table, shard: int, values: np.ndarray) -> None:
-        """Write one shard's rows of the small array `name`; a file that already holds them is left alone.
+        """Write one shard's rows of the small array `name`; a file that already holds them is not touched.
 
         Raises:
             StoreError: the disk is full, or the store cannot be written.
@@ -172,7 +172,7 @@ class Arrays:
 
 
 def _as_written(meta: dict[str, Any], spec: Layout | Table) -> bool:
-    """Whether an array's zarr metadata describe exactly the bytes that `shards` reads and writes."""
+    """Whether an array's zarr metadata describe exactly the bytes that `shard_file` reads and writes."""
     plain = _PLAIN if spec.dtype.itemsize > 1 else _BYTE
     key = {"name": "default", "configuration": {"separator": "/"}}
     encoding = meta["chunk_key_encoding"]
@@ -195,7 +195,7 @@ def _as_written(meta: dict[str, Any], spec: Layout | Table) -> bool:
 
 
 def create_arrays(group: Any, arrays: Mapping[str, Layout | Table]) -> None:
-    """Make the (empty) arrays in a zarr group; zarr-python writes all metadata."""
+    """Create the (empty) arrays in a zarr group; zarr-python writes all metadata."""
     from zarr.codecs import Crc32cCodec
 
     for name, spec in arrays.items():
@@ -222,7 +222,7 @@ class ZarrReader:
         self._array, self.layout, self._name = array, layout, name
 
     def read(self, chunk: int, out: np.ndarray) -> None:
-        """Inner chunk number `chunk` into `out`, as `ShardReader.read`; rows past the last image are left as they are."""
+        """Read inner chunk number `chunk` into `out`, like `ShardReader.read`; rows past the last image are not touched."""
         images = self.layout.chunk(chunk)
         place = f"{self._name}/c/{images.start // self.layout.shard_images} (images {images.start} to {images.stop - 1})"
         out[: len(images)] = _guarded(lambda: self._array[images.start : images.stop], place)
@@ -256,7 +256,7 @@ class ZarrWriter:
         self._filled += n
 
     def close(self) -> None:
-        """Nothing to settle before `publish`."""
+        """Does nothing; `publish` writes everything."""
 
     def publish(self) -> None:
         def assign() -> None:
@@ -265,11 +265,11 @@ class ZarrWriter:
         _guarded(assign, self._name)
 
     def discard(self) -> None:
-        """Nothing was written."""
+        """Does nothing; nothing has been written."""
 
 
 def _guarded(action: Any, place: str) -> Any:
-    """Run a zarr operation; what goes wrong comes out as one line that names the place."""
+    """Run a zarr operation; any failure becomes a one-line error that names the place."""
     try:
         return action()
     except FileNotFoundError:

@@ -18,9 +18,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Temporary:
-    """A file in the making beside its final place; `publish` makes it appear whole, at once, or not at all.
+    """A temporary file beside its final path; `publish` moves it there atomically.
 
-    It is locked while its writer lives, so that whoever comes next can tell a leftover of a killed writer from work in progress.
+    It is locked while its writer lives, so that a later writer can tell leftovers of a killed process from work in progress.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,12 +33,12 @@ class Temporary:
         except OSError as error:
             raise _failed(path, error) from None
         self._settled = False
-        # A file system without locks loses the sweep of leftovers, nothing else.
+        # Without locks, leftovers of killed writers cannot be cleaned up; nothing else changes.
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def reserve(self, size: int) -> None:
-        """Take `size` bytes of the disk at once, where the file system can: writing them then costs a third less processor time.
+        """Reserve `size` bytes on the disk, if the file system can: writing them then takes a third less processor time.
 
         Raises:
             StoreError: the disk is too full. The file is removed first.
@@ -53,17 +53,17 @@ class Temporary:
                 raise _failed(self.path, error) from None
 
     def send(self, offset: int, size: int) -> None:
-        """Let the system begin to bring written bytes to the disk, so that `settle` has less to wait for."""
+        """Start flushing written bytes to the disk, so that `settle` has less to wait for."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
-                # Starts the transfer and drops what is on the disk already: nothing, of bytes just written. They stay cached.
+                # Starts the transfer and drops cached pages already on the disk; bytes just written are not, so they stay cached.
                 os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def cut(self, size: int) -> None:
-        """Give back what was reserved beyond `size`.
+        """Release the space reserved beyond `size`.
 
         Raises:
-            StoreError: the disk is gone. The half file is removed first.
+            StoreError: the disk is gone. The partial file is removed first.
         """
         try:
             os.ftruncate(self._fd, size)
@@ -72,10 +72,10 @@ class Temporary:
             raise _failed(self.path, error) from None
 
     def write(self, data: memoryview | bytes, offset: int) -> None:
-        """All of `data` at `offset`.
+        """Write all of `data` at `offset`.
 
         Raises:
-            StoreError: the disk is full or gone. The half file is removed first.
+            StoreError: the disk is full or gone. The partial file is removed first.
         """
         self._settled = False
         view = memoryview(data)
@@ -88,10 +88,10 @@ class Temporary:
             raise _failed(self.path, error) from None
 
     def settle(self) -> None:
-        """Bring every byte to the disk.
+        """Flush every byte to the disk.
 
         Raises:
-            StoreError: it did not arrive. The half file is removed first.
+            StoreError: the flush failed. The partial file is removed first.
         """
         try:
             os.fsync(self._fd)
@@ -101,7 +101,7 @@ class Temporary:
         self._settled = True
 
     def publish(self) -> None:
-        """Settle, if that is not done, then rename into place."""
+        """Settle, if not done yet, then rename into place."""
         if not self._settled:
             self.settle()
         try:
@@ -114,7 +114,7 @@ class Temporary:
         self._fd = -1
 
     def discard(self) -> None:
-        """Leave nothing behind. Harmless after `publish`."""
+        """Remove the temporary file. Harmless after `publish`."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -131,6 +131,6 @@ def _failed(path: Path, error: OSError) -> StoreError:
     if error.errno in _FULL:
         return StoreError(
             f"{path}: the disk is full ({error.strerror}); free some space or record to another disk with --store. "
-            "What is finished stays, and the same command goes on from there."
+            "Finished shards are kept; re-run the same command to resume."
         )
     return StoreError(f"{path}: cannot be written ({error.strerror or error}); check the folder's permissions, or pass --store.")

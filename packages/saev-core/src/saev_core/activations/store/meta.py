@@ -22,12 +22,12 @@ NO_CLASS = 65535
 
 
 class StoreMeta(Config):
-    """What a store holds. Equal `fingerprint`, equal activations; nothing here says where anything lies."""
+    """What a store holds. Equal `fingerprint` means equal activations; no field contains a location."""
 
     format: int = FORMAT
     """Format version of the store."""
     model: dict[str, Any]
-    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is named by its digest."""
+    """`name`, `dist`, `options` and `n_blocks` of the model plugin; a local checkpoint is identified by its digest."""
     dataset: dict[str, Any]
     """`name`, `options` (without locations) and `identity` of the data set plugin."""
     transform: str = ""
@@ -39,7 +39,7 @@ class StoreMeta(Config):
     cols: int = Field(ge=1)
     """Columns of patches."""
     patch_px: int = Field(ge=1)
-    """Side of a patch in pixels of the transformed image."""
+    """Side of a patch, in pixels of the transformed image."""
     n_prefix: int = Field(default=0, ge=0)
     """Tokens before the patches: CLS first, then registers."""
     d_model: int = Field(ge=1)
@@ -97,7 +97,7 @@ class StoreMeta(Config):
         return tables
 
     def site_tables(self) -> dict[str, Table]:
-        """The small arrays of a site, by name; of the moments one row per shard, so that disjoint writers need no lock."""
+        """The small arrays of a site, by name; moments have one row per shard, so that disjoint writers need no lock."""
         shards = self.n_shards
         return {
             "done": Table((self.n_images,), self.shard_images, np.dtype(np.uint8)),

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Moments`: first and second moments of a shard's vectors, accumulated while it is written."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Moments:
         self.count = np.zeros(3, np.int64)
         self.sum = np.zeros((3, d_model))
         self.sumsq = np.zeros(3)
-        # Blocks below torch's grain of 32,768 numbers: they stay in cache, and no other thread is woken for so little. Waking
-        # them takes three quarters of the writer's speed where the forward pass keeps the cores busy (measured).
+        # Blocks below torch's grain of 32,768 numbers stay in cache and wake no other thread. Waking them costs the writer three
+        # quarters of its speed while the forward pass keeps the cores busy (measured).
         self._single = torch.empty(max(1, 32_000 // d_model), d_model)
         self._wide = torch.empty_like(self._single, dtype=torch.float64)
 
     def take(self, x: Tensor, patches: np.ndarray, prefix: np.ndarray | None) -> bool:
-        """Copy one image's tokens into `prefix` and `patches` and count them; False, none counted, if one is not finite there."""
+        """Copy one image's tokens into `prefix` and `patches` and count them; False, counting none, if any is not finite there."""
         n_prefix = 0 if prefix is None else len(prefix)
         if prefix is not None:
             torch.from_numpy(prefix).copy_(x[:n_prefix])
@@ -34,7 +34,7 @@ class Moments:
         for start in range(0, len(patches), step):
             n = min(step, len(patches) - start)
             stored = into[start : start + n].copy_(rows[start : start + n])
-            # Half to double by way of float takes half as long as directly.
+            # Half to double via float takes half as long as directly.
             wide = self._wide[:n].copy_(self._single[:n].copy_(stored)).numpy()  # [n, d_model]
             total += wide.sum(0)
             squares += float(np.square(wide, out=wide).sum(0).sum())
@@ -54,5 +54,5 @@ class Moments:
         self.sumsq[policy] += squares
 
     def rows(self) -> dict[str, np.ndarray]:
-        """By array name."""
+        """The moments by array name."""
         return {"count": self.count, "sum": self.sum, "sumsq": self.sumsq}

@@ -1,7 +1,7 @@
-"""The store's bytes: shard files written as a stream and read with preadv. Plain zarr v3, so zarr-python reads them too.
+"""The store's file format: shard files, written as a stream and read with preadv. Plain zarr v3, so zarr-python reads them too.
 
 A shard file holds inner chunks, each `bytes (little endian) + crc32c`, each starting on a multiple of 4 KiB, then zarr's
-index: `(offset, length)` as uint64 per chunk and the index's own crc32c. Small arrays are one plain chunk a file.
+index: `(offset, length)` as uint64 per chunk and the index's own crc32c. Small arrays have one plain chunk per file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from saev_core.errors import StoreError
 ALIGN = 4096
 """Inner chunks start on a page: 2778 MB/s written against 2234 unaligned (measured), and direct I/O stays possible."""
 ABSENT = 2**64 - 1
-"""What zarr's index says, in both fields, of a chunk that is not there."""
+"""Value of both fields in zarr's index for a missing chunk."""
 CRC = 4
 TOKENS = ("patches", "cls", "mean")
 """Token policies, in the order of the moments' second axis."""
@@ -28,7 +28,7 @@ TOKENS = ("patches", "cls", "mean")
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array `[n_images, *row]` is cut: shards of `shard_images`, in them chunks of `chunk_images`."""
+    """How an array `[n_images, *row]` is split: shards of `shard_images`, each in chunks of `chunk_images`."""
 
     n_images: int
     shard_images: int
@@ -61,17 +61,17 @@ class Layout:
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
 
     def chunk(self, chunk: int) -> range:
-        """Image numbers of an inner chunk, counted through the whole array."""
+        """Image numbers of an inner chunk; chunks are numbered through the whole array."""
         return range(chunk * self.chunk_images, min((chunk + 1) * self.chunk_images, self.n_images))
 
 
 def chunk_file(array: Path, number: int, n_axes: int) -> Path:
-    """Where zarr keeps chunk (or shard) `number` of the first axis."""
+    """The file in which zarr keeps chunk (or shard) `number` of the first axis."""
     return array.joinpath("c", str(number), *["0"] * (n_axes - 1))
 
 
 def write_chunk(path: Path, values: np.ndarray) -> None:
-    """One chunk of an unsharded array: `values` and their crc32c, whole or not at all.
+    """Write one chunk of an unsharded array atomically: `values` and their crc32c.
 
     Raises:
         StoreError: the disk is full or the folder not writable.
@@ -83,7 +83,7 @@ def write_chunk(path: Path, values: np.ndarray) -> None:
 
 
 def read_chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
-    """What `write_chunk` wrote; None if there is no such file.
+    """Read what `write_chunk` wrote; None if there is no such file.
 
     Raises:
         StoreError: the file is truncated or its checksum does not match.
@@ -102,14 +102,14 @@ def read_chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.n
 
 
 def damaged(path: Path | str, what: str) -> str:
-    """The line for a damaged file, with what to do."""
-    return f"{path} {what}; it is damaged: delete it and record again (only its shard is redone), `saev store verify` lists all such files."
+    """Error message for a damaged file, with the remedy."""
+    return f"{path} {what}; it is damaged: delete it and record again (only its shard is redone); `saev store verify` lists all such files."
 
 
 class ShardWriter:
-    """Writes one shard as a stream: memory for one inner chunk, index and its checksum last, then a rename.
+    """Writes one shard as a stream: needs memory for one inner chunk; the index and its checksum come last, then a rename.
 
-    Fill `space(n)`, then say `advance(m)`. After the last row `close`, then `publish`; `discard` at any time leaves nothing.
+    Fill `space(n)`, then call `advance(m)`. After the last row `close`, then `publish`; `discard` removes the file at any time.
     """
 
     def __init__(self, array: Path, layout: Layout, shard: int) -> None:
@@ -124,11 +124,11 @@ class ShardWriter:
         self._file.reserve(n_chunks * len(self._block) + layout.index_bytes)
 
     def space(self, n: int) -> np.ndarray:
-        """The next free rows, at most `n`, to be filled: a view `[m, *row]`, zero or stale."""
+        """The next free rows to fill, at most `n`: a view `[m, *row]` with zeros or stale values."""
         return self._rows[self._filled : self._filled + n]
 
     def advance(self, n: int) -> None:
-        """The first `n` rows of `space` are filled.
+        """Declare the first `n` rows of `space` filled.
 
         Raises:
             StoreError: the disk is full.
@@ -148,7 +148,7 @@ class ShardWriter:
         self._filled = 0
 
     def close(self) -> None:
-        """Flush the last, partial chunk, write the index, bring all to the disk. The shard is not visible yet.
+        """Flush the last, partial chunk, write the index, sync to disk. The shard is not visible yet.
 
         Raises:
             StoreError: the disk is full.
@@ -159,11 +159,11 @@ class ShardWriter:
         index = self._index.tobytes()
         end = self._n_chunks * len(self._block)
         self._file.write(index + crc32c(index).to_bytes(CRC, "little"), end)
-        self._file.cut(end + self.layout.index_bytes)  # the index is found from the file's end
+        self._file.cut(end + self.layout.index_bytes)  # the index is located from the end of the file
         self._file.settle()
 
     def publish(self) -> None:
-        """Make the shard appear, whole."""
+        """Make the complete shard visible."""
         self._file.publish()
 
     def discard(self) -> None:
@@ -172,7 +172,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads inner chunks straight into the caller's memory, each checked against its crc32c. Safe from several threads."""
+    """Reads inner chunks directly into the caller's memory, each checked against its crc32c. Safe from several threads."""
 
     def __init__(self, array: Path, layout: Layout) -> None:
         self.array, self.layout = array, layout
@@ -182,10 +182,10 @@ class ShardReader:
         return chunk_file(self.array, shard, 1 + len(self.layout.row))
 
     def read(self, chunk: int, out: np.ndarray) -> None:
-        """Inner chunk number `chunk` into `out`: contiguous, `[chunk_images, *row]`, of the stored dtype.
+        """Read inner chunk number `chunk` into `out`: contiguous, `[chunk_images, *row]`, of the stored dtype.
 
         Raises:
-            StoreError: the chunk is missing, truncated or fails its checksum; the file is named.
+            StoreError: the chunk is missing, truncated or fails its checksum; the message names the file.
         """
         shard, place = divmod(chunk, self.layout.chunks_per_shard)
         path = self.file(shard)
@@ -222,7 +222,7 @@ class ShardReader:
         return index
 
     def verify(self, shard: int) -> list[str]:
-        """One line per thing wrong with a shard, each naming its file."""
+        """One line per problem with a shard, each naming its file."""
         first = shard * self.layout.chunks_per_shard
         buffer = np.empty((self.layout.chunk_images, *self.layout.row), self.layout.dtype)
         self._indexes.pop(shard, None)
@@ -237,7 +237,7 @@ class ShardReader:
 
 
 def _read(fd: int, parts: list[memoryview], offset: int) -> int:
-    """Fill `parts` in turn from `offset`; fewer bytes come back only where the file ends."""
+    """Fill `parts` in turn from `offset`; returns the bytes read, fewer only at the end of the file."""
     done = 0
     while parts:
         n = os.preadv(fd, parts, offset + done)
@@ -253,5 +253,5 @@ def _read(fd: int, parts: list[memoryview], offset: int) -> int:
 
 def _unreadable(path: Path, error: OSError) -> StoreError:
     if isinstance(error, FileNotFoundError):
-        return StoreError(f"{path} is missing; record again (only its shard is redone), `saev store verify` lists all such files.")
+        return StoreError(f"{path} is missing; record again (only its shard is redone); `saev store verify` lists all such files.")
     return StoreError(f"{path}: cannot be read ({error.strerror or error}).")

@@ -1,4 +1,4 @@
-"""`ShardSetWriter`: one shard of images into all its sites at once, visible only when whole."""
+"""`ShardSetWriter`: writes one shard of images into all its sites at once; visible only when complete."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from saev_core.errors import ShapeError, StoreError
 from saev_core.types import Site
 
 TODO, RECORDED, MISSING = 0, 1, 2
-"""Values of `done`: not yet; recorded; unreadable, its rows are zero."""
+"""Values of `done`: not recorded yet; recorded; unreadable image, whose rows are zero."""
 
 
 def not_finite(site: Site, image: int, x: Tensor) -> str:
-    """What to say of an image's activations that are not finite in the stored precision."""
+    """Error message for an image whose activations are not finite in the stored precision."""
     if torch.isfinite(x).all():
         largest = float(x.abs().max())
         return f"{site}, image {image}: an activation of {largest:.6g} does not fit float16 (65,504); record with --dtype float32."
     return (
-        f"{site}, image {image}: the model gave NaN or infinity; check its weights, and run it in float32 or bfloat16 "
+        f"{site}, image {image}: the model produced NaN or infinity; check its weights, and run it in float32 or bfloat16 "
         "instead of float16 if it runs in half precision."
     )
 
 
 class ShardSetWriter:
-    """Takes images in order and commits them together: data files first, labels and moments next, `done` last.
+    """Takes images in order and commits them together: first data files, then labels and moments, finally `done`.
 
-    A context manager: leaving it normally commits, leaving it by an error removes every unfinished file.
-    Memory: one inner chunk per site, or one shard per site where the store is remote.
+    A context manager: a normal exit commits, an exception removes every unfinished file.
+    Memory: one inner chunk per site, or one shard per site if the store is remote.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ShardSetWriter:
         mask: Any = None,
         missing: Bool[np.ndarray, " batch"] | Bool[Tensor, " batch"] | Sequence[bool] | None = None,
     ) -> None:
-        """The next images of the shard, without a gap.
+        """Append the next images of the shard, without gaps.
 
         Args:
-            tokens: what left each site's block, prefix tokens first; any device and float dtype. Rows of missing images are ignored.
+            tokens: output of each site, prefix tokens first; any device and float dtype. Rows of missing images are ignored.
             index: the images' numbers.
             label: `[batch]` class numbers, -1 where unknown.
             size: `[batch, 2]` width and height of the originals.
@@ -88,7 +88,7 @@ class ShardSetWriter:
             missing: `[batch]` images that could not be read.
 
         Raises:
-            StoreError: a value does not fit the stored dtype or is not finite; the images do not follow on; the disk is full.
+            StoreError: a value does not fit the stored dtype or is not finite; the images are out of order; the disk is full.
             ShapeError: the tokens are not `[batch, n_tokens, d_model]`.
         """
         numbers = np.asarray(index).astype(np.int64)
@@ -102,7 +102,7 @@ class ShardSetWriter:
         for site, writers in self._writers.items():
             if site not in tokens or tokens[site].shape != (n, *self._row):
                 have = tuple(tokens[site].shape) if site in tokens else "nothing"
-                raise ShapeError(f"{site}: got {have}, the store holds {(n, *self._row)} (images, tokens, d_model).")
+                raise ShapeError(f"{site}: got {have}, the store expects {(n, *self._row)} (images, tokens, d_model).")
             self._append_site(site, writers, tokens[site].detach(), numbers, gone)
         at = slice(self._next - self.images.start, self._next - self.images.start + n)
         for name, values in (("label", label), ("size", size), ("crop", crop), ("mask", mask)):
@@ -112,14 +112,14 @@ class ShardSetWriter:
         self._next += n
 
     def _append_site(self, site: Site, writers: dict[str, Writer], x: Tensor, numbers: np.ndarray, gone: np.ndarray) -> None:
-        # From a device in one transfer, as narrow as it is stored.
+        # One transfer from the device, in the stored precision.
         stored = x if x.device.type == "cpu" else x.to(getattr(torch, self._dtype.name)).cpu()
         start = 0
         while start < len(x):
-            # All parts of a site have the same images per chunk, so they offer the same space.
+            # All parts of a site have the same images per chunk, so they return the same amount of space.
             spaces = {part: writer.space(len(x) - start) for part, writer in writers.items()}
             n = len(spaces["patches"])
-            with np.errstate(over="ignore", invalid="ignore"):  # infinities are found and told below
+            with np.errstate(over="ignore", invalid="ignore"):  # infinities are detected and reported below
                 for i in range(n):
                     into = {part: space[i] for part, space in spaces.items()}
                     if gone[start + i]:
@@ -132,14 +132,14 @@ class ShardSetWriter:
             start += n
 
     def close(self) -> None:
-        """Commit: from here on the shard counts as recorded, also after a power failure.
+        """Commit: from here on the shard counts as recorded, even after a power failure.
 
         Raises:
-            StoreError: images are lacking, or the disk is full; the shard then stays unrecorded.
+            StoreError: images are missing, or the disk is full; the shard then stays unrecorded.
         """
         try:
             if self._next != self.images.stop:
-                raise StoreError(f"shard {self._shard} lacks images {self._next} to {self.images.stop - 1}; nothing of it was committed.")
+                raise StoreError(f"shard {self._shard} lacks images {self._next} to {self.images.stop - 1}; it was not committed.")
             self._commit()
         finally:
             self.discard()
@@ -151,7 +151,7 @@ class ShardSetWriter:
         for writer in parts:
             writer.publish()
         for name, values in self._facts.items():
-            # An image that another site's recording could read keeps what is known of it; equal files are not touched.
+            # An image that could be read when another site was recorded keeps its entries; equal files are not touched.
             old = self._arrays.get(name, self._tables[name], self._shard)
             gone = self._done == MISSING
             values[gone] = old[gone]
@@ -163,7 +163,7 @@ class ShardSetWriter:
             self._arrays.put(f"{site}/done", self._tables["done"], self._shard, self._done)
 
     def discard(self) -> None:
-        """Remove unfinished files; what is committed stays. Harmless when called twice."""
+        """Remove unfinished files; committed ones stay. Can be called twice."""
         for writers in self._writers.values():
             for writer in writers.values():
                 writer.discard()

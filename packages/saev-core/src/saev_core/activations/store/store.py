@@ -21,7 +21,7 @@ from saev_core.support.progress import Track, silent
 from saev_core.support.urls import local_path
 from saev_core.types import Box, Site
 
-if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what was recorded
+if TYPE_CHECKING:  # lazy: they import torch, which reading a store's metadata does not need
     from saev_core.activations.store.shard_writer import ShardSetWriter
     from saev_core.sae.norm import Norm
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what
 class ActivationStore:
     """Activations of `n_images` images at one or more sites. Make one with `create` or `open`.
 
-    A local store is read and written raw; any other fsspec URL goes through zarr-python.
+    A local store is accessed as raw files; any other fsspec URL goes through zarr-python.
     """
 
     def __init__(self, url: str, meta: StoreMeta) -> None:
@@ -49,12 +49,12 @@ class ActivationStore:
 
     @classmethod
     def create(cls, url: str | Path, meta: StoreMeta) -> ActivationStore:
-        """A new, empty store; the one that is there, if it was made for the same model, images and layout.
+        """Create an empty store, or open an existing one for the same model, images and layout.
 
-        Several processes may call this at once.
+        Safe to call from several processes at once.
 
         Raises:
-            StoreError: something else is there (the difference is named), or the place is not writable.
+            StoreError: something else is there (the message names the difference), or the location is not writable.
         """
         if _attributes(url) is not None:
             return cls.open(url)._expect(meta)
@@ -63,7 +63,7 @@ class ActivationStore:
             _create_group(str(url), meta)
             return cls.open(url)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise StoreError(f"{path} is there and is not an activation store; choose an empty or new folder.")
+            raise StoreError(f"{path} exists and is not an activation store; choose an empty or new folder.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_folder(path) as new:
@@ -76,7 +76,7 @@ class ActivationStore:
 
     @classmethod
     def open(cls, url: str | Path) -> ActivationStore:
-        """The store at a path or URL, complete or not.
+        """Open the store at a path or URL, complete or not.
 
         Raises:
             StoreError: as `describe`.
@@ -108,7 +108,7 @@ class ActivationStore:
             return self
         have, want = settings_that_matter(self.meta), settings_that_matter(meta)
         changed = "; ".join(f"{key} {a} there, {b} here" for key, a, b in differences(have, want))
-        raise StoreError(f"{self.url} was recorded otherwise ({changed}); record into another folder with --store.")
+        raise StoreError(f"{self.url} was recorded with other settings ({changed}); record into another folder with --store.")
 
     @property
     def n_images(self) -> int:
@@ -120,7 +120,7 @@ class ActivationStore:
 
     @property
     def sites(self) -> list[Site]:
-        """Sites that have been added, complete or not, in order."""
+        """Sites that have been added, complete or not, sorted."""
         if (path := local_path(self.url)) is not None:
             names = [each.name for each in path.iterdir() if (each / "zarr.json").exists()]
         else:
@@ -128,7 +128,7 @@ class ActivationStore:
         return sorted(Site.parse(name) for name in names if "." in name and not name.startswith("."))
 
     def add_site(self, site: Site) -> None:
-        """Make room for a site; nothing that is there is touched. Harmless if it was added before.
+        """Add a site's empty arrays; existing data are not touched. Does nothing if the site exists.
 
         Raises:
             StoreError: the store is not writable.
@@ -146,7 +146,7 @@ class ActivationStore:
             with new_folder(path / str(site)) as new:
                 create_arrays(zarr.create_group(str(new)), arrays)
         except OSError as error:
-            if site not in self.sites:  # otherwise another recorder was first
+            if site not in self.sites:  # otherwise another process added it first
                 raise StoreError(f"{path}: cannot add {site} ({error.strerror or error}); check permissions and free space.") from None
 
     def done(self, site: Site) -> UInt8[np.ndarray, " n_images"]:
@@ -154,7 +154,7 @@ class ActivationStore:
         return self._get(f"{self._known(site)}/done")
 
     def shards_done(self, site: Site) -> Bool[np.ndarray, " n_shards"]:
-        """Which shards are recorded, and their files there."""
+        """Which shards are recorded and have all their files."""
         done = self.done(site)
         starts = np.arange(0, self.n_images, self.meta.shard_images)
         whole: np.ndarray = np.minimum.reduceat(done, starts) > 0
@@ -182,7 +182,7 @@ class ActivationStore:
         return self._get("mask") if self.meta.has_mask else None
 
     def crop(self, index: int) -> Box:
-        """The part of original `index` that the model saw, in original pixels; with it `grid.box` maps patches back."""
+        """The part of original `index` that the model saw, in original pixels; pass it to `grid.box` to map patches back."""
         shard, row = divmod(int(index), self.meta.shard_images)
         return Box(*map(float, self._arrays.get("crop", self._tables["crop"], shard)[row]))
 
@@ -204,7 +204,7 @@ class ActivationStore:
         return ShardSetWriter(self._arrays, shard, [self._known(site) for site in sites], self._layouts, self._tables)
 
     def reader(self, site: Site, part: Literal["patches", "prefix"] = "patches") -> Reader:
-        """Reads whole inner chunks of one array, each checked; safe from several threads.
+        """A reader of whole inner chunks of one array, each verified; safe from several threads.
 
         Raises:
             StoreError: no such site, or no prefix tokens.
@@ -214,13 +214,13 @@ class ActivationStore:
         return self._arrays.reader(f"{self._known(site)}/{part}", self._layouts[part])
 
     def read(self, site: Site, index: Any, part: Literal["patches", "prefix"] = "patches") -> np.ndarray:
-        """Raw activations `[n, n_tokens, d_model]` in the stored dtype, in the order asked for; missing images are zero.
+        """Raw activations `[n, n_tokens, d_model]` in the stored dtype, in the order of `index`; missing images are zero.
 
         Args:
             index: image numbers `[n]`, or a slice.
 
         Raises:
-            StoreError: a chunk is damaged or not yet recorded (its file is named), or there is no such image.
+            StoreError: a chunk is damaged or not yet recorded (the message names its file), or there is no such image.
         """
         reader, size = self.reader(site, part), self.meta.chunk_images
         numbers = np.arange(self.n_images)[index] if isinstance(index, slice) else np.asarray(index, np.int64).reshape(-1)
@@ -245,14 +245,14 @@ class ActivationStore:
             self.reader(site, "prefix")
         policy, site = TOKENS.index(tokens), self._known(site)
         count, total, squares = (self._get(f"{site}/{name}") for name in ("count", "sum", "sumsq"))
-        # add.reduce over the first axis adds row by row: the same bits whoever wrote which shard, and when.
+        # add.reduce over the first axis adds row by row: bit-identical regardless of who wrote which shard, and when.
         return int(count[:, policy].sum()), np.add.reduce(total[:, policy], axis=0), float(sum(squares[:, policy].tolist()))
 
     def norm(self, site: Site, tokens: str = "patches") -> Norm:
         """The shift and scale to mean 0 and mean squared length `d_model`.
 
         Raises:
-            StoreError: nothing is recorded, or `cls` is asked of a model without prefix tokens.
+            StoreError: nothing is recorded, or `cls` is requested for a model without prefix tokens.
         """
         from saev_core.sae.norm import Norm
 
@@ -262,11 +262,11 @@ class ActivationStore:
         """The recorded site of a layer; negative layers count from the model's last block.
 
         Raises:
-            StoreError: it is not recorded; those that are get named.
+            StoreError: it is not recorded; the message lists those that are.
         """
         n_blocks = self.meta.model.get("n_blocks")
         if layer < 0 and n_blocks is None:
-            raise StoreError(f"{self.url} does not say how many blocks its model has; give the layer as a block number.")
+            raise StoreError(f"{self.url} does not record how many blocks its model has; give the layer as a block number.")
         number = layer if layer >= 0 else layer + int(n_blocks or 0)
         held = self.sites
         if number < 0 or Site(number, stream) not in held:
@@ -278,7 +278,7 @@ class ActivationStore:
         return Site(number, stream)
 
     def verify(self, sites: list[Site] | None = None, track: Track = silent) -> list[str]:
-        """Everything that is wrong with the recorded shards, a line each, naming the file; empty if all is well."""
+        """Every problem with the recorded shards, one line each, naming the file; empty if there is none."""
         sites = self.sites if sites is None else [self._known(site) for site in sites]
         problems = [line for name, table in self.meta.image_tables().items() for line in self._arrays.verify(name, table)]
         with track("verify", len(sites) * self.n_shards, "shards") as meter:
@@ -296,7 +296,7 @@ class ActivationStore:
     def _recorded(self, site: Site, shard: int) -> bool:
         try:
             return bool(self._arrays.get(f"{site}/done", self._tables["done"], shard).all())
-        except StoreError:  # `verify` has named it; the data are still worth reading
+        except StoreError:  # already reported by `verify`; the data are still readable
             return True
 
     def _known(self, site: Site) -> Site:
@@ -310,7 +310,7 @@ class ActivationStore:
 
 
 def _attributes(url: str | Path) -> dict[str, Any] | None:
-    """The store's description, unchecked; None if there is no store."""
+    """The store's metadata, not validated; None if there is no store."""
     path = local_path(url)
     if path is not None:
         try:

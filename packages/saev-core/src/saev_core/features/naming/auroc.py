@@ -1,4 +1,4 @@
-"""AUROC of names: how well what a name says of an image, or of a patch, predicts that a feature fires there."""
+"""AUROC of names: how well a concept's presence in an image or patch predicts that a feature fires there."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from scipy.sparse import csc_array, csr_array
 from scipy.stats import rankdata
 
 _BLOCK = 2048
-"""Features whose scores are laid out at once: bounds the memory."""
+"""Features scored at once: bounds the memory."""
 NEAR = 0.15
-"""AUROC by which a more specific concept may lie below the best one and still be the name. On `shapes` it brought the names that are
-right from 60 to 86 in a hundred: features for small crescents were called small, for that is truer still."""
+"""AUROC margin below the best concept within which a more specific one is preferred. On `shapes` it raised the share of correct
+names from 60 to 86 %: features for small crescents had been named `small`, which scores even higher."""
 
 
 class Agreement:
-    """How often each concept is true and each feature fires, alone and together, over units (patches or images) that stream by.
+    """Counts of each concept being true and each feature firing, alone and together, over a stream of units (patches or images).
 
-    A concept is yes or no, so its AUROC has one threshold and is the balanced accuracy: the mean of P(true | fires) and
+    A concept is binary, so its AUROC has one threshold and equals the balanced accuracy: the mean of P(true | fires) and
     P(not true | silent). For a rare concept the second is near 1, and the score near (1 + P(true | fires)) / 2.
     Memory: a 4-byte count per concept and feature.
     """
@@ -32,7 +32,7 @@ class Agreement:
         self.n_images = 0
 
     def add(self, true: Bool[np.ndarray, "n n_concepts"], fires: csr_array, image: Int[np.ndarray, " n"]) -> None:
-        """Units of whole images: which concepts are true of them, which features fire `[n, d_sae]`, whose they are."""
+        """Add the units of whole images: which concepts are true, which features fire `[n, d_sae]`, and each unit's image."""
         units, concepts = true.nonzero()
         known = csr_array((np.ones(len(units), np.int32), (concepts, units)), shape=true.shape[::-1])
         active = csr_array((np.ones(len(fires.indices), np.int32), fires.indices, fires.indptr), shape=fires.shape)
@@ -47,7 +47,7 @@ class Agreement:
         self.n_images += len(numbers)
 
     def scores(self, features: Int[np.ndarray, " m"]) -> Float[np.ndarray, "n_concepts m"]:
-        """AUROC of every concept for some features; 0.5 where a feature fires always or never, or a concept is always or never true."""
+        """AUROC of every concept for some features; 0.5 if a feature always or never fires, or a concept is always or never true."""
         fires, silent = self.fires[features], self.n - self.fires[features]
         both = self.both[:, features].astype(np.float64)
         hit = both / np.maximum(fires, 1)
@@ -58,8 +58,8 @@ class Agreement:
     def best(self, n: int, near: float = NEAR) -> tuple[Int[np.ndarray, "d_sae n"], Float[np.ndarray, "d_sae n"]]:
         """The `n` best concepts of every feature, best first, and their AUROC.
 
-        First come the concepts whose AUROC is within `near` of the largest one, those with the largest lift P(true | fires) / P(true)
-        ahead: of what says nearly as much, the most specific. Then the others by their AUROC.
+        First the concepts whose AUROC is within `near` of the largest, sorted by descending lift P(true | fires) / P(true), so that
+        the most specific of near-equal concepts wins. Then the others by AUROC.
         """
         d_sae = len(self.fires)
         n = min(n, len(self.true))
@@ -67,14 +67,14 @@ class Agreement:
         for start in range(0, d_sae, _BLOCK):
             features = np.arange(start, min(start + _BLOCK, d_sae))
             found = self.scores(features)
-            lift = self.both[:, features] / np.maximum(self.true[:, None] * self.fires[features], 1)  # but for a factor of each feature
+            lift = self.both[:, features] / np.maximum(self.true[:, None] * self.fires[features], 1)  # up to a constant factor per feature
             close = (found >= found.max(0) - near) & (found > 0.5)
             order = np.lexsort((-found, np.where(close, -lift, 0)), axis=0)[:n]
             concept[features], score[features] = order.T, np.take_along_axis(found, order, 0).T
         return concept, score
 
     def of(self, concept: Int[np.ndarray, "d_sae n"]) -> Float[np.ndarray, "d_sae n"]:
-        """AUROC of the concepts that each feature names."""
+        """AUROC of the given concepts of each feature."""
         out = np.zeros(concept.shape)
         for start in range(0, len(concept), _BLOCK):
             features = np.arange(start, min(start + _BLOCK, len(concept)))
@@ -85,12 +85,12 @@ class Agreement:
 def auroc(
     scores: Float[np.ndarray, "n_concepts n_images"], fires: csc_array, concept: Int[np.ndarray, "d_sae m"]
 ) -> Float[np.ndarray, "d_sae m"]:
-    """For each feature and each of its `m` concepts: the probability that an image which fires the feature has a higher score
-    for the concept than one which does not, ties counting half (the Mann-Whitney U over n+ n-).
+    """For each feature and each of its `m` concepts: the probability that an image that fires the feature has a higher score
+    for the concept than one that does not; ties count half (Mann-Whitney U / (n+ n-)).
 
     Args:
         fires: `[n_images, d_sae]`, an entry where an image fires the feature.
-        concept: rows of `scores`; -1: none, which gives 0.5.
+        concept: rows of `scores`; -1: no concept, scored 0.5.
 
     Source: Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747
     """

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Concepts`: what is known of each image or patch, from labels, masks or ground truth, to name features by."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Concepts(Protocol):
     per_patch: bool
 
     def of(self, images: Int[np.ndarray, " b"]) -> tuple[Bool[np.ndarray, "n n_concepts"], Bool[np.ndarray, " n"]]:
-        """What is true of each image, or of each patch, and which of them count."""
+        """Which concepts are true of each image or patch, and which of these count."""
         ...
 
 
 class Labels:
-    """An image's label, true of the whole image."""
+    """Image labels; a label is true of the whole image."""
 
     per_patch = False
 
@@ -45,7 +45,7 @@ class Labels:
 
 
 class Masks:
-    """The class that most of a patch belongs to, true of the patch."""
+    """Mask classes; the majority class of a patch is true of the patch."""
 
     per_patch = True
 
@@ -61,7 +61,7 @@ class Masks:
 
 
 class Truth:
-    """What a data set knows of every patch, such as `colour: red`."""
+    """Ground truth for every patch, such as `colour: red`."""
 
     per_patch = True
 
@@ -77,10 +77,10 @@ class Truth:
 
 
 def known_concepts(source: str | None, checkpoint: Checkpoint, store: ActivationStore, dataset: Callable[[], ImageDataset]) -> Concepts:
-    """What the data set knows that names can be made from: of `source`, or where it is None of the best one there is.
+    """The data set's concepts to name features by: from `source`, or from the best one available if it is None.
 
     Raises:
-        RunError: there is nothing to name by.
+        RunError: there are no concepts to name features by.
     """
     patches, labels = checkpoint.read.tokens == "patches", store.labels
     wanted: Sequence[str] = ("truth", "masks", "labels") if source is None else (source,)
@@ -94,6 +94,6 @@ def known_concepts(source: str | None, checkpoint: Checkpoint, store: Activation
             return Labels(labels, dataset().classes)
     lacks = f"no {source}" if source else "neither labels nor masks"
     raise RunError(
-        f"there is nothing to name features by: {store.url} has {lacks}, and the model has no text side or --names no vocabulary; "
+        f"there is nothing to name features by: {store.url} has {lacks}, and the model has no text encoder or --names no vocabulary; "
         "use a model such as clip with --names, or a data set with labels."
     )

@@ -1,7 +1,7 @@
-"""Proposed names of features, each with a score on images that had no part in choosing it, and the right to have none.
+"""Proposed feature names, each scored on images that were not used to choose it; features may stay unnamed.
 
-A name is chosen on training images and scored on held-out ones: the AUROC with which what the name says (the concept is there,
-or how similar the image is to the text) predicts which of them fire the feature. Below a threshold a feature stays unnamed.
+A name is chosen on training images and scored on held-out ones: the AUROC with which the name (presence of the concept, or
+similarity of image and text) predicts which of them fire the feature. Below a threshold a feature stays unnamed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def names_from(
     checkpoint: Checkpoint, store: ActivationStore, index: FeatureIndex, concepts: Concepts, cfg: NamesConfig, *, track: Track = silent
 ) -> Names:
-    """Names from yes-or-no concepts: on training images the most specific of those with the best AUROC, scored on held-out ones.
+    """Names from binary concepts: the most specific of those with the best AUROC on training images, scored on held-out ones.
 
     Raises:
         CheckpointError: no image is held out.
@@ -73,7 +73,7 @@ def chosen(
     few: Bool[np.ndarray, " d_sae"],
     threshold: float,
 ) -> dict[int, Name]:
-    """The names that are good enough; -1 stands for no concept."""
+    """The names above the threshold; -1 means no concept."""
     named = np.flatnonzero(~few & (best >= 0) & (score >= threshold))
     return {
         int(f): Name(concepts[best[f]], round(float(score[f]), 4), int(n_positive[f]), concepts[runner_up[f]] if runner_up[f] >= 0 else "")

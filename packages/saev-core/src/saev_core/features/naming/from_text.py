@@ -1,14 +1,14 @@
-"""Names from a vocabulary, for models with a text side: text embeddings against what a feature looks like in the shared space.
+"""Names from a vocabulary, for models with a text encoder: text embeddings are compared with each feature in the shared space.
 
-Everything is compared after centring: of text by the vocabulary's mean, of images by the data set's, since the two kinds lie apart in
-CLIP's space. A feature is brought there in two ways, and the names that each likes best compete on training images:
-- its decoder direction: what the model's own head makes of an average token with the feature added, less what it makes of the
-  average token alone. Exact at the last block but for the head's normalisation; before it, the blocks between are left out;
+Everything is compared after centring: text by the vocabulary's mean, images by the data set's, because the two are separate clusters
+in CLIP's space. A feature is embedded in two ways, and the best names of both compete on training images:
+- its decoder direction: the model head's output for an average token with the feature added, minus its output for the average
+  token alone. Exact at the last block except for the head's normalisation; at earlier blocks, the blocks in between are skipped;
 - its top images: the mean of their embeddings, weighted by how strongly they fire it.
 
 Sources: Bhalla et al. 2024 (SpLiCE, https://arxiv.org/abs/2402.10376) for the centring; Rao et al. 2024 (DN-CBM,
 https://arxiv.org/abs/2407.14499) for decoder directions against text; Oikarinen and Weng 2023 (CLIP-Dissect,
-https://arxiv.org/abs/2204.10965) for images as the way to units that are not in the shared space.
+https://arxiv.org/abs/2204.10965) for using images to describe units outside the shared space.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROMPT = "a photo of {}"
-"""What is said of a concept: text towers were trained on captions, not on single words."""
+"""Prompt for a concept: text encoders are trained on captions, not on single words."""
 N_CANDIDATES = 8
-"""Concepts that each of the two sides puts forward."""
+"""Candidate concepts from each of the two embeddings."""
 N_TOP = 16
-"""Training images whose mean stands for a feature, the strongest ones."""
+"""Number of strongest training images whose mean represents a feature."""
 _BLOCK = 2048
 _TEXTS = 256
 _IMAGES = 32
@@ -69,7 +69,7 @@ def names_from_text(
     at random and half among the features' top images.
 
     Raises:
-        ModelError: the model has no text side.
+        ModelError: the model has no text encoder.
         CheckpointError: no image is held out.
     """
     if not isinstance(model, TextSpace):
@@ -79,8 +79,8 @@ def names_from_text(
     train, on_train = _embed(model, dataset, wanted, _IMAGES, track)
     heldout, on_heldout = _embed(model, dataset, parts.heldout, _IMAGES, track)
     if not len(train) or not len(heldout):
-        raise ModelError("none of the images that names are made from can be read; do they still lie where the run says?")
-    # The mean of images drawn at random stands for the data set's, not that of images which some feature singled out.
+        raise ModelError("none of the images used for naming can be read; has the data set moved since recording?")
+    # The data set's mean is estimated on random images, not on images that features selected.
     random = np.isin(train, drawn)
     mean = on_train[random if random.any() else slice(None)].mean(0)
     on_train, on_heldout = centred(on_train, mean), centred(on_heldout, mean)
@@ -114,8 +114,8 @@ def names_from_text(
 
 
 def with_top_images(parts: Division, index: FeatureIndex) -> tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_random"]]:
-    """Training images, half of them drawn at random and the others top images of features, the strongest of every feature first,
-    then the second; and those of them that were drawn. None that was held out from training is among them.
+    """Training images, half of them drawn at random, the others top images of features: the strongest of every feature first, then
+    the second, and so on; and the drawn ones. Never includes images held out from training.
     """
     n_random = len(parts.train) - len(parts.train) // 2
     drawn = np.sort(np.random.Generator(np.random.PCG64(1)).permutation(parts.train)[:n_random])
@@ -133,7 +133,7 @@ def with_top_images(parts: Division, index: FeatureIndex) -> tuple[Int[np.ndarra
 def _embed(
     model: TextSpace, dataset: ImageDataset, images: Int[np.ndarray, " n"], batch: int, track: Track
 ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, "m d_text"]]:
-    """Unit embeddings of those images that can be read, and their numbers."""
+    """Numbers and unit embeddings of the readable images."""
     assert isinstance(model, VisionModel)
     found: list[tuple[int, Tensor]] = []
     parts: list[Tensor] = []
@@ -150,7 +150,7 @@ def _embed(
         for image in load(dataset, model, ((int(i), int(i) + 1) for i in images)):
             meter.update(1)
             if image.pixels is None:
-                log.warning("names: image %d is left out: %s", image.index, image.bad)
+                log.warning("names: skipping image %d: %s", image.index, image.bad)
                 continue
             found.append((image.index, image.pixels))
             if len(found) == batch:
@@ -161,7 +161,7 @@ def _embed(
 
 @torch.no_grad()
 def embed_text(model: TextSpace, concepts: Sequence[str], track: Track = silent) -> Float[np.ndarray, "n_concepts d_text"]:
-    """Unit embeddings of concepts, less their mean, of unit length again."""
+    """Unit embeddings of concepts, centred and normalised again."""
     parts: list[Tensor] = []
     with track("embed", len(concepts), "texts") as meter:
         for start in range(0, len(concepts), _TEXTS):
@@ -173,7 +173,7 @@ def embed_text(model: TextSpace, concepts: Sequence[str], track: Track = silent)
 
 
 def centred(x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"]) -> Float[np.ndarray, "n d"]:
-    """`x` less `mean`, of unit length; a vector that is the mean stays zero."""
+    """`x` minus `mean`, normalised; a vector equal to the mean stays zero."""
     x = x - mean
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), np.float32)
 
@@ -186,7 +186,7 @@ def _peaks(
 
 
 def of_top_images(peaks: csc_array, images: Float[np.ndarray, "n d_text"]) -> Float[np.ndarray, "d_sae d_text"]:
-    """The mean embedding of the `N_TOP` images that fire each feature most, weighted by its value, of unit length."""
+    """The mean embedding of the `N_TOP` images that fire each feature most, weighted by its value, normalised."""
     out = np.zeros((peaks.shape[1], images.shape[1]), np.float32)
     for feature in range(peaks.shape[1]):
         mine = slice(*peaks.indptr[feature : feature + 2])
@@ -200,8 +200,8 @@ def of_top_images(peaks: csc_array, images: Float[np.ndarray, "n d_text"]) -> Fl
 
 @torch.no_grad()
 def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex) -> Float[np.ndarray, "d_sae d_text"] | None:
-    """Each feature's decoder direction in the text space: `project(mean + v d) - project(mean)`, both of unit length, `v` the mean
-    of the feature's values. None where the SAE does not read one block's residual stream, writes to another place, or its vectors
+    """Each feature's decoder direction in the text space: `project(mean + v d) - project(mean)`, both normalised, `v` the mean
+    of the feature's values. None if the SAE does not read one block's residual stream, writes to another site, or its vectors
     do not enter the model's head.
     """
     sae, norm = checkpoint.sae, checkpoint.norm
@@ -216,7 +216,7 @@ def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex)
     try:
         base = F.normalize(model.project(mean[None]).float(), dim=1)
     except ModelError as error:
-        log.info("names: decoder directions are left out: %s", error)
+        log.info("names: not using decoder directions: %s", error)
         return None
     out = np.zeros((sae.d_sae, base.shape[1]), np.float32)
     typical = torch.from_numpy(np.nan_to_num(index.mean)).float().to(mean.device) / norm.scale
@@ -228,7 +228,7 @@ def of_directions(checkpoint: Checkpoint, model: TextSpace, index: FeatureIndex)
 
 
 def nearest(side: Float[np.ndarray, "d_sae d_text"], text: Float[np.ndarray, "n d_text"], n: int) -> Int[np.ndarray, "d_sae n"]:
-    """The `n` concepts of largest cosine to each feature, best first; -1 where a feature has no direction."""
+    """The `n` concepts with the largest cosine to each feature, best first; -1 if a feature has no direction."""
     n = min(n, len(text))
     out = np.full((len(side), n), -1, np.int64)
     for start in range(0, len(side), _BLOCK):
@@ -244,7 +244,7 @@ def nearest(side: Float[np.ndarray, "d_sae d_text"], text: Float[np.ndarray, "n 
 def two_best(
     candidates: Int[np.ndarray, "d_sae m"], score: Float[np.ndarray, "d_sae m"]
 ) -> tuple[Int[np.ndarray, " d_sae"], Int[np.ndarray, " d_sae"]]:
-    """The candidate with the best score and the best other one; of equals the first; -1 where there is none."""
+    """The candidates with the best and second-best score; ties go to the first; -1 if there is none."""
     score = np.where(candidates >= 0, score, -1)
     rows = np.arange(len(candidates))
     best = candidates[rows, score.argmax(1)]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`Names`: the proposed names of one SAE's features, saved as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from saev_core.errors import RunError
 from saev_core.support.files import write_json
 
 FORMAT = 1
-"""Version of the file of names; another one is refused."""
+"""Version of the names file; others are refused."""
 Source = Literal["text", "truth", "masks", "labels"]
 SOURCES: dict[str, str] = {
-    "text": "a vocabulary, through the model's text side",
-    "truth": "what the data set knows of every patch",
+    "text": "a vocabulary, through the model's text encoder",
+    "truth": "the data set's ground truth for every patch",
     "masks": "the classes in the data set's masks",
     "labels": "the labels of the images",
 }
@@ -31,12 +31,12 @@ class Name:
     n_positive: int
     """Held-out images that fire the feature."""
     runner_up: str
-    """The concept that came second on training images; empty where there is none."""
+    """The second-best concept on training images; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names of one SAE's features, and what they rest on."""
+    """The names of one SAE's features, and how they were obtained."""
 
     source: Source
     checkpoint: str
@@ -45,40 +45,40 @@ class Names:
     min_positive: int
     names: dict[int, Name]
     n_features: int
-    """Features in all."""
+    """Total number of features."""
     n_alive: int
-    """Features that fire on an image that was looked at."""
+    """Features that fire on any of the images used."""
     n_few: int
-    """Features of these that fire on too few held-out images, or on all but too few: nothing can be said of them."""
+    """Of these, features that fire on too few held-out images, or on nearly all of them, to be scored."""
     n_train: int
     n_heldout: int
     vocabulary: str = ""
-    """sha256 of the vocabulary's file; empty where there is none."""
+    """sha256 of the vocabulary file; empty without one."""
     about: dict[str, Any] = field(default_factory=dict)
-    """What else was noted of how they were made."""
+    """Further details of how the names were obtained."""
 
     def save(self, path: Path) -> Path:
-        """Write the file as a whole: a reader finds the old names or the new ones."""
+        """Write the file atomically: a reader sees the old names or the new ones."""
         data = asdict(self) | {"saev_names": FORMAT, "names": {str(feature): asdict(name) for feature, name in sorted(self.names.items())}}
         write_json(path, data)
         return path
 
     @classmethod
     def load(cls, path: Path) -> Names:
-        """The names in a file.
+        """Read the names in a file.
 
         Raises:
-            RunError: there is none, or it is of another format.
+            RunError: there is no such file, or it has another format.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("saev_names") != FORMAT:
-                raise RunError(f"{path} was written by another version; make it again with saev index RUN --names.")
+                raise RunError(f"{path} was written by another version; redo it with saev index RUN --names.")
             return cls(**{**data, "names": {int(feature): Name(**name) for feature, name in data["names"].items()}})
         except FileNotFoundError:
-            raise RunError(f"{path}: no names were made; make them with saev index RUN --names.") from None
+            raise RunError(f"{path}: there are no names yet; create them with saev index RUN --names.") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} cannot be read ({error}); make it again with saev index RUN --names, or delete it.") from None
+            raise RunError(f"{path} cannot be read ({error}); redo it with saev index RUN --names, or delete it.") from None
 
     def summary(self) -> str:
         """One line for a person."""
