@@ -1,4 +1,4 @@
-# Only Python >= 3.11 and make are needed; everything else is installed into .venv.
+# Requires only Python >= 3.11 and make; everything else is installed into .venv.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,19 +12,19 @@ ROOMS := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 SOURCES := $(wildcard packages/*/src plugins/*/src plugins/*/saev_*.py)
 CODE := packages plugins tests benchmarks $(wildcard scripts)
 
-# Where the libraries that benchmarks compare with live; ours are in there, too.
+# Environment with the libraries that benchmarks compare with, and with our packages.
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.setup-stamp
 RIVALS := $(addprefix packages/,saev-core saev-datasets saev-models) $(addprefix plugins/,saev-saes saev-dinov2-focus)
-# With peers where they are installed, ours alone where not.
+# Use the environment with peers if it is installed, otherwise .venv.
 BENCH = $(if $(wildcard $(PEERS_STAMP)),$(PEERS)/bin,$(BIN))/python
 
 .PHONY: help setup test lint fix types docs bench bench-setup bench-gpu demo clean
 
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-setup: $(STAMP) ## install everything into .venv; does nothing when nothing changed
+setup: $(STAMP) ## install everything into .venv; skipped when up to date
 
 $(STAMP): constraints.txt pyproject.toml $(PROJECTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,10 +34,10 @@ $(STAMP): constraints.txt pyproject.toml $(PROJECTS)
 	@./.ci/browser
 	@touch $@
 
-test: setup lint types docs ## everything that must hold before a change goes in
+test: setup lint types docs ## run lint, types, docs and tests: must pass before merging
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-lint: setup ## style, and the dependency rule
+lint: setup ## check style and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -45,7 +45,7 @@ lint: setup ## style, and the dependency rule
 types: setup
 	$(BIN)/mypy $(SOURCES)
 
-fix: setup ## put right what a machine can
+fix: setup ## apply automatic fixes: imports, format, generated docs
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m scripts.write_known_packages
@@ -54,10 +54,10 @@ fix: setup ## put right what a machine can
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure, as ratios against floors and peers taken in the same run
+bench: setup ## run the benchmarks, relative to floors and peers measured in the same run
 	$(BENCH) benchmarks/all.py
 
-bench-setup: $(PEERS_STAMP) ## install the libraries that bench compares with, into .venv-peers
+bench-setup: $(PEERS_STAMP) ## install the libraries that bench compares with into .venv-peers
 
 $(PEERS_STAMP): benchmarks/peers/requirements.txt $(STAMP)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
@@ -65,12 +65,12 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt $(STAMP)
 	cd benchmarks && OMP_NUM_THREADS=1 ../$(PEERS)/bin/python -W ignore -m peers
 	@touch $@
 
-bench-gpu: setup ## the same steps on a CUDA device; says so where there is none
+bench-gpu: setup ## run the training step benchmarks on a CUDA device, if there is one
 	$(BENCH) benchmarks/gpu.py
 
-demo: setup ## two runs, each ending with its report: shapes with known truth, and real photographs
+demo: setup ## make two runs with reports: shapes with known truth, and real photographs
 	$(BIN)/saev run
 	$(BIN)/saev run --model dinov2-focus --dataset photos
 
-clean: ## remove what was built, and .venv
+clean: ## remove build outputs and .venv
 	rm -rf $(VENV) $(PEERS) site dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,8 @@
-"""Every benchmark in turn, and at the end one table of what was asked and what was reached. This is `make bench`.
+"""Run every benchmark and print one table of targets and results at the end. This is `make bench`.
 
     python benchmarks/all.py [--only steps readers ...]
 
-`quality.py` is left out: it trains for hours; see its own words.
+`quality.py` is excluded because it trains for hours; see its docstring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common import summary
 HERE = Path(__file__).parent
 EACH = ("steps", "readers", "store", "record", "features", "options", "start_up", "viewer", "control", "gpu")
 TABLES = ("steps", "readers", "store", "viewer", "control")
-"""Those that write a table of what was asked."""
+"""Benchmarks that write a table of targets."""
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
             elif path.exists():
                 told += json.loads(path.read_text())["table"]
     if told:
-        print("\n== What was asked, and what was reached")
+        print("\n== Targets and results")
         summary(told)
     if failed:
-        raise SystemExit(f"these failed: {', '.join(failed)}; what they said stands above.")
+        raise SystemExit(f"these failed: {', '.join(failed)}; see their output above.")
 
 
 if __name__ == "__main__":

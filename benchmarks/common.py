@@ -1,4 +1,4 @@
-"""Timing several things in turns, so that other work on the machine falls on all of them alike."""
+"""Interleaved timing, so that other load on the machine affects all candidates equally."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def interleave(
     before: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Rates, units per second, of each piece of work in each round; all pieces take turns within a round.
+    """Rates, units per second, of each function in each round; functions alternate within a round.
 
     Args:
-        work: by name, a function that does some work and returns how many units it was.
-        before: called, untimed, before each piece (to drop a cache, say).
-        clock: seconds; `time.process_time` leaves out what other processes take, for work in one thread.
+        work: by name, a function that does some work and returns the number of units.
+        before: called, untimed, before each function (e.g. to drop a cache).
+        clock: seconds; `time.process_time` excludes other processes, for work in one thread.
     """
     rates: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
@@ -38,7 +38,7 @@ def interleave(
 
 
 def table(title: str, unit: str, rates: Mapping[str, list[float]], floor: str, scale: float = 1.0) -> None:
-    """Print best and median rate of each, and the best as a ratio to the best of `floor`."""
+    """Print best and median rate of each, and the ratio of its best to the best of `floor`."""
     print(f"\n{title}\n{'':44}{'best':>12}{'median':>12}   x {floor}")
     base = max(rates[floor])
     for name, each in rates.items():
@@ -47,20 +47,20 @@ def table(title: str, unit: str, rates: Mapping[str, list[float]], floor: str, s
 
 
 def asked(what: str, rates: Mapping[str, Sequence[float]], ours: str, over: str, least: float) -> dict[str, Any]:
-    """A line of the table of what was asked: the best rate of `ours` over that of `over`, and whether that is `least`."""
+    """A line of the table of targets: the best rate of `ours` over that of `over`, and whether it is at least `least`."""
     reached = {over: max(rates[ours]) / max(rates[over])} if over in rates else {}
     return {"what": what, "aim": f"{least:g}x {over}", "reached": reached, "missed": any(value < least for value in reached.values())}
 
 
 def summary(told: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of what was asked, with what was reached against each, and the peak memory of each where it was measured."""
-    print("\n| what | asked | reached | peak MB | |\n| --- | --- | --- | --- | --- |")
+    """Print the table of targets, with the result against each candidate, and its peak memory if measured."""
+    print("\n| what | target | result | peak MB | |\n| --- | --- | --- | --- | --- |")
     for line in told:
         named = len(line["reached"]) > 1
         reached = [f"{who} {value:.2f}" if named else f"{value:.2f}" for who, value in line["reached"].items()]
-        reached += [f"{who} is not here" for who in line.get("absent", ())]
+        reached += [f"{who} is not installed" for who in line.get("absent", ())]
         memory = ", ".join(f"{who} {value:,.0f}" for who, value in line.get("peak_mb", {}).items())
-        cells = [line["what"], line["aim"], ", ".join(reached) or "not installed here", memory, "MISSED" if line["missed"] else ""]
+        cells = [line["what"], line["aim"], ", ".join(reached) or "not installed", memory, "MISSED" if line["missed"] else ""]
         print("| " + " | ".join(cells) + " |")
 
 

@@ -1,4 +1,4 @@
-"""What the table of steps is made of: each row's work, who does it, and what is asked of ours."""
+"""Rows of the table of steps: the work of each, its contestants, and the targets for ours."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ENCODE, FIVE, ADAM, OURS = "one encode matmul", "five matmuls", "fused Adam alon
 NAMES = {"topk": "TopK", "batchtopk": "BatchTopK", "relu": "ReLU"}
 SCHEDULE = Schedule(n_steps=1_000_000, n_warmup=0, n_decay=0, dead_after=10_000_000)
 STILL = 1e-8
-"""A learning rate at which weights, and with them densities, stay what they are while we look."""
+"""A learning rate so small that weights, and with them densities, stay constant while measuring."""
 SPARSE = 2.17
-"""Standard deviations by which an encoder's bias is lowered for 1.5 % of a normal's values to stay above zero."""
+"""Standard deviations to lower an encoder's bias by, so that 1.5 % of normally distributed values stay above zero."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Aim:
-    """`least` times as fast as each of `over`, or at most `most` times as slow."""
+    """Target: `least` times as fast as each of `over`, or at most `most` times as slow."""
 
     over: tuple[str, ...]
     """Names; empty: every peer of the row."""
@@ -59,7 +59,7 @@ class Row:
     floors: tuple[str, ...] = ()
     saes: int = 1
     dead: bool = False
-    """A tenth of the latents is dead, and AuxK at work on them."""
+    """A tenth of the features is dead, and AuxK trains them."""
     sparse: bool = False
     """Biases are lowered until 1.5 % of the pre-activations are positive."""
     only: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Row:
 
 
 def rows(full: Size, many: Size) -> dict[str, Row]:
-    """The table, by short name.
+    """The rows of the table, by short name.
 
     Args:
         many: size of each of four SAEs on one stream.
@@ -104,7 +104,7 @@ def vectors(size: Size) -> Tensor:
 
 
 def make(row: Row, who: str, x: Tensor) -> Callable[[], object]:
-    """One piece of a row's work, to be called again and again; everything it needs is built here."""
+    """A function that runs one step of a row, to be called repeatedly; its setup is done here."""
     if who in (ENCODE, FIVE, ADAM):
         return _floor(row.size, who, x)
     if who == OURS:
@@ -167,7 +167,7 @@ def ours(row: Row, seed: int, device: str = "cpu", **options: Any) -> SAETrainer
     made = trainee(row.variant, row.size, seed)
     job = SAETrainer(made, TrainConfig(batch_size=row.size.batch, lr=STILL, **options), SCHEDULE, torch.device(device))
     if row.sparse:
-        made.sae.b_enc.sub_(SPARSE)  # its encoder's columns are of length 1 here, so pre-activations have variance 1
+        made.sae.b_enc.sub_(SPARSE)  # its encoder's columns have length 1 here, so pre-activations have variance 1
     if row.dead:
         n = row.size.width // 10
         made.sae.W_enc[:, :n] *= 0.02
@@ -179,7 +179,7 @@ def rival(row: Row, who: str, seed: int, x: Tensor, device: str = "cpu", **optio
     """Another library's SAE of a row, ready to step.
 
     Args:
-        x: vectors on which a wanted density is set.
+        x: vectors used to set the density.
         options: of its adapter.
     """
     size = row.size
@@ -188,7 +188,7 @@ def rival(row: Row, who: str, seed: int, x: Tensor, device: str = "cpu", **optio
     shape = {"d_in": size.d, "d_sae": size.width, "k": size.k, "batch_size": size.batch, "n_steps": SCHEDULE.n_steps}
     peer = peers.build(who, row.variant, **shape, lr=STILL, l1=1e-6, seed=seed, device=device, **options)  # type: ignore[arg-type]
     if row.sparse:
-        # At first pre-activations are as often positive as not: half a normal, whose mean tells its spread.
+        # Initial pre-activations are positive half of the time: a half-normal, whose mean gives the standard deviation.
         spread = float(peer.encode(x[:256]).mean()) * (2 * torch.pi) ** 0.5
         peer.bias.fill_(-SPARSE * spread)
     if row.dead:

@@ -1,11 +1,11 @@
-"""How long a slider of the control tabs takes to a new prediction, in Chromium, from the input event to the frame with the changed bars.
+"""Latency of a slider in the control tabs, in Chromium, from the input event to the frame with the changed bars.
 
     python benchmarks/control.py [--moves 120] [--json TABLE]
 
-Three problems on made-up runs: a probe of 1,000 classes at the SAE's own site (d 768, 24,576 features: the size of a ViT-B), the
+Three settings on synthetic runs: a probe of 1,000 classes at the SAE's own site (d 768, 24,576 features: the size of a ViT-B), the
 same SAE with a segmentation probe of 151 classes on 14 x 14 patches, and a ViT-S (d 384, 12 blocks, 224 pixels, random weights)
-of which block 11 must run again for every move, for its SAE sits after block 10 and the probe reads the last. A move counts
-until the next frame after the bars have changed, so that one frame of 16 ms is in every number. Needs chromium.
+whose block 11 must re-run for every move, because its SAE is after block 10 and the probe reads the last block. A move is measured
+until the next frame after the bars have changed, so every number includes one frame of 16 ms. Needs chromium.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saev_core.testing.synthetic_run import synthetic_run
 
 D_SAE = 24_576
 AIMS = {"same site": 0.15, "segmentation": 0.15, "rest of the model": 0.4}
-"""Seconds that were asked for, of the 95th percentile."""
+"""Targets for the 95th percentile, in seconds."""
 
 MOVE = """async ([moves, what, release]) => {
   const ranges = [...document.querySelectorAll(".ctl-row input[type=range]")].filter((x) => x.offsetParent && !x.disabled);
@@ -45,7 +45,7 @@ MOVE = """async ([moves, what, release]) => {
       setTimeout(() => { watch.disconnect(); fail(new Error("nothing changed in 20 s")); }, 20000);
     });
     let to = Math.round((-1 + 3 * ((i * 0.618 + 0.1) % 1)) * 20) / 20;
-    if (Math.abs(to - range.value) < 0.01) to += to > 0 ? -0.5 : 0.5;  // a slider that stands where it stood changes nothing
+    if (Math.abs(to - range.value) < 0.01) to += to > 0 ? -0.5 : 0.5;  // moving a slider to its current value changes nothing
     const began = performance.now();
     range.value = to;
     range.dispatchEvent(new Event("input", { bubbles: true }));
@@ -58,7 +58,7 @@ MOVE = """async ([moves, what, release]) => {
 
 
 def save_probe(run: Run, task: str, n_classes: int, d: int, site: str, tokens: str) -> None:
-    """Random rows: what they say matters to nobody here."""
+    """Random rows: predictions do not matter here."""
     torch.manual_seed(0)
     weight, names = torch.randn(n_classes, d) / d**0.5, [f"class {c}" for c in range(n_classes)]
     Probe(weight, torch.zeros(n_classes), names, site, tokens).save(run.path / "tasks" / task / "probe")
@@ -73,12 +73,12 @@ def base(folder: Path) -> Run:
 
 
 def small(folder: Path) -> Run:
-    """A ViT-S whose last block runs again."""
+    """A run of a ViT-S whose last block re-runs for every edit."""
     options = ["model.options.pretrained=false", f"sae.options.d_sae={D_SAE}", "sae.options.k=32"]
     short = ["train.n_tokens=4096", "train.n_init=1024", "train.batch_size=1024", "record.dtype=float32"]
     command = ["run", "--out", str(folder), "--model", "timm:vit_small_patch16_224", "--dataset", "shapes:24", "--record-layers", "-2"]
     if saev([*command, "--set", *options, *short]):
-        raise SystemExit("the ViT-S could not be made ready.")
+        raise SystemExit("could not prepare the run of the ViT-S.")
     run = Run.open(folder)
     store = ActivationStore.open(run.store_url)
     assert np.isfinite(store.read(store.sites[0], [0])).all()
@@ -87,16 +87,16 @@ def small(folder: Path) -> Run:
 
 
 def say(what: str, times: list[float], aim: float | None) -> dict[str, Any]:
-    """Print median and 95th percentile, and give a line of the table."""
+    """Print median and 95th percentile, and return a line of the table."""
     p50, p95 = (float(v) for v in np.percentile(times, (50, 95)))
-    told = "" if aim is None else f"   asked: below {aim * 1000:.0f}"
+    told = "" if aim is None else f"   target: below {aim * 1000:.0f}"
     print(f"{what:52} p50 {p50 * 1000:6.1f} ms   p95 {p95 * 1000:6.1f} ms   of {len(times)}{told}", flush=True)
     missed = aim is not None and p95 >= aim
     return {"what": f"control: {what}, p95", "aim": f"below {aim} s" if aim else "", "reached": {"ours": p95}, "missed": missed}
 
 
 def measure(browser: Any, run: Run, tab: str, moves: int) -> dict[str, list[float]]:
-    """Seconds of single moves, and of moves with the exact answer that follows when the slider is let go."""
+    """Seconds of single moves, and of moves including the exact result that follows when the slider is released."""
     shown = ".ctl-bars" if tab == "classification" else ".ctl-table tbody"
     with served(run) as (address, _, _):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -112,7 +112,7 @@ def measure(browser: Any, run: Run, tab: str, moves: int) -> dict[str, list[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=120)
-    parser.add_argument("--json", type=Path, help="where the table of what was asked goes")
+    parser.add_argument("--json", type=Path, help="file for the table of targets")
     args = parser.parse_args()
     path = shutil.which("chromium")
     if path is None:
@@ -127,7 +127,7 @@ def main() -> None:
         for what, each, tab in (*problems, ("rest of the model", small(Path(folder) / "small"), "classification")):
             taken = measure(browser, each, tab, args.moves)
             told.append(say(f"slider to new prediction, {what}", taken["move"], AIMS[what]))
-            say("  let go, until the exact answer is there", taken["release"], None)
+            say("  release, until the exact result is shown", taken["release"], None)
         browser.close()
     if args.json:
         args.json.write_text(json.dumps({"table": told}))

@@ -1,6 +1,6 @@
-"""What indexing costs over the bare encode pass, what merging top images costs against torch.topk, and what memory it takes.
+"""Cost of indexing relative to the encode pass alone, of merging top images relative to torch.topk, and peak memory.
 
-Rounds of the compared loops alternate, since other work on the machine comes and goes; the best round of each counts.
+Rounds of the compared loops alternate, because other load on the machine varies; the best round of each counts.
 
     python benchmarks/features.py [--images 2048] [--rounds 3] [--threads 2]
 """
@@ -40,7 +40,7 @@ D, WIDTH, PATCHES, K = 384, 6144, 196, 32
 
 
 def pictures(n: int, seed: int = 0) -> Tensor:
-    """Tokens that go together as those of one picture do: a few things each, a direction shared by its patches."""
+    """Tokens correlated like those of real images: each image has a few objects, whose patches share a direction."""
     generator = torch.Generator().manual_seed(seed)
     things = torch.randn(400, D, generator=generator)
     mine = torch.randint(0, 400, (n, 6), generator=generator)
@@ -60,7 +60,7 @@ def best(rounds: int, *loops: Callable[[], object]) -> list[float]:
 
 
 def indexing(folder: Path, n_images: int, rounds: int) -> None:
-    """The whole of `index_features`, writing included, over reading and encoding alone."""
+    """Print the time of `index_features`, including writing, relative to only reading and encoding."""
     fields: dict[str, Any] = {"rows": 14, "cols": 14, "chunk_images": 16, "shard_images": 512, "dtype": "float16"}
     store: ActivationStore = store_of(folder / "store", {Site(1): pictures(n_images)}, batch=64, label=np.arange(n_images) % 100, **fields)
     sae = make_sae(PluginRef(name="topk", options={"d_sae": WIDTH, "k": K}), D)
@@ -87,16 +87,16 @@ def indexing(folder: Path, n_images: int, rounds: int) -> None:
     finally:
         vars(saev_core.features.build)["FeatureAccumulator"] = FeatureAccumulator
     print(f"indexing {n_images} images x {PATCHES} patches, d {D}, {WIDTH} features, k {K}, top {IndexConfig().top_k}")
-    print(f"  read and encode  {encode / n_images * 1e6:8.0f} us an image")
-    print(f"  index            {whole / n_images * 1e6:8.0f} us an image   ratio {whole / encode:.2f}   asked: at most 1.30")
+    print(f"  read and encode  {encode / n_images * 1e6:8.0f} us per image")
+    print(f"  index            {whole / n_images * 1e6:8.0f} us per image   ratio {whole / encode:.2f}   target: at most 1.30")
     growing = (whole - min(writing)) / encode
-    print(f"  without writing at the end, which takes {min(writing):.2f} s whatever the images: ratio {growing:.2f}")
+    print(f"  without the final writing, which takes {min(writing):.2f} s for any number of images: ratio {growing:.2f}")
     written = sum(file.stat().st_size for file in (folder / "features.zarr").rglob("*") if file.is_file())
-    print(f"  of that, {IndexConfig().n_samples} samples, 100 labels, monosemanticity; {written / 1e6:.0f} MB written")
+    print(f"  includes {IndexConfig().n_samples} samples, 100 labels, monosemanticity; {written / 1e6:.0f} MB written")
 
 
 def merging(rounds: int, n_images: int = 8192, d_sae: int = 16384, k: int = 20, batch: int = 32) -> None:
-    """`TopImages` against concatenating and `torch.topk`, on the same sparse maxima; values must agree."""
+    """Compare `TopImages` with concatenating and `torch.topk`, on the same sparse maxima; values must agree."""
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(n_images // batch):
@@ -125,12 +125,12 @@ def merging(rounds: int, n_images: int = 8192, d_sae: int = 16384, k: int = 20, 
     fast, slow = best(rounds, ours, plain)
     assert np.array_equal(kept["ours"], kept["plain"])
     print(f"top {k} of {n_images} images for {d_sae} features, 3 % of which fire on an image")
-    print(f"  cat + torch.topk {slow / n_images * 1e6:8.0f} us an image")
-    print(f"  ours, with maps  {fast / n_images * 1e6:8.0f} us an image   {slow / fast:.1f} times faster")
+    print(f"  cat + torch.topk {slow / n_images * 1e6:8.0f} us per image")
+    print(f"  ours, with maps  {fast / n_images * 1e6:8.0f} us per image   {slow / fast:.1f} times faster")
 
 
 def memory(n_images: int) -> None:
-    """Peak memory of 16,384 features x 128 top images x 196 patches, with samples, labels and embeddings; in a process of its own."""
+    """Peak memory of 16,384 features x 128 top images x 196 patches, with samples, labels and embeddings; in a separate process."""
     found = FeatureAccumulator(16384, PATCHES, 128, n_samples=IndexConfig().n_samples, n_labels=100, d_embedding=768)
     generator = torch.Generator().manual_seed(0)
     for start in range(0, n_images, 32):
@@ -141,7 +141,7 @@ def memory(n_images: int) -> None:
         found.add(index, Codes.from_topk(feature, value, 16384), index % 100, embedding)
     with tempfile.TemporaryDirectory() as folder:
         found.write(Path(folder) / "a.zarr", {"grid": {"rows": 14, "cols": 14, "patch_px": 16}})
-    # Not ru_maxrss: it keeps the peak of the process that started this one.
+    # Not ru_maxrss, which includes the peak of the parent process.
     peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert peak
     print(f"  {n_images:6} images  {int(peak[1]) / 1e6:.2f} GB")
@@ -161,7 +161,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         indexing(Path(folder), args.images, args.rounds)
     merging(args.rounds)
-    print(f"peak memory of an index of 16,384 features x 128 top images, {PATCHES} patches; asked: below 2 GB, whatever the images")
+    print(f"peak memory of an index of 16,384 features x 128 top images, {PATCHES} patches; target: below 2 GB for any number of images")
     for n_images in (2048, 6144):
         print(
             subprocess.run([sys.executable, __file__, "--memory", str(n_images)], check=True, capture_output=True, text=True).stdout, end=""

@@ -1,21 +1,21 @@
-"""The table of steps on a CUDA device: ours against the other libraries' own paths for it, sparsify's Triton kernels among them.
+"""The table of steps on a CUDA device: ours against the other libraries' own CUDA paths, including sparsify's Triton kernels.
 
-d 768, d_sae 24,576 and 65,536, batch 16,384, k 32; float32, TF32 and 16-bit. All of a row take turns; CUDA events; the best
-counts. Memory is what the allocator held at its peak over what it held before. What runs out of memory is said to have.
+d 768, d_sae 24,576 and 65,536, batch 16,384, k 32; float32, TF32 and 16-bit. Contestants of a row alternate; timed by CUDA
+events; the best round counts. Memory is the allocator's peak minus its usage before. Out-of-memory failures are reported.
 
     python benchmarks/gpu.py [--rounds 10] [--json FILE]
-    python benchmarks/gpu.py --device cpu --small      # the same code on a CPU, to see that it runs; times mean nothing
+    python benchmarks/gpu.py --device cpu --small      # smoke test of the same code on a CPU; timings are meaningless
 
-16-bit: ours `train.precision = "bf16"`, SAELens its `autocast`, dictionary_learning under bfloat16 autocast as its `trainSAE`
-does, overcomplete its float16 `train_sae_amp`, sparsify as it always runs on CUDA (bfloat16 autocast inside, in every mode
-here), the original as it is (it has no 16-bit mode; TF32 where it is allowed).
+16-bit: ours `train.precision = "bf16"`, SAELens its `autocast`, dictionary_learning under bfloat16 autocast as in its `trainSAE`,
+overcomplete its float16 `train_sae_amp`, sparsify as it always runs on CUDA (bfloat16 autocast inside, in every mode
+here), the original unchanged (it has no 16-bit mode; TF32 if allowed).
 
-Two of ours: the step that runs on CUDA today, autograd on dense codes, and the lean step of the CPU, whose operations all have
-CUDA kernels but which nobody has timed there. Its gradients are compared with float64 autograd on the device before anything is
-timed. If it is exact and faster it may become the step on CUDA: `SAE.backward` asks `x.is_cuda` in one place. What to try next, in
-this order: rows in one piece where memory allows, since launches cost more than caches there (`kernels.ROWS`); a selection of the
-k largest by threshold and compaction, fused behind the matmul in Triton, since `topk` over [16384, 65536] will be the largest
-part; the step under a CUDA graph, for which the reads of single numbers (loss, dead features) must leave it; stacked encodes of
+Ours has two entries: the current CUDA step, autograd on dense codes, and the lean step of the CPU, whose operations all have
+CUDA kernels but which has not been timed there. Its gradients are compared with float64 autograd on the device before
+timing. If it is exact and faster it can become the CUDA step: `SAE.backward` checks `x.is_cuda` in one place. What to try next, in
+this order: all rows in one chunk if memory allows, because launches cost more than cache misses there (`kernels.ROWS`); selecting
+the k largest by threshold and compaction, fused behind the matmul in Triton, because `topk` over [16384, 65536] will dominate;
+the step under a CUDA graph, which requires removing reads of scalars (loss, dead features) from it; stacked encodes of
 the SAEs of a group.
 """
 
@@ -41,7 +41,7 @@ from saev_core.sae.relu import ReLU
 from saev_core.sae.step import Progress
 
 BEAT = 1.5
-"""Times as fast as every other library: what is asked of ours on a GPU."""
+"""Target on a GPU: speed-up of ours over every other library."""
 NAMES = {"topk": "TopK", "batchtopk": "BatchTopK", "relu": "ReLU"}
 AUTOGRAD, LEAN = "ours, autograd", "ours, lean step"
 MODES = ("float32", "tf32", "bf16")
@@ -49,7 +49,7 @@ MODES = ("float32", "tf32", "bf16")
 
 @contextlib.contextmanager
 def matmuls(mode: str) -> Iterator[None]:
-    """TF32 for everybody where it is asked for, and for nobody where not."""
+    """Allow TF32 for all contestants, or for none."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if mode == "float32" else "high")
     try:
@@ -59,7 +59,7 @@ def matmuls(mode: str) -> Iterator[None]:
 
 
 def lean(sae: SAE) -> None:
-    """Let an SAE take the step without autograd wherever its vectors are."""
+    """Make an SAE use the step without autograd on any device."""
     if isinstance(sae, ReLU):
         relu = sae
         sae.backward = lambda x, progress: relu._backward(x, relu.weight(progress))  # type: ignore[method-assign]
@@ -87,7 +87,7 @@ def exact(device: str) -> dict[str, float]:
 
 
 def contestants(row: Row, mode: str, device: str) -> dict[str, Callable[[], Callable[[], object]]]:
-    """By name, what builds a step and everything that it needs."""
+    """By name, a function that builds a step with its setup."""
     x = vectors(row.size).to(device)
     kind = "bf16" if mode == "bf16" else "tf32" if mode == "tf32" else "float32"
 
@@ -144,7 +144,7 @@ def forget(device: str) -> None:
 
 
 def measure(row: Row, mode: str, device: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
-    """Milliseconds and peak megabytes, by who; and who failed, with the reason."""
+    """Milliseconds and peak megabytes by contestant, and the contestants that failed, with the reason."""
     times: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -155,9 +155,9 @@ def measure(row: Row, mode: str, device: str, rounds: int) -> tuple[dict[str, li
             before = torch.cuda.memory_allocated() if device == "cuda" else 0
             try:
                 step = build()
-                for _ in range(3):  # kernels are compiled and chosen at first
+                for _ in range(3):  # warm-up: kernels are compiled and selected
                     step()
-            except (torch.OutOfMemoryError, RuntimeError) as error:  # one that fails says so, and the others are measured
+            except (torch.OutOfMemoryError, RuntimeError) as error:  # report the failure and measure the others
                 failed[who] = str(error).splitlines()[0][:100]
                 continue
             if device == "cuda":
@@ -175,7 +175,7 @@ def measure(row: Row, mode: str, device: str, rounds: int) -> tuple[dict[str, li
 
 
 def show(title: str, times: dict[str, list[float]], memory: dict[str, float], failed: dict[str, str]) -> dict[str, Any]:
-    """Print everyone's numbers; gives the line of the table of what was asked."""
+    """Print all numbers, and return the line of the table of targets."""
     print(f"\n{title}\n  {'':30}{'best ms':>10}{'median ms':>11}{'peak MB':>9}")
     for who, each in times.items():
         name = f"{who} {peers.version(who)}" if who in peers.ROOMS else who
@@ -199,9 +199,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("there is no CUDA device here, so nothing was measured; --device cpu --small runs the same code on a CPU.")
+        print("no CUDA device, nothing was measured; --device cpu --small runs the same code on a CPU.")
         return
-    warnings.simplefilter("ignore")  # of other libraries' own code
+    warnings.simplefilter("ignore")  # from other libraries
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}; best of {options.rounds} rounds")
     errors = exact(options.device)

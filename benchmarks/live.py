@@ -1,8 +1,8 @@
-"""Without a disk: how well batches are mixed, and how fast they come, from a store and straight from the model.
+"""Training without a store: how well batches are mixed and how fast they are read, from a store and directly from the model.
 
-Images of a batch (entropy, 1 = all different; other vectors of the same image per vector) against vectors drawn from all at
-random, for several sizes of the buffer; then rates, interleaved: the store, the model with all images in the buffer, the model
-run anew in every pass, and the bare forward pass that this cannot beat.
+Mixing of images in a batch (entropy, 1 = all different; other vectors of the same image per vector) compared with uniform
+sampling, for several buffer sizes; then rates, interleaved: the store, the model with all images in the buffer, the model
+re-run in every pass, and the forward pass alone as an upper bound.
 
     python benchmarks/live.py [--images 600] [--batch 1024] [--rounds 3]
 """
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def mixing(store: ActivationStore, live: Callable[[int], LiveSource], batch: int) -> None:
-    """Print how batches spread over images."""
+    """Print how well batches are mixed over images."""
     print(f"\n{'buffer':>8}{'images in it':>14}{'':4}{'source':<12}{'entropy':>9}{'of ideal':>10}{'mates':>8}{'ideal':>8}")
     for buffer_mb in BUFFERS_MB:
         sources: dict[str, Source] = {"store": StoreSource(store, ReadConfig(buffer_mb=buffer_mb)), "live": live(buffer_mb)}
@@ -77,7 +77,7 @@ def mixing(store: ActivationStore, live: Callable[[int], LiveSource], batch: int
 
 
 def uniform(n_images: int, per_image: int, batch: int) -> list[Int[np.ndarray, " batch"]]:
-    """Batches of image numbers if vectors are drawn from all of them, each once."""
+    """Batches of image numbers if vectors are drawn uniformly, each once."""
     order = np.random.default_rng(0).permutation(n_images * per_image) // per_image
     return [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
 
@@ -94,7 +94,7 @@ def mates(images: list[Int[np.ndarray, " batch"]]) -> float:
 
 def speed(store: ActivationStore, live: Callable[[int], LiveSource], batch: int, rounds: int) -> None:
     """Print vectors per second of the sources alone, then of training on them."""
-    small = max(2, round(live(2).n_vectors * 256 / 2**20 / 4))  # a quarter of all: the model is run anew in every pass
+    small = max(2, round(live(2).n_vectors * 256 / 2**20 / 4))  # a quarter of all, so that the model is re-run in every pass
 
     def forward() -> float:
         source = live(2)

@@ -1,8 +1,8 @@
-"""What the options of training cost per step, and what they do to the held-out error of a short training.
+"""Cost per step of the training options, and their effect on the held-out error of a short training run.
 
-Steps at d 384, d_sae 6144, batch 4096, k 32, in rounds in which all take turns; the best round of each counts, and ratios
+Steps at d 384, d_sae 6144, batch 4096, k 32, interleaved in rounds; the best round of each counts, and ratios
 are within one run. Errors on activations of `tiny` on `shapes`, every SAE on the same batches; each row differs from the
-first of its variant by the options that its name says.
+first of its variant by the options in its name.
 
     python benchmarks/options.py [--rounds 5] [--threads 2] [--steps 300] [--seeds 1] [--skip time|quality] [--width 6144]
 """
@@ -76,7 +76,7 @@ def named(variant: str, *options: dict[str, Any]) -> str:
 
 
 def ready(variant: str, sae: dict[str, Any], options: dict[str, Any], width: int, x: torch.Tensor) -> Callable[[], object]:
-    """A step of an SAE that moves nothing while we look."""
+    """A training step of an SAE with a learning rate so small that its weights stay constant."""
     plugin, _, plain = variant.partition(", ")
     made = make_sae(PluginRef(name=plugin, options={"d_sae": width, **sae}), D)
     cfg = TrainConfig.model_validate({"batch_size": BATCH, "lr": 1e-9, **options})
@@ -102,7 +102,7 @@ def times(rounds: int, width: int) -> None:
         for name, call in calls.items():
             began = time.perf_counter()
             call()
-            if turn > 1:  # the first rounds make buffers, and compile
+            if turn > 1:  # the first rounds allocate buffers and compile
                 taken[name].append(time.perf_counter() - began)
     best = {name: min(each) for name, each in taken.items()}
     print(f"\n{'step':44}{'ms':>8}{'x encode':>10}{'x its own':>11}")

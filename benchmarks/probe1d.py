@@ -1,10 +1,10 @@
-"""How long all single-feature probes of a large problem take, and what one pair at a time by scikit-learn would.
+"""Time of all single-feature probes of a large problem, compared with fitting one pair at a time with scikit-learn.
 
     python benchmarks/probe1d.py [--features 10000] [--classes 150] [--patches 100000] [--l0 32] [--threads 2]
 
-Codes are drawn at random: how often features fire falls as a power law, values are log-normal, and of each patch's features one goes with
-its class. The baseline is timed on a few pairs, on a dense column each, and multiplied up; it computes the logistic regression and the
-average precision alone. Both are fitted on four fifths of the patches and measured on the others.
+Codes are random: feature frequencies follow a power law, values are log-normal, and one of each patch's features is associated with
+its class. The baseline is timed on a few pairs, on a dense column each, and extrapolated; it computes only the logistic regression and the
+average precision. Both are fitted on four fifths of the patches and evaluated on the rest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from saev_tasks.probe1d.pairs import Pairs, probe_pairs
 
 
 def fill(codes: Gathered, n: int, l0: int, rng: np.random.Generator, batch: int = 8192) -> None:
-    """`n` patches with one class each, as they come from a store."""
+    """`n` patches with one class each, in the form they are read from a store."""
     n_classes, d_sae = codes.n_classes, codes.d_sae
     for start in range(0, n, batch):
         m = min(batch, n - start)
         klass = (rng.random(m) ** 1.5 * n_classes).astype(int)  # some classes are ten times as frequent as others
         feature = (rng.random((m, l0)) ** 2 * d_sae).astype(int)
         feature[:, 0] = klass * 7 % d_sae
-        # A patch has a feature once: of equal ones the first is kept.
+        # A patch has each feature at most once: keep the first of duplicates.
         ordered = np.sort(feature, 1)
         row, place = np.nonzero(np.diff(ordered, axis=1, prepend=-1))
         value = rng.lognormal(0, 0.8, len(row)).astype(np.float32)
@@ -48,7 +48,7 @@ def column(codes: Gathered, feature: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def naive(train: Gathered, val: Gathered, pairs: Pairs, n: int, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Seconds a pair of scikit-learn, and the largest differences to ours in probability weight (relative) and in average precision."""
+    """Seconds per pair with scikit-learn, and the largest differences from ours in weight (relative) and in average precision."""
     seconds = off_w = off_ap = 0.0
     for _ in range(n):
         c = int(rng.integers(train.n_classes))
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--patches", type=int, default=100_000)
     parser.add_argument("--l0", type=int, default=32)
-    parser.add_argument("--sample", type=int, default=12, help="pairs that the baseline is timed on")
+    parser.add_argument("--sample", type=int, default=12, help="number of pairs to time the baseline on")
     parser.add_argument("--memory-mb", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -89,10 +89,10 @@ def main() -> None:
     size = f"{args.features:,} features x {args.classes} classes x {args.patches:,} patches, L0 {args.l0}"
     print(f"{size}: {n:,} probes, {args.threads} threads")
     print(f"  drawing and collecting codes  {middle - began:8.1f} s")
-    print(f"  all probes and rankings       {took:8.1f} s   {took / n * 1e6:.1f} us a pair")
-    times = f"{each * 1e3:.1f} ms a pair on {args.sample}, {each * n / took:,.0f} times as long"
+    print(f"  all probes and rankings       {took:8.1f} s   {took / n * 1e6:.1f} us per pair")
+    times = f"{each * 1e3:.1f} ms per pair on {args.sample}, {each * n / took:,.0f} times as long"
     print(f"  scikit-learn, extrapolated    {each * n:8.0f} s   {times}")
-    print(f"  differences to it: weight {off_w:.1%} at most, average precision {off_ap:.1e} at most")
+    print(f"  largest differences: weight {off_w:.1%}, average precision {off_ap:.1e}")
     print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

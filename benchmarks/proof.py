@@ -1,13 +1,13 @@
-"""Do features mean what they seem to? The control experiment on drawn scenes whose truth is known, and on real pictures.
+"""The control experiment on synthetic scenes with known truth, and on real images.
 
     python benchmarks/proof.py run                     # all three experiments; minutes each
     python benchmarks/proof.py run shapes              # one of them: shapes, fashion, stamps
-    python benchmarks/proof.py run --redo              # with the recordings and SAEs that are there
-    python benchmarks/proof.py table                   # what there is so far, as markdown
+    python benchmarks/proof.py run --redo              # re-run the tasks with the existing recordings and SAEs
+    python benchmarks/proof.py table                   # results so far, as markdown
 
-Every step is a command of `saev`, as a person would type it. Everything lies in `bench-cache/proof/`: a run folder each, and
-`NAME.json` with the numbers. `fashion` needs Debian's dataset-fashion-mnist, `stamps` its tuxpaint-stamps-default. What came of
-it, and what it means: docs/control.md.
+Every step is a `saev` command, as typed by a user. Results are in `bench-cache/proof/`: a run folder per experiment, and
+`NAME.json` with the numbers. `fashion` needs Debian's dataset-fashion-mnist, `stamps` its tuxpaint-stamps-default. Results and
+discussion: docs/control.md.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ HERE = Path(__file__).resolve().parent.parent / "bench-cache" / "proof"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 """Debian's tuxpaint-stamps-default."""
 FEWEST = 30
-"""Stamps that a folder must hold to be a class."""
+"""Minimum number of stamps in a folder for it to be a class."""
 STAMP_PX, SIDE_PX = 196, 224
-"""Longer side of a stamp on the sheet, and side of the sheet."""
+"""Longer side of a stamp, and side of the white image, in pixels."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One `saev run`, and the verbs of tasks that follow it."""
+    """One `saev run`, and the task verbs that follow it."""
 
     title: str
     run: Sequence[str]
     steps: Sequence[tuple[str, str]]
-    """Name of the step, and its command less the run: `semseg control --draws 5`."""
+    """Name of the step, and its command without the run: `semseg control --draws 5`."""
     aims: Sequence[tuple[str, str, float]] = ()
-    """What is to be reached: a measure's name, its place in the results, its value."""
+    """Targets: a measure's name, its path in the results, its minimum."""
 
 
 CLASSIFY = [("classification", "classification train"), ("classification control", "classification control")]
@@ -55,7 +55,7 @@ EXPERIMENTS = {
         [
             *CLASSIFY,
             *SEGMENT,
-            # Of whole patches, by a probe that was trained to tell them.
+            # On whole patches, with a probe trained on patches.
             ("patches", "semseg train --loss patches"),
             ("patches validate", "semseg validate --examples 0"),
             ("patches control", "semseg control --level patches"),
@@ -95,13 +95,13 @@ EXPERIMENTS = {
 
 
 def draw_stamps(folder: Path, most: int = 1000) -> dict[str, int]:
-    """The stamps on white sheets, in the layout that `ade20k` reads: scene = class = top folder, mask where they are opaque.
+    """Draw the stamps on white images, in `ade20k` layout: scene = class = top folder, mask where they are opaque.
 
     Args:
-        most: stamps of a class at most.
+        most: maximum number of stamps per class.
 
     Returns:
-        How many of each class.
+        The number of stamps of each class.
     """
     from PIL import Image
 
@@ -110,7 +110,7 @@ def draw_stamps(folder: Path, most: int = 1000) -> dict[str, int]:
         found.setdefault(file.relative_to(STAMPS).parts[0], []).append(file)
     found = {name: files[:most] for name, files in sorted(found.items()) if len(files) >= FEWEST}
     if not found:
-        raise SystemExit(f"{STAMPS} holds no picture: apt install tuxpaint-stamps-default")
+        raise SystemExit(f"{STAMPS} has no images: apt install tuxpaint-stamps-default")
     images, masks = (folder / kind / "training" for kind in ("images", "annotations"))
     for each in (images, masks):
         each.mkdir(parents=True, exist_ok=True)
@@ -137,20 +137,20 @@ def draw_stamps(folder: Path, most: int = 1000) -> dict[str, int]:
 
 
 def saev(*words: str | Path) -> dict[str, Any]:
-    """What a command prints with `--json`."""
+    """The output of a command with `--json`."""
     command = [sys.executable, "-m", "saev_core.cli", *map(str, words), "--json"]
     print("saev", *words, flush=True)
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"saev {' '.join(map(str, words))} ended with {done.returncode}")
+        raise SystemExit(f"saev {' '.join(map(str, words))} exited with {done.returncode}")
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def run(name: str, redo: bool = False) -> dict[str, Any]:
-    """One experiment; what is there is not done again, unless `redo`, and then not the recording and the SAE."""
+    """Run one experiment, skipping existing results; `redo` re-runs all steps except the recording and the SAE."""
     one, path, kept = EXPERIMENTS[name], HERE / name, HERE / f"{name}.json"
     HERE.mkdir(parents=True, exist_ok=True)
     if name == "stamps" and not (HERE / "stamps-pictures").is_dir():
@@ -169,14 +169,14 @@ def run(name: str, redo: bool = False) -> dict[str, Any]:
 
 
 def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200, draws: int = 3) -> list[dict[str, Any]]:
-    """What `tiny` itself says of the shape of patches of `n` new scenes, when features chosen by a probe become their opposite.
+    """Predictions of `tiny` itself for the shape of patches of `n` new scenes, with the sign of features chosen by a probe inverted.
 
-    No probe has a part in the answer: the block after the SAE's site, and the head that the model was trained with, run on what is
-    changed. Flipped and lost are shares of patches of which the model was right in telling the shape that most of the patch shows.
+    No probe is involved in the prediction: the block after the SAE's site, and the model's own head, run on the edited
+    tokens. Flipped and lost are shares of the patches whose majority shape the model predicts correctly.
 
     Args:
         rows: of `semseg control`.
-        draws: random feature sets, and random directions, that are averaged.
+        draws: number of random feature sets, and of random directions, to average.
     """
     import torch
 
@@ -227,7 +227,7 @@ def by_its_own_head(path: Path, rows: Sequence[Mapping[str, Any]], n: int = 200,
     return out
 
 
-# What is told of it.
+# Reporting.
 
 
 def percent(value: float | None, bounds: Sequence[float] = ()) -> str:
@@ -239,10 +239,11 @@ def percent(value: float | None, bounds: Sequence[float] = ()) -> str:
 
 
 def control_table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, float], score: str) -> str:
-    """The control experiment as markdown, one line a class; shares in per cent with 95 % intervals.
+    """The control experiment as markdown, one line per class; shares in per cent with 95 % intervals.
 
     Args:
-        before: each class's score before anything was changed, called `score`.
+        before: each class's score before any edit.
+        score: name of that score, the column's header.
     """
     head = [
         "class",
@@ -277,7 +278,7 @@ def control_table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, float]
 
 
 def report(name: str, found: Mapping[str, Any]) -> str:
-    """All tables of one experiment as markdown; of steps that are not done nothing is said."""
+    """All tables of one experiment as markdown; steps without results are skipped."""
     one, out = EXPERIMENTS[name], [f"## {EXPERIMENTS[name].title}"]
     if told := found.get("classification"):
         card = told["card"]
@@ -292,7 +293,7 @@ def report(name: str, found: Mapping[str, Any]) -> str:
             shares = {key: percent(told[key], told["intervals"].get(key, ())) for key in ("miou", "accuracy")}
             out.append(f"Segmentation, trained on {level}: mean IoU {shares['miou']} %, accuracy {shares['accuracy']} % of pixels.")
             if told["patches"]:
-                out.append(f"Of patches: mean IoU {percent(told['patches']['miou'])} %, accuracy {percent(told['patches']['accuracy'])} %.")
+                out.append(f"On patches: mean IoU {percent(told['patches']['miou'])} %, accuracy {percent(told['patches']['accuracy'])} %.")
             for oracle, scores in told["ceiling"].items():
                 out.append(f"An oracle that knows each patch's {oracle}: mean IoU {percent(scores['miou'])} % of pixels.")
         if told := found.get(f"{kind} control"):
@@ -301,11 +302,11 @@ def report(name: str, found: Mapping[str, Any]) -> str:
                 _passes(told),
             ]
     if told := found.get("head"):
-        out += ["By the model's own head, features at strength -1:", head_table(told)]
+        out += ["With the model's own head, features at strength -1:", head_table(told)]
     if told := found.get("fidelity"):
         out.append(fidelity_table(told))
     if one.aims:
-        lines = [["asked", "at least", "reached", ""], ["---"] * 4]
+        lines = [["measure", "target: at least", "result", ""], ["---"] * 4]
         for what, place, least in one.aims:
             value: Any = found
             for key in place.split("/"):
@@ -328,7 +329,7 @@ def head_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def fidelity_table(told: Mapping[str, Any]) -> str:
-    """What the rest of the model loses to the SAE's reconstruction, as markdown."""
+    """The model's loss under the SAE's reconstruction, as markdown."""
     lines = [["output", "measure", "original", "SAE", "zero", "mean", "recovered (mean)"], ["---"] * 7]
     for output, measures in told["outputs"].items():
         for measure, row in measures.items():
@@ -340,14 +341,14 @@ def fidelity_table(told: Mapping[str, Any]) -> str:
 
 def _passes(told: Mapping[str, Any]) -> str:
     n_val, n_train = told["n_val"], told["n_train"]
-    return f"{told['n_pass']} of {told['n_classes']} classes controlled, on {n_val} validation images ({n_train} to choose on)."
+    return f"{told['n_pass']} of {told['n_classes']} classes controlled, on {n_val} validation images ({n_train} training images)."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("names", nargs="*", choices=EXPERIMENTS, help="experiments; none: all")
-    parser.add_argument("--redo", action="store_true", help="do all steps of tasks again")
+    parser.add_argument("names", nargs="*", choices=EXPERIMENTS, help="experiments; default: all")
+    parser.add_argument("--redo", action="store_true", help="re-run all task steps")
     args = parser.parse_args()
     for name in args.names or EXPERIMENTS:
         if args.what == "run":

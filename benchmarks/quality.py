@@ -1,11 +1,11 @@
-"""How good the dictionaries are: ours and other libraries', on the same real activations, measured in the same way.
+"""Quality of the dictionaries of ours and of other libraries, on the same real activations, measured in the same way.
 
-    python benchmarks/quality.py record                        # once: pictures and their activations, minutes
+    python benchmarks/quality.py record                        # once: images and their activations, minutes
     python benchmarks/quality.py run [--impl ours] [--variant topk] [--seed 0] [--data photos] [--set k=16]
-    python benchmarks/quality.py table                         # what there is so far, as markdown
+    python benchmarks/quality.py table                         # results so far, as markdown
 
-Everything lies in `bench-cache/quality/`, one JSON file a result; what is there is not done again, so runs may be stopped and
-continued. Peers need an environment that has them (see `benchmarks/peers`). Set-up and results: docs/quality.md.
+Results are in `bench-cache/quality/`, one JSON file each; existing results are skipped, so runs can be stopped and
+resumed. Peers need an environment that has them (see `benchmarks/peers`). Set-up and results: docs/quality.md.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 """Debian's tuxpaint-stamps-default."""
 N_FASHION, N_CROPS = 600, 40
 LAYER, LAST = 9, 11
-"""Blocks, from 0. Block 9's output is what Hugging Face calls hidden state 10: its state 0 is the embedding."""
+"""Blocks, from 0. Block 9's output is Hugging Face's hidden state 10, because its state 0 is the embedding."""
 BATCH, HELDOUT = 2048, 0.15
 SIZES = {"photos": {"d_sae": 3072, "k": 32, "n_steps": 1000}, "shapes": {"d_sae": 1024, "k": 16, "n_steps": 1000}}
-"""Width, active features and steps on each of the two stores."""
+"""Width, active features and steps for each of the two stores."""
 VARIANTS = ("topk", "batchtopk", "relu")
 WITH_K = ("topk", "batchtopk", "matryoshka", "archetypal", "mp")
 
 
 def make_pictures(folder: Path) -> int:
-    """The pictures, as files in three class folders; the same every time. Returns how many."""
+    """Write the images to three class folders, deterministically, and return their number."""
     from PIL import Image
 
     from saev_core.data.decode import open_rgb
@@ -68,7 +68,7 @@ def make_pictures(folder: Path) -> int:
 
     stamps = sorted(STAMPS.rglob("*.png"))
     if not stamps:
-        raise SystemExit(f"{STAMPS} holds no picture: apt install tuxpaint-stamps-default dataset-fashion-mnist")
+        raise SystemExit(f"{STAMPS} has no images: apt install tuxpaint-stamps-default dataset-fashion-mnist")
     for name in ("stamps", "fashion", "photos"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for file in stamps:
@@ -91,7 +91,7 @@ def make_pictures(folder: Path) -> int:
 
 
 def record_all() -> None:
-    """Pictures, then their activations through our own recorder, then one embedding of each picture."""
+    """Write the images, record their activations with our recorder, and compute one embedding per image."""
     pictures = ROOT / "pictures"
     if not (ROOT / "pictures.json").exists():
         (ROOT / "pictures.json").write_text(json.dumps({"n": make_pictures(pictures)}))
@@ -117,11 +117,11 @@ def record_all() -> None:
         torch.save(torch.nn.functional.normalize(norm(cls), dim=1), ROOT / "embeddings.pt")
 
 
-# One implementation's training, measurement of what came, and what is kept of it.
+# Training and measuring one implementation.
 
 
 class Wrapped(SAE):
-    """Another library's trained SAE, as one of ours, so that both are measured by the same code."""
+    """Another library's trained SAE with our interface, so that both are measured by the same code."""
 
     def __init__(self, peer: peers.Peer, d_in: int, d_sae: int) -> None:
         super().__init__(SAEConfig(d_in=d_in, d_sae=d_sae))
@@ -136,7 +136,7 @@ class Wrapped(SAE):
 
     @torch.no_grad()
     def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_in"]:
-        """Of the vectors that were encoded last: some libraries reconstruct only from the vectors themselves."""
+        """Reconstruction of the vectors encoded last, because some libraries reconstruct only from the vectors themselves."""
         assert self._last is not None
         x_hat: Tensor = self.peer.reconstruct(self._last)
         return x_hat
@@ -144,18 +144,18 @@ class Wrapped(SAE):
 
 @dataclass(frozen=True)
 class Work:
-    """One SAE to be trained and measured; what names its result."""
+    """One SAE to train and measure, which identifies its result."""
 
     impl: str
-    """`ours`, or a library."""
+    """`ours`, or the name of a library."""
     variant: str
     seed: int
-    """Of initialisation and of the order of the vectors."""
+    """Seed of the initialisation and of the order of the vectors."""
     data: str
     size: dict[str, int]
     """`d_sae`, `k` and `n_steps`."""
     options: dict[str, Any]
-    """Other settings than the recommended ones."""
+    """Settings that differ from the recommended ones."""
 
     @property
     def path(self) -> Path:
@@ -166,7 +166,7 @@ class Work:
 
 
 def train_ours(source: StoreSource, work: Work) -> tuple[SAE, str, float]:
-    """The trained SAE, its settings in words, and the seconds that training took."""
+    """The trained SAE, its settings as text, and the training time in seconds."""
     chosen = {key[6:]: value for key, value in work.options.items() if key.startswith("train.")}
     options = {key: value for key, value in work.options.items() if not key.startswith("train.")}
     cfg = TrainConfig.model_validate({"batch_size": BATCH, "n_tokens": BATCH * work.size["n_steps"], "seed": work.seed, **chosen})
@@ -195,7 +195,7 @@ def train_peer(source: StoreSource, work: Work) -> tuple[SAE, str, float]:
 
 @torch.no_grad()
 def measure(sae: SAE, norm: Norm, store: ActivationStore, source: StoreSource, embeddings: Tensor | None) -> dict[str, float]:
-    """Numbers on the held-out images alone; `ms` where the images have embeddings."""
+    """Metrics on the held-out images; `ms` if the images have embeddings."""
     sae = sae.frozen()
     images = np.flatnonzero(source.heldout)
     tally, highest = Tally(sae.d_in, sae.d_sae), torch.zeros(len(images), sae.d_sae)
@@ -215,10 +215,10 @@ def measure(sae: SAE, norm: Norm, store: ActivationStore, source: StoreSource, e
 
 
 def monosemanticity(a: Float[Tensor, "n m"], e: Float[Tensor, "n d"]) -> tuple[float, float]:
-    """Mean over latents of sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j, and the mean cosine of all pairs.
+    """Mean over features of sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j, and the mean cosine of all pairs.
 
     Args:
-        a: each latent's highest activation on each image; scaled to 0..1 here. Latents active on fewer than two images do not count.
+        a: each feature's highest activation on each image; scaled to 0..1 here. Features active on fewer than two images are excluded.
         e: image embeddings of length 1.
 
     Source: arXiv 2602.12403.
@@ -260,7 +260,7 @@ def one(work: Work) -> dict[str, Any]:
 
 
 def run(work: Work) -> None:
-    """`one`, unless its result is there already."""
+    """Run `one`, unless its result exists."""
     if work.path.exists():
         return
     found = one(work)
@@ -276,7 +276,7 @@ def results() -> Iterator[dict[str, Any]]:
 
 
 def table() -> None:
-    """Everything there is, as markdown: mean and standard deviation over seeds, and how many seeds."""
+    """Print all results as markdown: mean and standard deviation over seeds, and the number of seeds."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for found in results():
         plain = found["size"] == SIZES[found["data"]]
@@ -295,7 +295,7 @@ def table() -> None:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean, and standard deviation where there is more than one."""
+    """Mean, and standard deviation if there is more than one value."""
     mean = format(statistics.mean(values), form)
     return mean if len(values) < 2 else f"{mean} ± {format(statistics.stdev(values), form)}"
 
@@ -303,14 +303,14 @@ def spread(values: list[float], form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="table", choices=("record", "run", "table"))
-    parser.add_argument("--impl", action="append", help="ours, or a library; again for more (default: all that are installed)")
-    parser.add_argument("--variant", action="append", help="again for more (default: topk, batchtopk, relu)")
-    parser.add_argument("--seed", action="append", type=int, help="again for more (default: 0, then 1 and 2)")
+    parser.add_argument("--impl", action="append", help="ours, or a library; repeatable (default: all installed)")
+    parser.add_argument("--variant", action="append", help="repeatable (default: topk, batchtopk, relu)")
+    parser.add_argument("--seed", action="append", type=int, help="repeatable (default: 0, then 1 and 2)")
     parser.add_argument("--data", default="photos", choices=tuple(SIZES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="k, d_sae, n_steps, train.lr, or an option")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--matmul", choices=["highest", "high", "medium"], default="highest", help="torch's precision of float32 matmuls, for all alike"
+        "--matmul", choices=["highest", "high", "medium"], default="highest", help="torch's precision of float32 matmuls, for every library"
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

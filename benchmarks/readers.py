@@ -1,7 +1,7 @@
-"""Shuffled batches of 4,096 vectors: ours, the original's own loader, a gather from RAM, and what else one could do.
+"""Shuffled batches of 4,096 vectors: ours, the original's own loader, a gather from RAM, and alternatives.
 
-The original's loader reads files that its own writer made of the same vectors; see `peers.loaders` for which one it is. All
-take turns, round by round; best over best. Cold means that the kernel was told to drop the files' pages before each pass.
+The original's loader reads files written by its own writer from the same vectors; see `peers.loaders` for which one it is. All
+alternate, round by round; ratios are best over best. Cold means that the files' pages are dropped from the cache before each pass.
 
     python benchmarks/readers.py [--images 2048] [--rounds 3] [--folder /tmp] [--json FILE]
 """
@@ -34,7 +34,7 @@ RAM, MEMMAP, ZARR = "everything in RAM, index_select", "memmap, random rows", "z
 SINGLE, HALF, FITS = "window, float32, a quarter", "window, float16, a quarter", "window, float16, all of it"
 
 Reader = Callable[[bool], float]
-"""Vectors a second of one go; told whether it is to begin from a dropped page cache, which it does itself."""
+"""Returns vectors per second of one pass; the argument says whether to drop the page cache first."""
 
 
 def clocked(drop: Callable[[], None], vectors: Callable[[], int]) -> Reader:
@@ -59,7 +59,7 @@ class Window:
         self.entropy = batch_entropy(self.warm.image, store.n_images) if next(self.warm) is not None else 0.0
 
     def __call__(self, cold: bool) -> float:
-        """A whole pass: what was read ahead before it is read ahead after it. A cold one starts with nothing read."""
+        """Time a full pass in steady state, with the same read-ahead before and after; a cold pass starts with nothing read."""
         if cold:
             self.drop()
         began = time.perf_counter()
@@ -73,7 +73,7 @@ class Window:
 
 
 def readers(work: Path, x: torch.Tensor) -> dict[str, Reader]:
-    """By name; makes the files that they need."""
+    """The readers by name; creates the files they need."""
     values, flat = x.numpy(), x.view(-1, D)
     write_memmap(work / "memmap.npy", values)
     write_zarr(work / "zarr", values)
@@ -90,7 +90,7 @@ def readers(work: Path, x: torch.Tensor) -> dict[str, Reader]:
         return n * BATCH
 
     def memmap(n: int = 15) -> int:
-        mapped = np.load(work / "memmap.npy", mmap_mode="r").reshape(-1, D)  # anew: the kernel keeps pages that are mapped
+        mapped = np.load(work / "memmap.npy", mmap_mode="r").reshape(-1, D)  # reopen, because the kernel keeps mapped pages
         for _ in range(n):
             out.copy_(torch.from_numpy(mapped[rows().numpy()]))
         return n * BATCH
@@ -125,10 +125,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where files are made; on a disk, or cold is warm")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for files; must be on a disk for cold reads")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of other libraries' own code
+    warnings.simplefilter("ignore")  # from other libraries
     torch.set_num_threads(2)
     n = options.images // CHUNK * CHUNK
     x = torch.randn(n, T, D, generator=torch.Generator().manual_seed(0))
@@ -143,7 +143,7 @@ def main() -> None:
                 for name, each in rates.items():
                     gc.collect()
                     rate = found[name](dropped)
-                    if turn:  # the first round maps files and makes buffers
+                    if turn:  # the first round maps files and allocates buffers
                         each.append(rate)
         for reader in found.values():
             if isinstance(reader, Window):

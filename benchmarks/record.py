@@ -1,7 +1,7 @@
-"""What recording costs over a bare loop, what memory it takes, and how fast the writer is.
+"""Cost of recording relative to a bare loop, its peak memory, and the writer's speed.
 
-The bare loop decodes the same JPEG files in as many threads, ahead of the same forward pass, and keeps nothing.
-Rounds of both alternate, since other work on the machine comes and goes; the ratio of each pair counts, and their median.
+The bare loop decodes the same JPEG files in the same number of threads, ahead of the same forward pass, and discards the
+results. Rounds of both alternate, because other load on the machine varies; reported are the ratio of each pair and the median.
 
     python benchmarks/record.py [--model vit_small_patch16_224] [--images 128] [--rounds 3] [--layers -1]
 """
@@ -62,7 +62,7 @@ class ViT(VisionModel):
 
 
 class Jpegs(ImageDataset):
-    """JPEG files, over and over until there are `n`."""
+    """JPEG files, repeated until there are `n`."""
 
     def __init__(self, folder: Path, n: int) -> None:
         self.paths, self.n = sorted(folder.glob("*.jpg")), n
@@ -76,7 +76,7 @@ class Jpegs(ImageDataset):
 
 
 def draw(folder: Path, n: int = 64) -> None:
-    """Pictures with about as much detail, and as many bytes, as photographs of their size."""
+    """Write images with about as much detail, and as many bytes, as photographs of their size."""
     rng = np.random.default_rng(0)
     for i in range(n):
         width, height = SIZES[i % len(SIZES)]
@@ -86,7 +86,7 @@ def draw(folder: Path, n: int = 64) -> None:
 
 
 def bare(model: VisionModel, dataset: ImageDataset, batch_size: int) -> None:
-    """The loop that keeps nothing."""
+    """The loop that discards its results."""
 
     def pixels(index: int) -> Tensor:
         return model.transform(dataset[index].image)
@@ -109,34 +109,34 @@ def recorded(model: VisionModel, dataset: ImageDataset, url: Path, cfg: RecordCo
 
 
 def timed(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor over all threads: a shared machine disturbs the second less."""
+    """Wall time and CPU time over all threads, in seconds; the latter is less affected by other load."""
     began, used = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - began, time.process_time() - used
 
 
 def overhead(args: argparse.Namespace, folder: Path) -> None:
-    """Recording against the bare loop."""
+    """Compare recording with the bare loop."""
     model, dataset = ViT(args.model), Jpegs(folder, args.images)
     cfg = RecordConfig(layers=tuple(args.layers), batch_size=args.batch_size)
     expected = plan(model, dataset, folder / "store", cfg)
-    bare(model, Jpegs(folder, args.batch_size), args.batch_size)  # warm
+    bare(model, Jpegs(folder, args.batch_size), args.batch_size)  # warm-up
     ratios, cpu, rates = [], [], []
     for i in range(args.rounds):
         runs = {
             "bare": partial(bare, model, dataset, args.batch_size),
             "record": partial(recorded, model, dataset, folder / f"s{i}", cfg),
         }
-        # The order alternates too: whoever comes second finds the machine as the first left it.
+        # Alternate the order too, because the first affects the machine's state for the second.
         seconds = {name: timed(runs[name]) for name in sorted(runs, reverse=i % 2 == 1)}
         ratios.append(seconds["record"][0] / seconds["bare"][0])
         cpu.append(seconds["record"][1] / seconds["bare"][1])
         rates.append(args.images / seconds["record"][0])
         print(f"  round {i + 1}: bare {seconds['bare'][0]:.2f} s, record {seconds['record'][0]:.2f} s", end="")
-        print(f", ratio {ratios[-1]:.3f}, of processor time {cpu[-1]:.3f}")
+        print(f", ratio {ratios[-1]:.3f}, of CPU time {cpu[-1]:.3f}")
     print(f"recording / bare loop, {args.model}, {len(args.layers)} layer(s), {args.images} images: ", end="")
-    print(f"{statistics.median(ratios):.3f} by the clock, {statistics.median(cpu):.3f} of processor time")
-    print(f"images/s: {statistics.median(rates):.1f} (plan said {expected.rate:.1f})")
+    print(f"{statistics.median(ratios):.3f} of wall time, {statistics.median(cpu):.3f} of CPU time")
+    print(f"images/s: {statistics.median(rates):.1f} (plan predicted {expected.rate:.1f})")
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:
@@ -144,11 +144,11 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
         told = json.dumps({"folder": str(folder), "n": n, "batch_size": args.batch_size})
         out = subprocess.run([sys.executable, __file__, "--peak", told], capture_output=True, text=True, check=True)
         taken, said = map(int, out.stdout.split())
-        print(f"peak memory, vit_tiny_patch16_224, {n} images, 2 layers: {taken / 1e6:.0f} MB (plan said {said / 1e6:.0f})")
+        print(f"peak memory, vit_tiny_patch16_224, {n} images, 2 layers: {taken / 1e6:.0f} MB (plan predicted {said / 1e6:.0f})")
 
 
 def peak(told: dict[str, object]) -> None:
-    """In a process of its own: record, say the peak memory."""
+    """Record in a separate process and print the peak memory."""
     folder, n = Path(str(told["folder"])), int(str(told["n"]))
     cfg = RecordConfig(layers=(-1, -2), batch_size=int(str(told["batch_size"])))
     model, dataset = ViT("vit_tiny_patch16_224"), Jpegs(folder, n)
@@ -158,7 +158,7 @@ def peak(told: dict[str, object]) -> None:
 
 
 def writer(folder: Path, n: int = 2048, n_tokens: int = 197, d_model: int = 384) -> None:
-    """The store's writer, checksums, moments and fsync included, against plain writes of the same bytes and an fsync."""
+    """Compare the store's writer, including checksums, moments and fsync, with plain writes of the same bytes and an fsync."""
     meta = StoreMeta(model={"name": "bench"}, dataset={}, rows=14, cols=14, patch_px=16, n_prefix=1, d_model=d_model, n_images=n)
     tokens = torch.randn(64, n_tokens, d_model).half()
     size = n * n_tokens * d_model * 2

@@ -1,4 +1,4 @@
-"""What `saev --help` costs, as a ratio to the help of a bare Typer app with as many commands; interleaved runs, medians."""
+"""Time of `saev --help` relative to the help of a bare Typer app with as many commands; interleaved runs, medians."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""One training step of ours against other libraries' on the same work: the table of what is promised, reached and missed.
+"""One training step of ours against other libraries' on the same work: the table of targets and results.
 
-All that is compared in a row takes turns in one process, round by round, and a ratio is best over best. A step is whole:
-gradient, clipping, projection, optimiser, and what each library's trainer does besides; learning rates are so small that
-nothing moves. Peak memory is of a process of its own, over what it held before.
+Everything compared in a row alternates in one process, round by round, and a ratio is best over best. A step is complete:
+gradient, clipping, projection, optimiser, and whatever else each library's trainer does; learning rates are so small that
+weights stay constant. Peak memory is measured in a separate process, relative to its usage before.
 
     python benchmarks/steps.py [--rounds 3] [--threads 2] [--malloc kept] [--json FILE] [--quick | --check]
 
-Other libraries take part where they are installed: make bench-setup, then .venv-peers/bin/python benchmarks/steps.py.
-For the original's TopK and BatchTopK name a checkout of its repository in SAEV_HEAD. `--malloc kept` runs everything with
-the C library told to give nothing back (MALLOC_MMAP_MAX_=0), which spares each fresh tensor its page faults.
+Other libraries are included if installed: make bench-setup, then .venv-peers/bin/python benchmarks/steps.py.
+For the original's TopK and BatchTopK, set SAEV_HEAD to a checkout of its repository. `--malloc kept` runs everything with
+an allocator that never returns memory (MALLOC_MMAP_MAX_=0), which avoids page faults for new tensors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOOP = "trainer's loop"
 
 
 def measure(row: Row, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-    """Milliseconds of each round, by who."""
+    """Milliseconds of each round, by contestant."""
     x = vectors(row.size)
 
     def timed(call: Callable[[], object]) -> Callable[[], float]:
@@ -58,7 +58,7 @@ def measure(row: Row, rounds: int, clock: Callable[[], float] = time.perf_counte
         return once
 
     work = {who: timed(make(row, who, x)) for who in row.who()}
-    for _ in range(2):  # the first makes buffers, the second finds its guesses
+    for _ in range(2):  # warm-up: the first allocates buffers, the second settles estimates
         for call in work.values():
             call()
     rates = interleave(work, rounds, clock=clock)
@@ -92,7 +92,7 @@ def loop(source: StoreSource, size: Size, saes: int, log_every: int) -> float:
 
 
 def loops(size: Size, rounds: int, log_every: int) -> dict[str, Any]:
-    """What the loop costs over bare steps, and what one more SAE costs in it."""
+    """Cost of the loop relative to bare steps, and of one more SAE in it."""
     row = Row("", "topk", size, ())
     step = make(row, OURS, vectors(size))
     step()
@@ -111,7 +111,7 @@ def loops(size: Size, rounds: int, log_every: int) -> dict[str, Any]:
 
 
 def peaks(check: bool) -> dict[str, dict[str, float]]:
-    """Megabytes at the peak of a few steps of each, by row and by who; measured by a process that does nothing else."""
+    """Peak megabytes of a few steps of each, by row and contestant; measured in a dedicated process."""
     command = [sys.executable, "-W", "ignore", __file__, "--memory", *(["--check"] if check else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -122,11 +122,11 @@ def peaks(check: bool) -> dict[str, dict[str, float]]:
 
 
 def _peak(row: Row, who: str) -> float:
-    """Megabytes that two steps take at their peak, in a fork of this process."""
+    """Peak megabytes of two steps, in a fork of this process."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        # /proc/self/status gives kilobytes; writing 5 to clear_refs sets the high-water mark to what is held now.
+        # /proc/self/status is in kilobytes; writing 5 to clear_refs resets the high-water mark to the current usage.
         x = vectors(row.size)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
@@ -148,14 +148,14 @@ def _status(key: str) -> int:
 
 
 def ratio(aim: Aim, best: dict[str, float]) -> dict[str, float]:
-    """What was reached against each that the aim names and that is here."""
+    """The result against each installed contestant of the target."""
     floors = [who for who in best if who not in peers.ROOMS and who != OURS]
     whom = aim.over or [who for who in best if who not in floors and who != OURS]
     return {who: best[who] / best[OURS] if aim.least else best[OURS] / best[who] for who in whom if who in best}
 
 
 def lines(name: str, row: Row, times: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
-    """A row's lines of the table, one for each aim."""
+    """A row's lines of the table, one per target."""
     best = {who: min(each) for who, each in times.items()}
     told = []
     for aim in row.aims:
@@ -169,7 +169,7 @@ def lines(name: str, row: Row, times: dict[str, list[float]], memory: dict[str, 
 
 
 def show(row: Row, times: dict[str, list[float]], memory: dict[str, float]) -> None:
-    """Everyone's numbers."""
+    """Print the numbers of all contestants."""
     s = row.size
     print(f"\n{row.what}: d {s.d}, d_sae {s.width}, batch {s.batch}, k {s.k}, float32")
     print(f"  {'':28}{'best ms':>10}{'median ms':>11}{'peak MB':>9}{'x ours':>8}")
@@ -185,13 +185,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--malloc", choices=["default", "kept"], default="default", help="the C library's allocator as it is, or keeping all"
+        "--malloc", choices=["default", "kept"], default="default", help="the default C allocator, or one that keeps freed memory"
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="ROW", help="topk batchtopk relu relu-sparse auxk four loop")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: holds on a machine that is busy")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread: valid on a busy machine")
     parser.add_argument("--quick", action="store_true", help="one round, no memory, no loop")
-    parser.add_argument("--check", action="store_true", help="whether everything runs, at a small size; times mean nothing")
+    parser.add_argument("--check", action="store_true", help="smoke test at a small size; timings are meaningless")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -200,12 +200,12 @@ def main() -> None:
     options = parse()
     if options.malloc == "kept" and os.environ.get("MALLOC_MMAP_MAX_") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
-    warnings.simplefilter("ignore")  # of other libraries' own code
+    warnings.simplefilter("ignore")  # from other libraries
     threads = 1 if options.check or options.cpu_time else options.threads
     torch.set_num_threads(threads)
     table = rows(SMALL, SMALL) if options.check else rows(FULL, MANY)
     if options.memory:
-        torch.optim.Adam([torch.zeros(1, requires_grad=True)], fused=True)  # imports what an optimiser needs, before anybody counts
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)], fused=True)  # import an optimiser's dependencies before measuring
         print(json.dumps({name: {who: _peak(row, who) for who in row.who()} for name, row in table.items()}))
         return
     rounds = 1 if options.quick or options.check else options.rounds
@@ -216,7 +216,7 @@ def main() -> None:
         "threads": threads,
         "clock": "processor" if options.cpu_time else "wall",
         "cpu": platform.processor() or platform.machine(),
-        "allocator": "C library, keeping all (MALLOC_MMAP_MAX_=0)" if options.malloc == "kept" else "C library's default",
+        "allocator": "C library, keeping freed memory (MALLOC_MMAP_MAX_=0)" if options.malloc == "kept" else "C library's default",
         "peers": {name: peers.version(name) for name in here},
         "rounds": rounds,
     }
@@ -224,7 +224,7 @@ def main() -> None:
         f"torch {system['torch']}, {threads} thread(s), allocator: {system['allocator']}; best of {rounds} rounds, {system['clock']} time"
     )
     if not here:
-        print("No other library is installed here: make bench-setup installs them, .venv-peers/bin/python runs this with them.")
+        print("No other library is installed: run make bench-setup, then this script with .venv-peers/bin/python.")
     memory = {} if options.quick else peaks(options.check)
     told: list[dict[str, Any]] = []
     times: dict[str, dict[str, list[float]]] = {}

@@ -1,7 +1,7 @@
-"""The store against what else one could do: writing, and reading in order. Shuffled batches are in readers.py.
+"""The store compared with alternatives: writing, and reading in order. Shuffled batches are in readers.py.
 
-All take turns in one process; the best round counts, and ratios hold within one run only. Cold means that the kernel was
-told to drop the files' pages first.
+All alternate in one process; the best round counts, and ratios are valid only within one run. Cold means that the files'
+pages are dropped from the cache first.
 
     python benchmarks/store.py [--images 1024] [--rounds 3] [--folder /tmp]
 """
@@ -34,7 +34,7 @@ from saev_core.types import Site
 T, D, CHUNK, SHARD = 50, 768, 16, 512
 SITE = Site(10)
 WRITING = (("zarr-python, synced", 3.0), ("memmap, flushed", 0.7))
-"""What is asked of writing shards: times the rate of each."""
+"""Targets for writing shards, as multiples of each rate."""
 
 
 def meta_of(n: int, dtype: str) -> StoreMeta:
@@ -82,7 +82,7 @@ def write_memmap(path: Path, x: np.ndarray) -> None:
 
 
 def forget(folder: Path) -> Callable[[], None]:
-    """Ask the kernel to drop the cached pages of every file below a folder."""
+    """Drop the cached pages of every file below a folder."""
 
     def drop() -> None:
         for path in (each for each in folder.rglob("*") if each.is_file()):
@@ -94,7 +94,7 @@ def forget(folder: Path) -> Callable[[], None]:
 
 
 def read_store(store: ActivationStore) -> float:
-    """Every chunk once, checked, by two threads, into memory that is there already."""
+    """Read every chunk once, with checksums, in two threads, into preallocated memory."""
     reader = store.reader(SITE)
     local = threading.local()
 

@@ -1,9 +1,9 @@
-"""How long the viewer takes to start, to show a feature, to filter and to sort, measured through HTTP on a synthetic run.
+"""Time the viewer takes to start, show a feature, filter and sort, measured over HTTP on a synthetic run.
 
     python benchmarks/viewer.py [--run FOLDER] [--features 24576] [--images 50000] [--pages 1000] [--sessions 20]
 
-The run is made in FOLDER if nothing is there, otherwise in a temporary folder. What gradio's own import takes is told
-apart: nobody can start a gradio application sooner.
+The run is created in FOLDER if it does not exist; without --run, in a temporary folder. The time of importing gradio is reported
+separately, because it is a lower bound for any gradio application.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from saev_core.testing.synthetic_run import synthetic_run
 QUERIES = ("", "monosemanticity>0.4 frequency<1%", "star", "label:heart lift>3", "note:wing", "concentration>0.7 purity>=0.2", "#77")
 SORTS = ("max", "mean", "frequency", "monosemanticity", "purity", "lift", "number")
 AIMS = {"start": 2.0, "feature page": 0.3, "filter and sort": 0.2}
-"""Seconds that were asked for; of all but the first the 95th percentile."""
+"""Targets in seconds, for the 95th percentile except `start`."""
 
 
 class Session:
-    """One person's page, as the browser speaks to the server: every event is one POST, without a queue."""
+    """One user's session, as a browser talks to the server: every event is one POST, without a queue."""
 
     def __init__(self, address: str) -> None:
         self.client = httpx.Client(base_url=address, timeout=60)
@@ -46,10 +46,10 @@ class Session:
             self.numbers.setdefault(event["api_name"], event["id"])
 
     def call(self, name: str, *data: Any, event: Any = None) -> list[Any]:
-        """What a callback answers.
+        """The response of a callback.
 
         Raises:
-            RuntimeError: it failed; with what it said.
+            RuntimeError: the callback failed; the message has its response.
         """
         body = {"data": data, "fn_index": self.numbers[name], "session_hash": self.hash, "event_data": event, "trigger_id": None}
         answer = self.client.post("/gradio_api/run/predict", json=body)
@@ -58,21 +58,21 @@ class Session:
         return list(answer.json()["data"])
 
     def page(self, sae: str, feature: int) -> list[Any]:
-        """What the feature pane shows."""
+        """Request the feature pane."""
         return self.call("show", sae, feature, "inferno", "percentile")
 
     def search(self, sae: str, text: str, sort: str) -> list[Any]:
-        """The list of features."""
+        """Request the list of features."""
         return self.call("search", sae, text, sort, False, None, {}, False)
 
     def picture(self, index: int) -> bytes:
-        """A thumbnail."""
+        """Request a thumbnail."""
         return self.client.get(f"/saev/image/{index}?px=224").raise_for_status().content
 
 
 @contextmanager
 def served(run: Run) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
-    """The viewer in a process of its own: its address, the process, and seconds until it first answered."""
+    """Start the viewer in a separate process: its URL, the process, and seconds until its first response."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
@@ -82,7 +82,7 @@ def served(run: Run) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
     try:
         while True:
             if process.poll() is not None:
-                raise SystemExit("the viewer ended at once; start it by hand to see why: saev view " + str(run.path))
+                raise SystemExit("the viewer exited immediately; run it by hand to see why: saev view " + str(run.path))
             try:
                 if httpx.get(address).status_code == 200:
                     break
@@ -101,39 +101,39 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def python(code: str) -> float:
-    """Seconds of a Python process of its own."""
+    """Seconds that a new Python process takes."""
     return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
 
 def memory_mb(process: subprocess.Popen[bytes]) -> float:
-    """What a process holds now."""
+    """Current memory of a process, in MB."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def say(what: str, times: list[float]) -> dict[str, Any]:
-    """Print median and 95th percentile, and give a line of the table."""
+    """Print median and 95th percentile, and return a line of the table."""
     p50, p95 = (float(v) for v in np.percentile(times, (50, 95)))
     aim = AIMS.get(what)
-    told = "" if aim is None else f"   asked: below {aim * 1000:.0f}"
+    told = "" if aim is None else f"   target: below {aim * 1000:.0f}"
     print(f"{what:32} p50 {p50 * 1000:7.1f} ms   p95 {p95 * 1000:7.1f} ms   of {len(times)}{told}", flush=True)
     return {"what": f"viewer: {what}, p95", "aim": f"below {aim} s", "reached": {"ours": p95}, "missed": aim is not None and p95 >= aim}
 
 
 def start(run: Run, rounds: int = 3) -> dict[str, Any]:
-    """Start to first answer, over the floor of importing gradio; rounds alternate and the best counts."""
+    """Time from start to first response, and of importing gradio as a floor; rounds alternate and the best counts."""
     floor, ours = [], []
     for _ in range(rounds):
         floor.append(python("import gradio"))
         with served(run) as (_, _, took):
             ours.append(took)
-    print(f"start to first answer            {min(ours):.2f} s   asked: below {AIMS['start']} s")
+    print(f"start to first response          {min(ours):.2f} s   target: below {AIMS['start']} s")
     print(f"  of that, python and gradio     {min(floor):.2f} s   ours on top {min(ours) - min(floor):.2f} s", flush=True)
     return {"what": "viewer: start", "aim": "below 2 s", "reached": {"ours": min(ours)}, "missed": min(ours) >= AIMS["start"]}
 
 
 def alone(run: Run, n_pages: int) -> list[dict[str, Any]]:
-    """One person clicking."""
+    """One user clicking."""
     rng = random.Random(0)
     with served(run) as (address, process, _):
         session = Session(address)
@@ -141,12 +141,12 @@ def alone(run: Run, n_pages: int) -> list[dict[str, Any]]:
         print(f"first feature page               {first * 1000:7.1f} ms")
         lines = [say("feature page", [seconds(lambda: session.page("topk", rng.randrange(run_features(run)))) for _ in range(200)])]
         for sort in SORTS:
-            session.search("topk", "", sort)  # a column is worked out once
+            session.search("topk", "", sort)  # a column is computed once
         asked = [(text, sort) for text in QUERIES for sort in SORTS] * 2
         lines.append(say("filter and sort", [seconds(lambda pair=pair: session.search("topk", *pair)) for pair in asked]))  # type: ignore[misc]
         n_images = run.config.dataset.options["n"]
-        say("picture not seen before", [seconds(lambda: session.picture(rng.randrange(n_images))) for _ in range(100)])
-        say("picture kept", [seconds(lambda: session.picture(7)) for _ in range(50)])
+        say("image not seen before", [seconds(lambda: session.picture(rng.randrange(n_images))) for _ in range(100)])
+        say("image cached", [seconds(lambda: session.picture(7)) for _ in range(50)])
         before = memory_mb(process)
         for done in range(n_pages):
             session.page("topk", rng.randrange(run_features(run)))
@@ -158,7 +158,7 @@ def alone(run: Run, n_pages: int) -> list[dict[str, Any]]:
 
 
 def together(run: Run, n_sessions: int, each: int = 15) -> None:
-    """Many people clicking at once, none of them waiting: how long each answer takes, and that none fails."""
+    """Many users clicking concurrently without pauses: the time of each response, and whether any fails."""
     times: dict[str, list[float]] = {"page": [], "search": [], "picture": []}
     failed: list[str] = []
 
@@ -183,7 +183,7 @@ def together(run: Run, n_sessions: int, each: int = 15) -> None:
             one.join()
         took = time.perf_counter() - began
     n = sum(map(len, times.values()))
-    print(f"{n_sessions} people at once: {n} answers in {took:.1f} s, {n / took:.0f} a second, {len(failed)} failed {failed[:1]}")
+    print(f"{n_sessions} concurrent users: {n} responses in {took:.1f} s, {n / took:.0f} per second, {len(failed)} failed {failed[:1]}")
     for what, taken in times.items():
         say(f"  {what}", taken)
     if failed:
@@ -201,12 +201,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--sessions", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="where the table of what was asked goes")
+    parser.add_argument("--json", type=Path, help="file for the table of targets")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.run or Path(folder) / "run"
         if not (path / "config.json").exists():
-            print(f"made a run of {args.features:,} features and {args.images:,} images in", end=" ", flush=True)
+            print(f"created a run of {args.features:,} features and {args.images:,} images in", end=" ", flush=True)
             print(f"{seconds(lambda: synthetic_run(path, d_sae=args.features, n_images=args.images)):.0f} s")
         run = Run.open(path)
         told = [start(run), *alone(run, args.pages)]

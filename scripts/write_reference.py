@@ -1,4 +1,4 @@
-"""Pages of the documentation that are written from the code: commands, configuration, hooks.
+"""Generate documentation pages from the code: commands, configuration, hooks, names, tasks.
 
 `python scripts/write_reference.py docs` writes them; a test fails when one is stale.
 """
@@ -29,9 +29,9 @@ def commands_page() -> str:
     from saev_core.cli.app import app
 
     lines = [
-        f"{_STAMP}# Commands\n\n`saev --help`, and `--help` after any command, draw these pages on a terminal.",
-        "\nExit codes: 0 done, 1 it failed and says why, 2 wrong usage, 130 interrupted (the same command resumes). Every",
-        "error is one line; `--debug` gives the traceback. A plugin takes its main option after a colon, as in `--sae topk:32`.\n",
+        f"{_STAMP}# Commands\n\n`saev --help`, and `--help` after any command, print this help in the terminal.",
+        "\nExit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted (the same command resumes). Every",
+        "error is one line; `--debug` shows the traceback. Set a plugin's main option after a colon, as in `--sae topk:32`.\n",
     ]
     for path, callback, text in _walk("saev", app, str(app.info.help)):
         lines.append(f"\n## `{path}`\n\n{inspect.cleandoc(text)}\n")
@@ -41,7 +41,7 @@ def commands_page() -> str:
 
 
 def _walk(path: str, app: Any, text: str) -> Iterator[tuple[str, Callable[..., object] | None, str]]:
-    """Every command as it was declared: its words, its function, its help."""
+    """Every command: its full name, its function, its help."""
     group = app.registered_callback
     yield path, group.callback if group else None, text
     for command in app.registered_commands:
@@ -51,7 +51,7 @@ def _walk(path: str, app: Any, text: str) -> Iterator[tuple[str, Callable[..., o
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    """One row of a command's table; empty for what is not typed on a command line."""
+    """One row of a command's table; empty for parameters that are not command-line options."""
     if get_origin(parameter.annotation) is not Annotated:
         return ""
     annotation, info = get_args(parameter.annotation)
@@ -110,9 +110,9 @@ def tasks_page() -> str:
     from saev_core.plugins.registry import installed
 
     lines = [
-        f"{_STAMP}# Tasks\n\n`saev task` lists the tasks that are installed, `saev task NAME` what one does, and",
-        "`saev task NAME VERB RUN` does it. Every verb also takes `--dataset`, `--device`, `--config`, `--set`,",
-        "`--json` and `--debug`, as other [commands](../cli.md) do.",
+        f"{_STAMP}# Tasks\n\n`saev task` lists the installed tasks, `saev task NAME` the verbs of one, and",
+        "`saev task NAME VERB RUN` runs a verb. Every verb also takes `--dataset`, `--device`, `--config`, `--set`,",
+        "`--json` and `--debug`, like other [commands](../cli.md).",
     ]
     for plugin in installed("task"):
         if plugin.dist not in OUR_DISTS:
@@ -157,9 +157,9 @@ def hooks_page() -> str:
 
     lines = [
         f"{_STAMP}# Hooks\n\nAn observer is any class with methods marked `@hookimpl`, registered in the entry-point group `saev.hooks` or",
-        "chosen as a tracker (`--tracker NAME`, group `saev.trackers`). It takes the arguments it names and leaves out the rest. It",
-        "watches; it never changes what is computed. One that raises is logged and dropped, and the run goes on; a misspelt hook or",
-        "argument is an error at once.\n",
+        "selected as a tracker (`--tracker NAME`, group `saev.trackers`). Methods declare only the arguments they need. Observers",
+        "cannot change results. An observer that raises is logged and removed, and the run continues; a misspelt hook or",
+        "argument is an error at start.\n",
     ]
     for name, hook in vars(Hooks).items():
         if not name.startswith("_"):
@@ -180,7 +180,7 @@ _LOADERS = ("models.base.load_model", "data.dataset.load_dataset", "sae.base.mak
 
 
 def names_page() -> str:
-    """Every public name of `saev_core`, and the verbs with the rooms they are imported from."""
+    """Every public name of `saev_core`, and the public functions with the rooms they are imported from."""
     import saev_core
 
     lines = [

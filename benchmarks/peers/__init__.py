@@ -1,11 +1,11 @@
 """Other libraries' trainers behind one small interface, each driven through its public API with its own training step.
 
 A step is what the library's own trainer does for one batch: forward, its loss, backward, its clipping and projections, its
-optimiser and schedule. Logging and monitoring are off where there is an option for that. `make bench-setup` installs them into
+optimiser and schedule. Logging and monitoring are disabled where possible. `make bench-setup` installs the libraries into
 `.venv-peers`; without them `available()` is empty.
 
-The original (`saev`) publishes one old version, 0.1.0, that trains ReLU alone. Its TopK and BatchTopK stand in its repository
-only: check that out and name the folder in `SAEV_HEAD`, and the peer `saev` is then the one found there.
+The original (`saev`) has published one old version, 0.1.0, which trains only ReLU. Its TopK and BatchTopK are only in its
+repository: check it out and set `SAEV_HEAD` to the folder, and the peer `saev` is then that checkout.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ROOMS = {
     "overcomplete": "overcompletes",
     "sparsify": "sparse_coders",
 }
-"""Import name of each library and the module here that adapts it."""
+"""Import name of each library and the adapter module here."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a peer is asked to train."""
+    """What a peer should train."""
 
     d_in: int
     d_sae: int
@@ -47,17 +47,17 @@ class Work:
     seed: int
     device: str
     sample: Tensor | None
-    """Vectors to initialise from, for a library that does so; None: it starts without them."""
+    """Vectors to initialise from, if the library supports it; None: initialise without data."""
 
 
 class Peer(ABC):
-    """One SAE of another library in training. Takes normalised vectors: mean 0, mean squared length d_in."""
+    """One SAE of another library during training. Takes normalised vectors: mean 0, mean squared length d_in."""
 
     variants: ClassVar[tuple[str, ...]]
     """Which of `topk`, `batchtopk` and `relu` the library has."""
 
     note: str
-    """Which of its recommended settings are in use."""
+    """The settings in use, as text."""
 
     model: Any
     """The library's own module."""
@@ -68,48 +68,48 @@ class Peer(ABC):
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """Codes in the form used for inference."""
+        """Codes in inference form."""
 
     @abstractmethod
     def reconstruct(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        """Reconstruction in the form used for inference."""
+        """Reconstruction in inference form."""
 
     @property
     @abstractmethod
     def bias(self) -> Tensor:
-        """The encoder's bias, `[d_sae]`, to be written to: sets the density of a ReLU."""
+        """The encoder's bias, `[d_sae]`, writable: sets the density of a ReLU SAE."""
 
     def silence(self, n: int) -> None:
-        """Let the first `n` latents never fire again and count as dead, as after long training.
+        """Make the first `n` features never fire again and count as dead, as after long training.
 
         Raises:
-            NotImplementedError: the library has no loss on dead latents.
+            NotImplementedError: the library has no loss on dead features.
         """
         raise NotImplementedError
 
 
 def room(name: str) -> type[Peer]:
-    """The adapter of a library, which is imported for it."""
+    """The adapter of a library, imported on demand."""
     if name not in ROOMS:
-        raise ValueError(f"no peer is called {name}; there are {', '.join(ROOMS)}.")
+        raise ValueError(f"unknown peer {name}; available: {', '.join(ROOMS)}.")
     found: type[Peer] = importlib.import_module(f"peers.{ROOMS[name]}").Adapter
     return found
 
 
 def available() -> list[str]:
-    """The libraries that are installed here."""
+    """The installed libraries."""
     from peers.original import head_folder
 
     return [name for name in ROOMS if importlib.util.find_spec(name) is not None or (name == "saev" and head_folder())]
 
 
 def variants(name: str) -> tuple[str, ...]:
-    """Which variants a library has."""
+    """The variants of a library."""
     return room(name).variants
 
 
 def version(name: str) -> str:
-    """What is measured: a version on the package registry, or the head of a repository."""
+    """The measured version: one from the package registry, or the head of a repository."""
     from peers.original import head_folder
 
     if name == "saev" and head_folder():
@@ -138,10 +138,10 @@ def build(
     Args:
         peer: one of `available()`.
         variant: `topk`, `batchtopk` or `relu`.
-        n_steps: steps in all, for schedules.
-        lr: None is the library's own recommendation.
-        l1: sparsity coefficient as the library's own loss weighs it.
-        sample: `[n, d_in]` vectors for libraries that start from data.
+        n_steps: total number of steps, for schedules.
+        lr: None: the library's own recommendation.
+        l1: sparsity coefficient in the library's own loss.
+        sample: `[n, d_in]` vectors for libraries that initialise from data.
         options: passed to the adapter; see each.
 
     Raises:

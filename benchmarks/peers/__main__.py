@@ -1,4 +1,4 @@
-"""Whether every peer can be driven: two steps of each at a small size, then its reconstruction.
+"""Smoke test of every peer: two steps at a small size, then its reconstruction.
 
 python -m peers (in benchmarks/)
 """
@@ -13,7 +13,7 @@ from peers import available, build, variants, version
 def main() -> None:
     names = available()
     if not names:
-        print("no peer is installed here; make bench-setup builds .venv-peers, which holds them.")
+        print("no peer is installed; make bench-setup installs them into .venv-peers.")
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
     for name in names:
         for variant in variants(name):

@@ -14,12 +14,12 @@ from peers import Peer, Work
 
 
 class Adapter(Peer):
-    """Options: `dead_after`, tokens without an activation after which a latent is dead (its own: 10,000,000)."""
+    """Options: `dead_after`, tokens without an activation after which a feature is dead (its default: 10,000,000)."""
 
     variants = ("topk", "batchtopk", "relu")
 
     def __init__(self, variant: str, work: Work, *, dead_after: int = 0) -> None:
-        warm = min(1000, work.n_steps // 10)  # its 1,000 steps would be all of a short run
+        warm = min(1000, work.n_steps // 10)  # its default of 1,000 steps could take up a whole short run
         common: dict[str, Any] = {
             "steps": work.n_steps,
             "activation_dim": work.d_in,
@@ -54,7 +54,7 @@ class Adapter(Peer):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        # TopK at inference keeps k, too, as its own evaluation does.
+        # TopK also uses k at inference, as in its own evaluation.
         codes: Tensor = self.model.encode(x)
         return codes
 

@@ -1,4 +1,4 @@
-"""The original's own shuffled loaders, over vectors that its own writers put to disk: 0.1.0's, and its repository's (`SAEV_HEAD`)."""
+"""The original's own shuffled loaders, over vectors written by its own writers: of 0.1.0, and of its repository (`SAEV_HEAD`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from peers import version
 from peers.original import head_folder, head_module, quiet
 
-if head_folder():  # here too, since its loader's own process imports this module and then finds its code
+if head_folder():  # also here, because the loader's process imports this module and must find its code
     head_module("saev")
 
 
@@ -30,16 +30,16 @@ class Loader(ABC):
 
     name: str
     folder: Path
-    """Where its files are."""
+    """Folder with its files."""
     most: int
-    """Batches that are timed."""
+    """Number of timed batches."""
 
     @abstractmethod
     def batches(self, batch: int) -> Iterator[Tensor]:
         """Batches of one pass."""
 
     def rate(self, batch: int) -> float:
-        """Vectors a second, from the first batch on, so that starting its processes does not count."""
+        """Vectors per second, from the first batch on, to exclude starting its processes."""
         seen, began, taken = 0, 0.0, 0.0
         with hushed():
             stream = self.batches(batch)
@@ -57,7 +57,7 @@ class Loader(ABC):
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Without what this process, and those that it starts, write to stderr: its loader's process logs each file."""
+    """Silence stderr of this process and its children, because the loader's process logs each file."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -103,7 +103,7 @@ class Released(Loader):
 
 
 class Head(Loader):
-    """Its repository's: threads of another process put vectors one by one into a reservoir in shared memory."""
+    """Loader of its repository: threads of another process put vectors one by one into a reservoir in shared memory."""
 
     def __init__(self, folder: Path, x: Tensor, workers: int) -> None:
         shards, shuffled = head_module("saev.data.shards"), head_module("saev.data.shuffled")
@@ -121,16 +121,16 @@ class Head(Loader):
                 writer.write_batch(x[a : a + 64, None], a)
         self.folder = root / meta.hash
         self.cfg = shuffled.Config(shards=self.folder, layer=0, n_threads=workers, buffer_size=8, log_every_s=1e6)
-        self.loader, self.most = shuffled.DataLoader, n * tokens  # a whole pass: it begins with eight batches at hand
+        self.loader, self.most = shuffled.DataLoader, n * tokens  # a full pass, because it starts with eight batches prefetched
         self.name = f"the original's loader, its repository's head, {workers} threads"
 
     def batches(self, batch: int) -> Iterator[Tensor]:
         if torch.multiprocessing.get_start_method(allow_none=True) is None:
-            torch.multiprocessing.set_start_method("spawn")  # as its own scripts do
+            torch.multiprocessing.set_start_method("spawn")  # as in its own scripts
         loader = self.loader(dataclasses.replace(self.cfg, batch_size=batch))
         return (each["act"] for each in loader)
 
 
 def original(folder: Path, x: Tensor, workers: int = 2) -> Loader:
-    """The one that is here; `SAEV_HEAD` decides."""
+    """The available loader: that of `SAEV_HEAD` if set, otherwise that of 0.1.0."""
     return Head(folder, x, workers) if head_folder() else Released(folder, x, workers)

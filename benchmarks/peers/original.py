@@ -1,4 +1,4 @@
-"""The original saev: version 0.1.0 of the package registry (ReLU), or a checkout of its repository named in `SAEV_HEAD`."""
+"""The original saev: version 0.1.0 from the package registry (ReLU), or a checkout of its repository given by `SAEV_HEAD`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from peers import Peer, Work
 
 
 def head_folder() -> str:
-    """The `src` of the checkout named in `SAEV_HEAD`; empty where there is none."""
+    """The `src` folder of the checkout in `SAEV_HEAD`; empty if it is not set."""
     root = os.environ.get("SAEV_HEAD", "")
     if not root:
         return ""
     folder = Path(root) / "src"
     if not (folder / "saev").is_dir():
-        raise SystemExit(f"SAEV_HEAD is {root}, which holds no src/saev; name a checkout of the original's repository.")
+        raise SystemExit(f"SAEV_HEAD is {root}, which has no src/saev; set it to a checkout of the original's repository.")
     return str(folder)
 
 
@@ -33,14 +33,14 @@ def head_module(name: str) -> Any:
     """A module of the checkout."""
     if (folder := head_folder()) not in sys.path:
         sys.path.insert(0, folder)
-    # It is written for Python 3.12, where this class can be subscripted in annotations.
+    # Its code is for Python 3.12, where this class can be subscripted in annotations.
     if not hasattr(multiprocessing.queues.Queue, "__class_getitem__"):
         multiprocessing.queues.Queue.__class_getitem__ = classmethod(lambda cls, item: cls)  # type: ignore[attr-defined]
     return quiet(name)
 
 
 def quiet(name: str) -> Any:
-    """A module that sets up logging for everybody when it is imported, without that."""
+    """Import a module without the global logging configuration that it sets up."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     found = importlib.import_module(name)
@@ -50,14 +50,14 @@ def quiet(name: str) -> Any:
 
 
 class Original(Peer):
-    """What both have in common: a step in three parts, since its loop takes each part for all SAEs before the next."""
+    """Shared code of both versions: a step in three parts, because the loop runs each part for all SAEs before the next."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The loss."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """What follows the backward pass."""
+        """The part after the backward pass."""
         raise NotImplementedError
 
     def step(self, x: Tensor) -> None:
@@ -80,14 +80,14 @@ def step_all(peers: Sequence[Original], x: Tensor) -> None:
 
 
 class Released(Original):
-    """0.1.0: ReLU and L1; its loop steps every SAE with one fused Adam and clips nothing."""
+    """0.1.0: ReLU and L1; its loop steps every SAE with one fused Adam, without clipping."""
 
     variants = ("relu",)
 
     def __init__(self, variant: str, work: Work) -> None:
         config, nn, training = (quiet(f"saev.{name}") for name in ("config", "nn", "training"))
         if work.d_sae % work.d_in:
-            raise ValueError(f"saev 0.1.0 takes a width that is a multiple of the input's; {work.d_sae} is none of {work.d_in}.")
+            raise ValueError(f"saev 0.1.0 needs a width that is a multiple of the input's; {work.d_sae} is not a multiple of {work.d_in}.")
         coefficient = 4e-4 if work.l1 is None else work.l1
         rate = 4e-4 if work.lr is None else work.lr
         cfg = config.SparseAutoencoder(
@@ -127,7 +127,7 @@ class Released(Original):
 
 
 class _Sample:
-    """What its data initialisation asks of a loader."""
+    """The loader interface that its data initialisation needs."""
 
     def __init__(self, x: Tensor, batch_size: int) -> None:
         self.x, self.batch_size, self.n_samples, self.drop_last = x, batch_size, len(x), False
@@ -140,7 +140,7 @@ class _Sample:
 
 
 class Head(Original):
-    """Options: `n_prefixes`, prefixes of its Matryoshka loss (its own: 10; 1 is the plain variant, and what is built here)."""
+    """Options: `n_prefixes`, prefixes of its Matryoshka loss (its default: 10; 1, the default here, is the plain variant)."""
 
     variants = ("topk", "batchtopk", "relu")
 
@@ -154,12 +154,12 @@ class Head(Original):
         }
         cfg = modeling.SparseAutoencoderConfig(d_model=work.d_in, d_sae=work.d_sae, activation=kinds[variant]())
         objective = objectives.Matryoshka(n_prefixes=n_prefixes, dead_threshold_tokens=dead_after)
-        began = "not started from data"
+        began = "not initialised from data"
         if work.sample is not None and len(work.sample) >= work.d_sae:
             train = head_module("saev.framework.train")
             saes, made, _ = train.make_saes([(cfg, objective)], _Sample(work.sample, work.batch_size))
             self.model, self.objective = saes[0], made[0]
-            began = "started from data"
+            began = "initialised from data"
         else:
             self.model, self.objective = modeling.SparseAutoencoder(cfg), objectives.get_objective(objective)
         self.model.train().to(work.device)

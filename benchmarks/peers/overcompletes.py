@@ -21,7 +21,7 @@ def _plain(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionar
 class Adapter(Peer):
     """Options.
 
-    `auxiliary`: whether TopK and BatchTopK train with its loss for dead codes (its own choice in examples varies).
+    `auxiliary`: whether TopK and BatchTopK train with its loss for dead codes (its examples differ in this).
     `amp`: its float16 training for CUDA.
     """
 
@@ -44,7 +44,7 @@ class Adapter(Peer):
             penalty = 1e-4 if work.l1 is None else work.l1
 
             def criterion(*terms: Tensor) -> Tensor:
-                # Its l1 sums over the batch: per vector here, so that the coefficient does not hang on the batch size.
+                # Its l1 sums over the batch; use the mean per vector, so that the coefficient does not depend on the batch size.
                 loss: Tensor = mse_l1(*terms, penalty=penalty / len(terms[0]))
                 return loss
 

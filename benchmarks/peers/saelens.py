@@ -1,4 +1,4 @@
-"""SAELens, through `SAETrainer.step`, which is public for those who drive it from outside."""
+"""SAELens, through its public `SAETrainer.step`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from peers import Peer, Work
 
 L1 = 5.0
-"""The coefficient of its training tutorial; its warm-up of a twentieth and the decay over the last fifth are from there, too."""
+"""The coefficient in its training tutorial, which also has the warm-up of a twentieth and the decay over the last fifth."""
 
 
 class Adapter(Peer):
-    """Options: `dead_steps`, steps without an activation after which a latent is dead (its own: 1,000)."""
+    """Options: `dead_steps`, steps without an activation after which a feature is dead (its default: 1,000)."""
 
     variants = ("topk", "batchtopk", "relu")
 
@@ -64,7 +64,7 @@ class Adapter(Peer):
         if not isinstance(self.model, BatchTopKTrainingSAE):
             plain: Tensor = self.model.encode(x)
             return plain
-        # Saved and used as a JumpReLU at the running threshold; the trained form would look at the whole batch.
+        # Saved and used as a JumpReLU with the running threshold; the training form depends on the whole batch.
         _, pre = self.model.encode_with_hidden_pre(x)
         jumping: Tensor = pre.relu() * (pre > self.model.topk_threshold)
         return jumping

@@ -1,6 +1,6 @@
 """sparsify: its sparse coder, loss, optimisers and projections, in the order in which its trainer calls them.
 
-Its trainer hooks a transformer's modules; here vectors are at hand, so what it does with each batch is called from outside.
+Its trainer hooks a transformer's modules; here the vectors are given, so its operations on each batch are called directly.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from peers import Peer, Work
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its Triton decoder knows no CPU
-with contextlib.redirect_stdout(io.StringIO()):  # it says on import which decoder it takes
+    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its Triton decoder does not support CPUs
+with contextlib.redirect_stdout(io.StringIO()):  # it prints its choice of decoder on import
     from schedulefree import ScheduleFreeWrapper
     from sparsify import SparseCoder, SparseCoderConfig
     from sparsify.sign_sgd import SignSGD
@@ -27,7 +27,7 @@ DEAD_AFTER = 10_000_000
 
 
 class Adapter(Peer):
-    """Options: `auxk`, weight of AuxK (its own: 0), `dead_after` in tokens, `optimizer` `signum` (its own) or `adam`."""
+    """Options: `auxk`, coefficient of AuxK (its default: 0), `dead_after` in tokens, `optimizer` `signum` (its default) or `adam`."""
 
     variants = ("topk",)
 
@@ -68,7 +68,7 @@ class Adapter(Peer):
 
     @contextlib.contextmanager
     def _averaged(self) -> Any:
-        """Schedule-free keeps the weights that count aside while it trains."""
+        """Switch to schedule-free's averaged weights, which it stores separately during training."""
         if self.averaged:
             self.optimizer.eval()
         try:

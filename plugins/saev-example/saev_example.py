@@ -1,4 +1,4 @@
-"""One plugin of each kind. They import saev_core and nothing else of the family."""
+"""One plugin of each kind. Of the saev packages, they import only saev_core."""
 
 import json
 from collections.abc import Mapping
@@ -63,9 +63,9 @@ class DinoV3(VisionModel):
 
 class StripesConfig(DatasetConfig):
     n: int = Field(default=64, ge=1)
-    """Images."""
+    """Number of images."""
     width_px: int = Field(default=8, ge=2)
-    """Width of a stripe and the gap after it."""
+    """Width of a stripe and the following gap, in pixels."""
 
 
 class Stripes(ImageDataset):
@@ -95,7 +95,7 @@ class Stripes(ImageDataset):
 
 class LassoConfig(SAEConfig):
     sparsity: float = Field(default=1.0, ge=0)
-    """Weight of the penalty on the sum of a vector's feature activations."""
+    """Coefficient of the penalty on the sum of a vector's feature activations."""
 
 
 class Lasso(SAE):
@@ -115,7 +115,7 @@ class Lasso(SAE):
 
 class BestConfig(PluginConfig):
     metric: str = "nmse"
-    """Which training metric is kept at its lowest."""
+    """Training metric whose minimum is recorded."""
 
 
 class Best:
@@ -140,19 +140,19 @@ class Best:
 
 class TellConfig(Config):
     n: int = Field(default=3, ge=1)
-    """Features for each class."""
+    """Features per class."""
     least: float = Field(default=0.1, ge=0, le=1)
-    """Share of a class's images that must fire a feature for it to count."""
+    """Minimum share of a class's images on which a feature must fire."""
     sae: str = ""
-    """Which SAE; empty: the best."""
+    """Name of the SAE; empty: the best."""
 
 
 class Classes(Task):
-    """Which features go with which class."""
+    """Features associated with each class."""
 
     @verb
     def tell(self, cx: TaskContext, cfg: TellConfig) -> Mapping[str, Any]:
-        """For every class the features that fire on its images more than on others, the lift of each, and a file of them."""
+        """List, for every class, the features that fire more on its images than on others, with lift, and save them."""
         index, names = cx.index(cfg.sae), cx.dataset().classes or []
         found = {}
         for label, name in enumerate(names):

@@ -94,5 +94,5 @@ def test_a_mask_that_will_not_do_makes_its_image_unreadable_and_is_named(tree: P
 
 def test_another_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    with pytest.raises(DatasetError, match=r"holds no images/training; ade20k needs the folder that ADEChallengeData2016\.zip unpacks to"):
+    with pytest.raises(DatasetError, match=r"has no images/training; ade20k needs the folder that ADEChallengeData2016\.zip unpacks to"):
         load_dataset(f"ade20k:{tmp_path}")

@@ -117,10 +117,10 @@ def test_fashion_mnist_reads_idx_files(tmp_path: Path, packed: bool) -> None:
     [
         (b"", "cannot be read|not an idx"),
         (gzip.compress(b"\x89PNG"), "not an idx file"),
-        (gzip.compress(idx(np.zeros((3, 28, 28), np.uint8))[:-5]), "says 3 x 28 x 28 but holds 2347 bytes"),
+        (gzip.compress(idx(np.zeros((3, 28, 28), np.uint8))[:-5]), "declares 3 x 28 x 28 bytes but has 2347"),
         (gzip.compress(idx(np.zeros((3, 28, 28), np.uint8)))[:-9], "cannot be read"),
         (b"not gzip", "cannot be read"),
-        (gzip.compress(idx(np.zeros((2, 28, 28), np.uint8))), "do not belong together"),
+        (gzip.compress(idx(np.zeros((2, 28, 28), np.uint8))), "do not match"),
     ],
     # Named: gzip stamps the time into its bytes, and two test processes must agree on the names.
     ids=["empty", "no idx", "too short", "cut off", "no gzip", "other number"],
@@ -280,4 +280,4 @@ def test_imagenette_has_its_ten_classes_whatever_is_there(tmp_path: Path) -> Non
     assert len(data.classes or ()) == 10
     refused("imagenette", tmp_path, "imagenette2-320.tgz")
     picture(tmp_path / "imagenette2-320" / "val" / "n00000001" / "x.JPEG")
-    refused("imagenette", tmp_path, "none of the ten folders", split="validation")
+    refused("imagenette", tmp_path, "none of Imagenette's ten folders", split="validation")

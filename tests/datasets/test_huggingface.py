@@ -172,7 +172,7 @@ def test_threads_read_the_same_rows(tmp_path: Path) -> None:
     [
         ({"split": "validation"}, "no split 'validation'; it has"),
         ({"image": "picture"}, "no column 'picture'; it has image, label"),
-        ({"image": "label"}, "holds int64, not images"),
+        ({"image": "label"}, "contains int64, not images"),
         ({"label": "kind"}, "no column 'kind'"),
         ({"mask": "seg"}, "no column 'seg'"),
     ],

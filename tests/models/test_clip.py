@@ -123,7 +123,7 @@ def test_a_folder_as_open_clip_writes_it(tmp_path: Path):
 
 def test_a_resnet_is_recorded_through_a_glob(tmp_path: Path):
     write(tmp_path / "w.pt", "saev-tiny-rn")
-    with pytest.raises(ModelError, match="vision tower is a ModifiedResNet, no transformer"):
+    with pytest.raises(ModelError, match="vision tower is a ModifiedResNet, not a transformer"):
         load(f"saev-tiny-rn/{tmp_path}/w.pt")
     model = load(f"saev-tiny-rn/{tmp_path}/w.pt", blocks="layer?")
     assert (len(model.hooked), model.grid, model.d_model) == (4, Grid(2, 2, 32), 256)
@@ -134,9 +134,9 @@ def test_unknown_architectures_tags_and_files_are_one_clear_line(tmp_path: Path)
         load("ViT-B-31/openai")
     with pytest.raises(ModelError, match=r"nonsense is neither a file nor a tag of ViT-B-32; its tags are .*openai"):
         load("ViT-B-32/nonsense")
-    with pytest.raises(ModelError, match="say which weights, as ViT-B-32/TAG"):
+    with pytest.raises(ModelError, match="specify the weights as ViT-B-32/TAG"):
         load("ViT-B-32")
-    with pytest.raises(ModelError, match=r"holds no open_clip_config\.json"):
+    with pytest.raises(ModelError, match=r"has no open_clip_config\.json"):
         load(str(tmp_path))
 
 
@@ -194,13 +194,13 @@ def test_text_images_and_tokens_meet_in_one_space(tmp_path: Path, pool: str):
     want = reference.encode_image(torch.randn(3, 3, 64, 64))
     handle.remove()
     torch.testing.assert_close(model.project(token), want, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ModelError, match="vectors of width 63 do not enter the head"):
+    with pytest.raises(ModelError, match="vectors of width 63 do not fit the head"):
         model.project(token[:, :63])
 
 
 def test_a_tokenizer_that_is_not_there_is_one_clear_line(tmp_path: Path):
     text = {**WORDS, "hf_tokenizer_name": "nobody/nothing"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**VIT, "text_cfg": text}, "preprocess_cfg": {}}))
-    with pytest.raises(ModelError, match=r"its tokenizer cannot be had \(.*; download it elsewhere") as caught:
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be loaded \(.*; download it elsewhere") as caught:
         load(str(tmp_path), pretrained=False).encode_text(["a dog"])
     assert "\n" not in str(caught.value)

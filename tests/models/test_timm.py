@@ -150,6 +150,6 @@ class Payload:
 
 def test_a_file_that_carries_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match="not a readable file of weights"):
+    with pytest.raises(ModelError, match="not a readable weight file"):
         load(f"test_vit/{tmp_path / 'evil.pt'}")
     assert "never run" not in capsys.readouterr().out

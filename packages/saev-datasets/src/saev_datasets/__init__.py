@@ -1,1 +1,1 @@
-"""Image data sets, each a plugin of saev-core, one a file."""
+"""Image data sets as plugins of saev-core, one per file."""

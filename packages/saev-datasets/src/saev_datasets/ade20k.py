@@ -1,4 +1,4 @@
-"""ADE20K as the scene-parsing challenge packs it: scene labels, and masks of 150 classes."""
+"""ADE20K in the layout of the scene-parsing challenge: scene labels, and masks of 150 classes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Ade20kConfig(FolderConfig):
 class Ade20k(FileDataset):
     """`ADEChallengeData2016`: image, scene label, mask.
 
-    Mask values: 0 is everything outside the 150 classes, 1 to 150 the classes of `objectInfo150.txt`. The scene of an
-    image is looked up by the image's own name, so that a validation image never gets a training image's scene; scenes
-    are numbered over both splits, so that a number means the same in each.
+    Mask values: 0 is everything outside the 150 classes, 1 to 150 are the classes of `objectInfo150.txt`. An image's scene
+    is looked up by the image's own name, so a validation image never gets a training image's scene; scene numbers
+    are shared between both splits.
     """
 
     Config = Ade20kConfig
-    # The authors publish no checksum; this one is that of other libraries which fetch the same file.
+    # The authors publish no checksum; this one is used by other libraries that download the same file.
     sources = (
         Archive(
             "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
@@ -71,5 +71,5 @@ def _stem(file: str) -> str:
 def _mask_classes(file: Path) -> list[str]:
     if not file.is_file():
         return ["other", *(f"class {number}" for number in range(1, 151))]
-    # Idx, Ratio, Train, Val, Name, parted by tabs; the first line names the columns.
+    # Columns Idx, Ratio, Train, Val, Name, separated by tabs; the first line is the header.
     return ["other", *(line.split("\t")[-1].strip() for line in read_lines(file)[1:])]

@@ -1,4 +1,4 @@
-"""Caltech 101, from its folder of categories."""
+"""Caltech 101, from its folder of category folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saev_datasets.files import FileDataset, FolderConfig, first_folder, list_im
 
 class Caltech101Config(FolderConfig):
     background: bool = False
-    """Take the clutter of `BACKGROUND_Google` as a class of its own."""
+    """Include the clutter of `BACKGROUND_Google` as a separate class."""
 
 
 class Caltech101(FileDataset):
@@ -30,7 +30,7 @@ class Caltech101(FileDataset):
         root = unpacked(cfg.root, "caltech101", "101_ObjectCategories", *below, archive="caltech-101.zip") / "101_ObjectCategories"
         files = [file for file in list_images(root) if first_folder(file) not in (("",) if cfg.background else ("", "BACKGROUND_Google"))]
         if not files:
-            raise DatasetError(f"{root} holds no category folder with images; unpack the archive again.")
+            raise DatasetError(f"{root} has no category folder with images; unpack the archive again.")
         classes = sorted({first_folder(file) for file in files})
         number = {name: number for number, name in enumerate(classes)}
         super().__init__(root, files, [number[first_folder(file)] for file in files], classes)

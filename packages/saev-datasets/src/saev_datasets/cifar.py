@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the binary archives: the Python ones are pickled, and a pickle can run any code."""
+"""CIFAR-10 and CIFAR-100, from the binary archives; the Python archives are pickles, which can run arbitrary code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saev_core.types import Example
 from saev_datasets.files import FolderConfig, need_folder, read_lines
 
 _PLACE = "https://www.cs.toronto.edu/~kriz"
-_PIXELS = 3 * 32 * 32  # a plane each of red, green and blue
+_PIXELS = 3 * 32 * 32  # one plane each for red, green and blue
 
 
 class Cifar10Config(FolderConfig):
@@ -34,14 +34,14 @@ class Cifar100Config(Cifar10Config):
 class _Cifar(ImageDataset):
     def __init__(self, files: list[Path], before: int, column: int, names: Path) -> None:
         self._files = files
-        # Mapped, not read: threads share the pages.
+        # Memory-mapped instead of read, so that threads share the pages.
         self._parts = [_records(file, before) for file in files]
         self._ends = np.cumsum([len(part) for part in self._parts])
         self._before, self._column = before, column
         self.classes = [line.strip() for line in read_lines(names)]
         for file, part in zip(files, self._parts, strict=True):
             if part[:, column].max() >= len(self.classes):
-                raise DatasetError(f"{file} holds the label {part[:, column].max()}, but {names.name} names {len(self.classes)}.")
+                raise DatasetError(f"{file} has the label {part[:, column].max()}, but {names.name} has only {len(self.classes)} names.")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -102,8 +102,8 @@ def _folder(root: Path | None, plugin: str, marker: str, stem: str) -> Path:
     number = plugin.removeprefix("cifar")
     wanted = f"the folder that cifar-{number}-binary.tar.gz unpacks to, or read it as huggingface:uoft-cs/{plugin}"
     if (root / f"{stem}-py").is_dir() or any((root / name).is_file() for name in ("batches.meta", "meta")):
-        raise DatasetError(f"{root} holds the pickled version of {plugin}, which can run any code when read; use {wanted}.")
-    raise DatasetError(f"{root} holds no {marker}; {plugin} needs {wanted}.")
+        raise DatasetError(f"{root} has the pickled version of {plugin}, which can run arbitrary code when read; use {wanted}.")
+    raise DatasetError(f"{root} has no {marker}; {plugin} needs {wanted}.")
 
 
 def _records(file: Path, before: int) -> np.ndarray:
@@ -112,7 +112,7 @@ def _records(file: Path, before: int) -> np.ndarray:
     except OSError as error:
         raise DatasetError(f"{file} cannot be read: {error.strerror}; unpack the archive again.") from error
     if size == 0 or size % (before + _PIXELS):
-        raise DatasetError(f"{file} is damaged: {size} bytes are not a multiple of {before + _PIXELS}; unpack the archive again.")
+        raise DatasetError(f"{file} is damaged: {size} bytes, not a multiple of {before + _PIXELS}; unpack the archive again.")
     return np.memmap(file, np.uint8, mode="r").reshape(-1, before + _PIXELS)
 
 

@@ -1,4 +1,4 @@
-"""Caltech-UCSD Birds 200 (2011), from its folder and lists."""
+"""Caltech-UCSD Birds 200 (2011), from its image folder and lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cub200Config(FolderConfig):
 
 
 class Cub200(FileDataset):
-    """`CUB_200_2011`: birds of 200 species, numbered as `images.txt` does, within the split."""
+    """`CUB_200_2011`: birds of 200 species, in the order of `images.txt` within the split."""
 
     Config = Cub200Config
     sources = (
@@ -36,7 +36,7 @@ class Cub200(FileDataset):
         wanted = {"train": ("1",), "test": ("0",), "all": ("0", "1")}[cfg.split]
         keys = [key for key in paths if training.get(key, "").strip() in wanted]
         if lost := next((key for key in keys if species.get(key, "").strip() not in number), None):
-            raise DatasetError(f"{root / 'image_class_labels.txt'} gives image {lost} no class of classes.txt; unpack the archive again.")
+            raise DatasetError(f"{root / 'image_class_labels.txt'}: image {lost} has no class of classes.txt; unpack the archive again.")
         # 001.Black_footed_Albatross
         classes = [name.split(".", 1)[-1].replace("_", " ") for name in names.values()]
         super().__init__(root / "images", [paths[key] for key in keys], [number[species[key].strip()] for key in keys], classes)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, from its idx files, compressed or not."""
+"""Fashion-MNIST, from its idx files, optionally compressed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from saev_core.types import Example
 from saev_datasets.files import FolderConfig, need_folder
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where the Debian package dataset-fashion-mnist puts it."""
+"""Folder installed by the Debian package dataset-fashion-mnist."""
 _PLACE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _BELOW = ("", "raw", "FashionMNIST/raw", "fashion-mnist")
 
 
 class FashionMnistConfig(FolderConfig):
     root: Path | None = None
-    """The folder with `train-images-idx3-ubyte.gz` and its three fellows; left out: that of Debian's dataset-fashion-mnist."""
+    """Folder with `train-images-idx3-ubyte.gz` and the three other files; default: that of Debian's dataset-fashion-mnist."""
     split: Literal["train", "test"] = "train"
     """60,000 training images, or 10,000 test images."""
 
 
 class FashionMnist(ImageDataset):
-    """28 x 28 pictures of clothes, 0 black; grey becomes RGB."""
+    """28 x 28 images of clothes, 0 is black; grey is converted to RGB."""
 
     Config = FashionMnistConfig
     sources = (
@@ -53,7 +53,7 @@ class FashionMnist(ImageDataset):
         self._images = read_idx(self._file)
         self._labels = read_idx(_find(root, f"{stem}-labels-idx1-ubyte"))
         if self._images.ndim != 3 or self._labels.shape != self._images.shape[:1] or (len(self._labels) and self._labels.max() > 9):
-            raise DatasetError(f"{self._file} {self._images.shape} and its labels {self._labels.shape} do not belong together.")
+            raise DatasetError(f"{self._file} {self._images.shape} and its labels {self._labels.shape} do not match.")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -71,23 +71,23 @@ class FashionMnist(ImageDataset):
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """An idx file of bytes as an array; `.gz` is unpacked.
+    """An idx file of bytes as an array; `.gz` is decompressed.
 
     Raises:
-        DatasetError: it is unreadable, truncated, or not idx.
+        DatasetError: the file is unreadable, truncated, or not idx.
     """
     try:
         data = file.read_bytes()
         data = gzip.decompress(data) if file.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{file} cannot be read ({error}); download it again.") from error
-    # Two zeros, the type (8: unsigned byte), the number of axes, then each axis as a big-endian number.
+    # Two zeros, the type (8: unsigned byte), the number of axes, then each axis's size, big-endian.
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise DatasetError(f"{file} is not an idx file of bytes; download it again.")
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if values.size != np.prod(shape, dtype=np.int64):
-        raise DatasetError(f"{file} says {' x '.join(map(str, shape))} but holds {values.size} bytes; download it again.")
+        raise DatasetError(f"{file} declares {' x '.join(map(str, shape))} bytes but has {values.size}; download it again.")
     return values.reshape(shape)
 
 
@@ -96,4 +96,4 @@ def _find(root: Path, name: str) -> Path:
         for suffix in ("", ".gz"):
             if (file := root / folder / f"{name}{suffix}").is_file():
                 return file
-    raise DatasetError(f"{root} holds no {name}.gz; fashion-mnist needs the four idx files.")
+    raise DatasetError(f"{root} has no {name}.gz; fashion-mnist needs the four idx files.")

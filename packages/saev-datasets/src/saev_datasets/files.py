@@ -1,4 +1,4 @@
-"""Data sets whose images are files below a folder: what they share."""
+"""Shared code of data sets whose images are files below a folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class FolderConfig(DatasetConfig):
     main = "root"
 
     root: Path | None = Field(default=None)
-    """The folder that the data set's archive was unpacked to."""
+    """Folder with the unpacked archive of the data set."""
 
 
 class FileDataset(ImageDataset):
-    """Images by file name; each has its label beside it, or there are none.
+    """Images given by file names, optionally with labels.
 
     Args:
-        root: what the names are relative to.
-        files: one per image, in the order of their numbers; parts joined by `/`.
+        root: folder that the names are relative to.
+        files: one per image, in index order; parts joined by `/`.
         labels: one per image; -1: unknown.
         classes: names of the labels.
     """
@@ -56,16 +56,16 @@ class FileDataset(ImageDataset):
 
     @cached_property
     def _identity(self) -> str:
-        # Sizes too: two folders of 0001.jpg to 1000.jpg are not one data set.
+        # Sizes too, to distinguish two folders that both contain 0001.jpg to 1000.jpg.
         files = [[file, _size(self.root / file)] for file in self.files]
         return digest(files, list(self.labels or ()), list(self.classes or ()))
 
 
 def need_folder(root: Path | None, plugin: str) -> Path:
-    """`root`, once it is sure to be a folder that can be read and holds something.
+    """`root`, checked to be a readable, non-empty folder.
 
     Raises:
-        DatasetError: it is not; one line that says what to do.
+        DatasetError: it is not; the message says what to do.
     """
     if root is None:
         raise DatasetError(f"{plugin} needs a folder: --dataset {plugin}:FOLDER.")
@@ -74,18 +74,18 @@ def need_folder(root: Path | None, plugin: str) -> Path:
         with os.scandir(root) as entries:
             empty = next(entries, None) is None
     except FileNotFoundError as error:
-        raise DatasetError(f"{root} does not exist; name the folder that holds the images.") from error
+        raise DatasetError(f"{root} does not exist; give the folder with the images.") from error
     except NotADirectoryError as error:
-        raise DatasetError(f"{root} is not a folder; name the folder that holds the images.") from error
+        raise DatasetError(f"{root} is not a folder; give the folder with the images.") from error
     except OSError as error:
         raise DatasetError(f"{root} cannot be read: {error.strerror}; check its permissions.") from error
     if empty:
-        raise DatasetError(f"{root} is empty: it holds no image.")
+        raise DatasetError(f"{root} is empty; give the folder with the images.")
     return root
 
 
 def unpacked(root: Path | None, plugin: str, marker: str, *below: str, archive: str) -> Path:
-    """The folder that holds `marker`: `root` itself, or the first of the folders `below` it that does.
+    """The folder that contains `marker`: `root` itself, or the first of the folders `below` it that does.
 
     Raises:
         DatasetError: none does.
@@ -94,14 +94,14 @@ def unpacked(root: Path | None, plugin: str, marker: str, *below: str, archive: 
     for folder in ("", *below):
         if (root / folder / marker).exists():
             return root / folder
-    raise DatasetError(f"{root} holds no {marker}; {plugin} needs the folder that {archive} unpacks to.")
+    raise DatasetError(f"{root} has no {marker}; {plugin} needs the folder that {archive} unpacks to.")
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that belongs to a data set, without the blank ones.
+    """The non-blank lines of a text file of a data set.
 
     Raises:
-        DatasetError: it is missing or not text.
+        DatasetError: the file is missing or not text.
     """
     try:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -112,10 +112,10 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_table(file: Path, columns: int) -> list[list[str]]:
-    """The lines of a text file, each split at white space into `columns` fields; the last takes the rest.
+    """The lines of a text file, each split at white space into `columns` fields; the last contains the rest.
 
     Raises:
-        DatasetError: it is missing, or a line has fewer fields.
+        DatasetError: the file is missing, or a line has fewer fields.
     """
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(file)]
     for number, row in enumerate(rows, 1):
@@ -125,22 +125,22 @@ def read_table(file: Path, columns: int) -> list[list[str]]:
 
 
 def list_images(root: Path) -> list[str]:
-    """Images below `root`, relative to it: by first folder, then folder, then name, each compared by code point.
+    """Images below `root`, relative to it, sorted by first folder, then folder, then name, each compared by code point.
 
-    What counts is the ending, in whatever case; hidden files and folders are skipped, links followed.
+    Images are recognised by suffix, ignoring case; hidden files and folders are skipped, links followed.
 
     Raises:
-        DatasetError: a folder cannot be read, or none holds an image.
+        DatasetError: a folder cannot be read, or there is no image.
     """
-    # Text, not Path: there may be a million.
+    # str instead of Path, because there may be a million.
     files = list(_walk(root, "", frozenset()))
     if not files:
-        raise DatasetError(f"{root} holds no image (looked for {', '.join(sorted(SUFFIXES))}).")
+        raise DatasetError(f"{root} has no images (looked for {', '.join(sorted(SUFFIXES))}).")
     return sorted(files, key=_rank)
 
 
 def first_folder(file: str) -> str:
-    """The first folder on the way to a file; empty if it lies in none."""
+    """The first folder in a file's path; "" if there is none."""
     head, slash, _ = file.partition("/")
     return head if slash else ""
 
@@ -155,7 +155,7 @@ def _walk(root: Path, at: str, above: frozenset[tuple[int, int]]) -> Iterator[st
         stat = (root / at).stat()
         here = (stat.st_dev, stat.st_ino)
         if here in above:
-            return  # a link to a folder above
+            return  # a link to a parent folder
         with os.scandir(root / at) as entries:
             listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Oxford 102 Flowers, from its folder of pictures and the two lists beside it."""
+"""Oxford 102 Flowers, from its image folder and the two lists next to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saev_core.data.download import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, unpacked
 
-# The lists give numbers alone; these are the names of the publication, in its order.
+# The lists contain only numbers; these are the names in the publication, in its order.
 _NAMES = """
 pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon orchid; bird of
 paradise; monkshood; globe thistle; snapdragon; colt's foot; king protea; spear thistle; yellow iris; globe-flower; purple
@@ -36,7 +36,7 @@ class Flowers102Config(FolderConfig):
 
 
 class Flowers102(FileDataset):
-    """`jpg/image_00001.jpg` and on, in the order of their file numbers, with `imagelabels.mat` and `setid.mat`."""
+    """`jpg/image_00001.jpg` and so on, ordered by file number, with `imagelabels.mat` and `setid.mat`."""
 
     Config = Flowers102Config
     sources = (
@@ -51,7 +51,7 @@ class Flowers102(FileDataset):
         labels = _numbers(root / "imagelabels.mat", "labels")
         ids = np.sort(np.concatenate([_numbers(root / "setid.mat", key) for key in _LISTS[cfg.split]]))
         if len(ids) and (ids.min() < 1 or ids.max() > len(labels) or labels.min() < 1 or labels.max() > 102):
-            raise DatasetError(f"{root}: setid.mat and imagelabels.mat do not belong together; download both again.")
+            raise DatasetError(f"{root}: setid.mat and imagelabels.mat do not match; download both again.")
         files = [f"image_{number:05d}.jpg" for number in ids]
         classes = [name.strip() for name in _NAMES.replace("\n", " ").split(";")]
         super().__init__(root / "jpg", files, [int(labels[number - 1]) - 1 for number in ids], classes)
@@ -64,9 +64,9 @@ def _numbers(file: Path, key: str) -> np.ndarray:
     except ImportError as error:
         raise DatasetError('flowers102 needs scipy; pip install "saev-datasets[flowers102]".') from error
     try:
-        # Matrices of numbers; loadmat runs no code from the file.
+        # Only numeric matrices; loadmat runs no code from the file.
         return np.asarray(loadmat(file, variable_names=[key])[key], dtype=np.int64).ravel()
     except KeyError as error:
-        raise DatasetError(f"{file} holds no {key!r}; download it again.") from error
+        raise DatasetError(f"{file} has no {key!r}; download it again.") from error
     except (OSError, MatReadError, ValueError, TypeError, NotImplementedError) as error:
         raise DatasetError(f"{file} cannot be read ({error}); download it again.") from error

@@ -23,8 +23,8 @@ from saev_core.types import Example
 
 logger = logging.getLogger(__name__)
 
-_DECODERS = 4  # threads that decode a stream ahead of its reader; rows themselves come one after another
-_PATIENCE_S = 10  # the hub's own client retries for 25 s before it says that there is no network
+_DECODERS = 4  # threads that decode a stream ahead of its reader; rows themselves are read sequentially
+_PATIENCE_S = 10  # the hub client retries for 25 s before it reports that there is no network
 
 
 class HuggingFaceConfig(DatasetConfig):
@@ -33,29 +33,29 @@ class HuggingFaceConfig(DatasetConfig):
     name: str = ""
     """A data set's name on the hub, or a local folder or file (parquet, arrow, `save_to_disk`, image folder)."""
     split: str = ""
-    """Which split; left out: `train`, or the only one there is."""
+    """Which split; default: `train`, or the only one."""
     config: str = ""
-    """Which configuration (subset), where the data set has several."""
+    """Which configuration (subset), if the data set has several."""
     revision: str = ""
-    """Branch, tag or commit on the hub; left out: the newest."""
+    """Branch, tag or commit on the hub; default: the newest."""
     image: str = ""
-    """Column of the images; left out: the only one that holds images."""
+    """Column of the images; default: the only image column."""
     label: str = ""
-    """Column of the labels; left out: the one of class labels, if any. `none`: no labels."""
+    """Column of the labels; default: the class label column, if any. `none`: no labels."""
     mask: str = ""
     """Column of the masks (images of class numbers), if any."""
     n_mask_classes: int = Field(default=256, ge=1, le=65536)
-    """Number of mask values, 0 among them; read only where `mask` names a column."""
+    """Number of mask values, including 0; used only with `mask`."""
     streaming: bool = False
-    """Read in order over the network; download nothing."""
+    """Read in order over the network, without downloading."""
     n: int = Field(default=0, ge=0)
-    """Only the first `n` images; 0: all. Needed when streaming a data set that does not say how long it is."""
+    """Only the first `n` images; 0: all. Required to stream a data set of unknown length."""
 
 
 class HuggingFace(ImageDataset):
-    """A `datasets` data set. Rows keep their number; an unreadable row is a `BadImageError` in its place.
+    """A `datasets` data set. Rows keep their index; an unreadable row yields a `BadImageError` in its place.
 
-    A stream is read in order through `examples`. Asking it for one index works, but reads all rows before it again.
+    A stream is read in order through `examples`. Indexing works, but re-reads all previous rows.
     """
 
     Config = HuggingFaceConfig
@@ -69,7 +69,7 @@ class HuggingFace(ImageDataset):
         self.sequential = not hasattr(rows, "num_rows")
         features = rows.features or (rows._resolve_features().features if self.sequential else None)
         if not features:
-            raise DatasetError(f"{cfg.name} does not say what columns it has; load it without streaming.")
+            raise DatasetError(f"{cfg.name} does not declare its columns; load it without streaming.")
         self._image = _image_column(cfg, features)
         self._label, self.classes, self._number = _labels(cfg, features, rows)
         for column in filter(None, (self._image, cfg.mask)):
@@ -89,7 +89,7 @@ class HuggingFace(ImageDataset):
         elif rows.info.splits and self.split in rows.info.splits:
             known = rows.info.splits[self.split].num_examples
         if not known and not self._cfg.n and self.sequential:
-            raise DatasetError(f"{self._cfg.name} does not say how many images it has; give dataset.options.n to stream that many.")
+            raise DatasetError(f"{self._cfg.name} does not declare its number of images; set dataset.options.n to stream that many.")
         return min(filter(None, (known, self._cfg.n)), default=0)
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class HuggingFace(ImageDataset):
                 waiting.append(pool.submit(self._try, index, row))
                 if len(waiting) > 2 * _DECODERS:
                     yield waiting.popleft().result()
-            # Kept for whoever goes on here: skipping to a place costs as much as reading up to it.
+            # Keep the iterator for a later call that continues here: skipping rows costs as much as reading them.
             with self._lock:
                 self._open = stop, rows
             while waiting:
@@ -161,7 +161,7 @@ class HuggingFace(ImageDataset):
 
 
 def _load(cfg: HuggingFaceConfig, local: Path | None) -> tuple[Any, str]:
-    """The rows (`Dataset` or `IterableDataset`) and the name of the split they are of."""
+    """The rows (`Dataset` or `IterableDataset`) and the name of their split."""
     try:
         import datasets
     except ImportError as error:
@@ -178,7 +178,7 @@ def _load(cfg: HuggingFaceConfig, local: Path | None) -> tuple[Any, str]:
         return _load_hub(cfg)
     except DatasetError:
         raise
-    except Exception as error:  # whatever a reader of a stranger's files raises
+    except Exception as error:  # readers of third-party files raise arbitrary exceptions
         raise DatasetError(_explain(cfg.name, error)) from error
 
 
@@ -200,14 +200,14 @@ def _refuse_empty(folder: Path) -> None:
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror}; check its permissions.") from error
     if empty:
-        raise DatasetError(f"{folder} is empty; name the folder that holds the data set.")
+        raise DatasetError(f"{folder} is empty; give the folder with the data set.")
 
 
 def _load_hub(cfg: HuggingFaceConfig) -> tuple[Any, str]:
     import datasets
 
     if cfg.name.startswith(("/", ".", "~")) or cfg.name.count("/") > 1:
-        raise DatasetError(f"{cfg.name} does not exist; name a local folder, or a data set on the hub as owner/name.")
+        raise DatasetError(f"{cfg.name} does not exist; give a local folder, or a data set on the hub as owner/name.")
     options: dict[str, Any] = {"name": cfg.config or None, "revision": cfg.revision or None, "streaming": cfg.streaming}
     before = datasets.config.HF_HUB_OFFLINE
     if not before and not _reachable(datasets.config.HF_ENDPOINT):
@@ -215,7 +215,7 @@ def _load_hub(cfg: HuggingFaceConfig) -> tuple[Any, str]:
         before, datasets.config.HF_HUB_OFFLINE = False, True
     try:
         if datasets.config.HF_HUB_OFFLINE:
-            # What is on the disk already needs no stream.
+            # A local copy needs no streaming.
             options |= {"revision": None, "streaming": False}
         split = cfg.split or None
         loaded = datasets.load_dataset(cfg.name, split=split, **options)
@@ -229,7 +229,7 @@ def _reachable(endpoint: str) -> bool:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE_S):
             return True
     except urllib.error.HTTPError:
-        return True  # it answered
+        return True  # the hub responded
     except (OSError, ValueError):
         return False
 
@@ -247,7 +247,7 @@ def _pick_split(cfg: HuggingFaceConfig, loaded: Any) -> tuple[Any, str]:
 
 
 def _explain(name: str, error: Exception) -> str:
-    """One line for whatever `datasets` raised."""
+    """A one-line message for an exception raised by `datasets`."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "gated" in text:
         return f"{name} is a gated data set: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN."
@@ -272,11 +272,11 @@ def _image_column(cfg: HuggingFaceConfig, features: Any) -> str:
     if usual := [name for name in ("image", "img") if name in found]:
         return str(usual[0])
     have = f"image columns {', '.join(found)}" if found else f"no image column, only {', '.join(features)}"
-    raise DatasetError(f"{cfg.name} has {have}; name one with dataset.options.image.")
+    raise DatasetError(f"{cfg.name} has {have}; choose one with dataset.options.image.")
 
 
 def _labels(cfg: HuggingFaceConfig, features: Any, rows: Any) -> tuple[str, list[str] | None, dict[Any, int] | None]:
-    """Column, class names, and the number of each value where the column does not hold numbers already."""
+    """Column, class names, and the number of each value if the column's values are not numbers."""
     import datasets
 
     if cfg.label == "none":
@@ -290,18 +290,20 @@ def _labels(cfg: HuggingFaceConfig, features: Any, rows: Any) -> tuple[str, list
     if isinstance(features[column], datasets.ClassLabel):
         return column, list(features[column].names), None
     if not hasattr(rows, "num_rows"):
-        raise DatasetError(f"{column!r} of {cfg.name} holds no class labels; give dataset.options.label none, or do not stream.")
+        raise DatasetError(
+            f"column {column!r} of {cfg.name} has no class labels; set dataset.options.label to none, or turn off streaming."
+        )
     values = sorted(value for value in rows.unique(column) if value is not None)
     return column, [str(value) for value in values], {value: number for number, value in enumerate(values)}
 
 
 def _undecoded(cfg: HuggingFaceConfig, column: str, feature: Any) -> Any:
-    """The column as bytes and path: decoding is ours, so that one bad image does not end the job."""
+    """The column as bytes and path: images are decoded here, so that one bad image does not abort the run."""
     import datasets
 
     kind = getattr(feature, "dtype", "")
     if not isinstance(feature, datasets.Image) and kind not in ("binary", "large_binary", "string") and not isinstance(feature, dict):
-        raise DatasetError(f"column {column!r} of {cfg.name} holds {kind or type(feature).__name__}, not images.")
+        raise DatasetError(f"column {column!r} of {cfg.name} contains {kind or type(feature).__name__}, not images.")
     return datasets.Image(decode=False)
 
 
@@ -324,7 +326,7 @@ def _source(value: dict[str, Any] | None, name: str) -> tuple[bytes | Path, str]
 
 
 def _contents(local: Path) -> list[list[Any]]:
-    """Name and size of every data file, relative: equal for a copy elsewhere."""
+    """Relative name and size of every data file: equal for a copy elsewhere."""
     if local.is_file():
         return [[local.name, local.stat().st_size]]
     files = sorted(file for file in local.rglob("*") if file.is_file() and not file.name.startswith((".", "cache-")))

@@ -1,4 +1,4 @@
-"""A folder of images: class folders, or flat."""
+"""A folder of images, flat or with class folders."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class ImageFolderConfig(FolderConfig):
 
 
 class ImageFolder(FileDataset):
-    """Every image below a folder; its class is the first folder on its way, if there is any.
+    """Every image below a folder; its class is the first folder in its path, if any.
 
-    What counts is the file name's ending, in whatever case; hidden files and folders are skipped, links followed.
-    A folder without an image is not a class; an image beside the class folders has no label. Images are numbered by
-    class, then folder, then name, each compared by code point, as torchvision's `ImageFolder` does: never in the
-    order of the file system.
+    Images are recognised by suffix, ignoring case; hidden files and folders are skipped, links followed.
+    A folder without images is not a class; an image outside the class folders has no label. Images are numbered by
+    class, then folder, then name, each compared by code point, as in torchvision's `ImageFolder`, never in
+    file system order.
     """
 
     Config = ImageFolderConfig

@@ -1,4 +1,4 @@
-"""ImageNet-1k: from the hub, from what the hub left on this disk, or as the folders of the original archives."""
+"""ImageNet-1k, from the hub, its local cache, or the folders of the original archives."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ImageNetConfig(HuggingFaceConfig):
 
 
 class ImageNet(ImageDataset):
-    """ImageNet-1k. Wherever it comes from, class numbers are those of the sorted WordNet ids.
+    """ImageNet-1k. For every source, class numbers follow the sorted WordNet ids.
 
-    Folders are found as the archives unpack, as torchvision arranges them (`train/`, `val/` with class folders), and as
-    the challenge's download has them (`ILSVRC/Data/CLS-LOC/`, labels of the flat validation folder in
+    Supported folder layouts: the unpacked archives, torchvision's (`train/`, `val/` with class folders), and
+    the challenge's download (`ILSVRC/Data/CLS-LOC/`, labels of the flat validation folder in
     `LOC_val_solution.csv`, names in `LOC_synset_mapping.txt`).
     """
 
@@ -56,7 +56,7 @@ class ImageNet(ImageDataset):
 
 
 def _folders(cfg: ImageNetConfig) -> FileDataset | None:
-    """The data set of a folder in the original's layout; None if the name is no such folder."""
+    """The data set of a folder in the original layout; None if the name is not such a folder."""
     root = Path(cfg.name).expanduser()
     if not root.exists():
         return None
@@ -85,7 +85,7 @@ def _split(root: Path, folder: Path, cfg: ImageNetConfig) -> FileDataset:
 
 
 def _classes(root: Path, folder: Path, files: list[str]) -> tuple[list[str], list[str]]:
-    """WordNet ids, sorted, and what to call them."""
+    """Sorted WordNet ids and their names."""
     if mapping := _beside(root, "LOC_synset_mapping.txt"):
         rows = sorted(read_table(mapping, 2))
         return [row[0] for row in rows], [row[1].split(",")[0] for row in rows]
@@ -96,7 +96,7 @@ def _classes(root: Path, folder: Path, files: list[str]) -> tuple[list[str], lis
 
 
 def _solution(root: Path, files: list[str]) -> dict[str, str]:
-    """WordNet id by file stem, for validation images that lie flat."""
+    """WordNet id by file stem, for validation images in a flat folder."""
     table = _beside(root, "LOC_val_solution.csv")
     if table is None or all(first_folder(file) for file in files):
         return {}

@@ -28,7 +28,7 @@ class ImagenetteConfig(FolderConfig):
 
 
 class Imagenette(FileDataset):
-    """`imagenette2-320` (or `imagenette2`, `imagenette2-160`): `train` and `val`, each with ten folders named by WordNet number."""
+    """`imagenette2-320` (or `imagenette2`, `imagenette2-160`): `train` and `val`, each with ten folders named by WordNet id."""
 
     Config = ImagenetteConfig
     sources = (
@@ -45,5 +45,5 @@ class Imagenette(FileDataset):
         root = unpacked(cfg.root, "imagenette", part, *below, archive="imagenette2-320.tgz") / part
         files, number = list_images(root), {wnid: number for number, wnid in enumerate(_NAMES)}
         if strange := next((file for file in files if first_folder(file) not in number), None):
-            raise DatasetError(f"{root / strange} lies in none of the ten folders of Imagenette; image-folder:{root} reads any tree.")
+            raise DatasetError(f"{root / strange} is in none of Imagenette's ten folders; use image-folder:{root} to read any tree.")
         super().__init__(root, files, [number[first_folder(file)] for file in files], list(_NAMES.values()))

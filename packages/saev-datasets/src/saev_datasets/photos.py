@@ -1,4 +1,4 @@
-"""Photographs without a download: those that scikit-image, scikit-learn and matplotlib ship, cut into tiles."""
+"""Photographs without a download: those bundled with scikit-image, scikit-learn and matplotlib, cut into tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saev_core.errors import DatasetError
 from saev_core.support.digest import digest
 from saev_core.types import Example
 
-# Only photographs: drawings, plots and icons are left out, and so is the stereo twin of motorcycle_left,
+# Only photographs: drawings, plots and icons are excluded, as is the stereo counterpart of motorcycle_left,
 # whose tiles would be near-duplicates.
 _SHIPPED = {
     "scikit-image": (
@@ -30,31 +30,31 @@ _SHIPPED = {
     "scikit-learn": ("sklearn", "datasets/images", "china.jpg flower.jpg"),
     "matplotlib": ("matplotlib", "mpl-data/sample_data", "grace_hopper.jpg"),
 }
-_LONGEST_PX = 640  # larger pictures are reduced: the retina alone would otherwise be a quarter of all tiles
+_LONGEST_PX = 640  # larger images are downscaled: retina.jpg alone would otherwise provide a quarter of all tiles
 _ASPECTS = (1.0, 4 / 3, 3 / 4)
-_FLAT = 6.0  # standard deviation of luminance, of 255: below it a tile shows bare background
+_FLAT = 6.0  # standard deviation of luminance, of 255: below it a tile shows only background
 
 
 class PhotosConfig(DatasetConfig):
     locations = ("extra",)
 
     n: int = Field(default=0, ge=0)
-    """Number of tiles; 0: as many as there are."""
+    """Number of tiles; 0: all."""
     seed: int = 0
-    """Where the cuts fall, and the order of the tiles."""
+    """Seed of the cuts and of the order of the tiles."""
     min_px: int = Field(default=56, ge=16)
-    """Shortest side of a piece, in pixels; its tile may be a little smaller."""
+    """Minimum side of a piece, in pixels; its tile may be slightly smaller."""
     max_px: int = Field(default=256, ge=16)
-    """Longest that a piece's short side may be, in pixels."""
+    """Maximum short side of a piece, in pixels."""
     whole: float = Field(default=0.12, ge=0, le=1)
-    """Chance that a piece which may be cut further stays whole: more gives larger, fewer tiles."""
+    """Probability that a piece that could be cut further stays whole; larger values give fewer, larger tiles."""
     extra: Path | None = None
-    """A folder of further pictures to cut."""
+    """A folder of further images to cut."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of one picture, in pixels of the picture as it is cut (reduced to 640 px)."""
+    """A rectangle of one photograph, in pixels after downscaling to at most 640 px."""
 
     picture: int
     left: int
@@ -68,11 +68,11 @@ class Tile:
 
 
 class Photos(ImageDataset):
-    """Tiles of photographs: fur, text, coins, bricks, sky, faces. A label names the picture that a tile was cut from.
+    """Tiles of photographs: fur, text, coins, bricks, sky, faces. A tile's label is the photograph it was cut from.
 
-    A picture is halved again and again at seeded places, pieces of every size being left over; each piece gives one
-    tile of 1:1, 4:3 or 3:4. No two tiles share a pixel, at whatever scale. The order mixes the pictures evenly, so
-    the first `n` tiles are the same whatever `n` is.
+    A photograph is repeatedly split in two at seeded positions, which leaves pieces of all sizes; each piece gives one
+    tile of 1:1, 4:3 or 3:4. No two tiles share a pixel, at any scale. The order interleaves the photographs evenly, and
+    the first tiles do not depend on `n`.
     """
 
     Config = PhotosConfig
@@ -90,7 +90,7 @@ class Photos(ImageDataset):
             tiles = [Tile(number, *_fit(piece)) for piece in pieces]
             tiles = [tile for tile in tiles if _luminance_std(picture.crop(tile.box)) >= _FLAT]
             tiles.sort(key=lambda tile: (rng.random(), tile.box))
-            # The k-th of a picture's m tiles stands at about k / m of the whole: every stretch holds all pictures.
+            # The k-th of a photograph's m tiles is at about k / m of the order, so every stretch contains all photographs.
             ranked += [((k + rng.random()) / len(tiles), tile) for k, tile in enumerate(tiles)]
         ranked.sort(key=lambda pair: (pair[0], pair[1].picture))
         self.tiles = [tile for _, tile in ranked][: cfg.n or None]
@@ -116,7 +116,7 @@ class Photos(ImageDataset):
 def _shipped() -> list[Path]:
     files, missing = [], []
     for dist, (package, folder, names) in _SHIPPED.items():
-        # find_spec does not import a top-level package; its folder is all that is needed.
+        # find_spec does not import a top-level package; only its folder is needed.
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             missing.append(dist)
@@ -145,12 +145,12 @@ def _load(file: Path) -> Image.Image:
 
 
 def _cut(rng: Random, piece: tuple[int, int, int, int], cfg: PhotosConfig, depth: int = 0) -> list[tuple[int, int, int, int]]:
-    """Pieces `(left, top, width, height)` that cover a piece without overlap, none with a side below `min_px`."""
+    """Non-overlapping pieces `(left, top, width, height)` that cover a piece, none with a side below `min_px`."""
     left, top, width, height = piece
     if min(width, height) < cfg.min_px:
         return []
     small_enough = min(width, height) <= cfg.max_px and max(width, height) <= 2 * min(width, height)
-    # depth: no picture may end as one or two tiles, or the demo would have a seed without a cat.
+    # depth: without a minimum, a photograph could give only one or two tiles, and some seeds of the demo would have no cat.
     if max(width, height) < 2 * cfg.min_px or (depth >= 2 and small_enough and rng.random() < cfg.whole):
         return [piece]
     side = max(width, height)
@@ -163,7 +163,7 @@ def _cut(rng: Random, piece: tuple[int, int, int, int], cfg: PhotosConfig, depth
 
 
 def _fit(piece: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The largest rectangle of 1:1, 4:3 or 3:4 in the middle of a piece."""
+    """The largest centred rectangle of 1:1, 4:3 or 3:4 in a piece."""
     left, top, width, height = piece
     sizes = [(min(width, int(height * aspect)), min(height, int(width / aspect))) for aspect in _ASPECTS]
     w, h = max(sizes, key=lambda size: size[0] * size[1])

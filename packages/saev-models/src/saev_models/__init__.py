@@ -1,1 +1,1 @@
-"""Vision models, each a plugin of saev-core, one family a file."""
+"""Vision models as plugins of saev-core, one family per file."""

@@ -1,4 +1,4 @@
-"""CLIP and its relatives through open_clip: the vision tower, with the library's own evaluation transform; the text tower on demand."""
+"""CLIP models through open_clip: the vision tower with the library's evaluation transform; the text tower is loaded on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saev_models.quiet import no_root_logging
 from saev_models.trim import Trim, pad
 
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
-"""How open_clip's repositories name their weights, most wanted first."""
+"""Names of weight files in open_clip's repositories, in order of preference."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -31,13 +31,13 @@ class ClipConfig(ModelConfig):
     """Options of `clip`."""
 
     checkpoint: str = "ViT-B-32/openai"
-    """ARCHITECTURE/TAG as open_clip knows them, `hf-hub:owner/model`, a local folder, or ARCHITECTURE/PATH of a weight file."""
+    """ARCHITECTURE/TAG of open_clip, `hf-hub:owner/model`, a local folder, or ARCHITECTURE/PATH of a weight file."""
     weights: str = ""
-    """A local file with the weights of the architecture `checkpoint`: .safetensors, or .pt/.bin with tensors alone."""
+    """A local file with the weights of the architecture `checkpoint`: .safetensors, or .pt/.bin with only tensors."""
     revision: str = ""
     """Branch, tag or commit of a `hf-hub:` name; empty: the newest."""
     quick_gelu: bool | None = None
-    """Whether GELU is OpenAI's approximation; none: as the tag was trained, or as the architecture says."""
+    """Whether to use OpenAI's approximation of GELU; none: as the tag was trained, or as the architecture specifies."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,14 +52,14 @@ class ClipConfig(ModelConfig):
 
 
 class Clip(VisionModel):
-    """The vision tower of a CLIP model: a CLS token, then patches. A timm tower (SigLIP, EVA) has the prefix tokens it has."""
+    """The vision tower of a CLIP model: a CLS token, then patches. A timm tower (SigLIP, EVA) keeps its own prefix tokens."""
 
     Config: type[ModelConfig] = ClipConfig  # type: ignore[misc]
 
     def __init__(self, cfg: ClipConfig) -> None:
         super().__init__()
         self._cfg = cfg
-        # Any: what a tower is made of differs from one to the next, and nn.Module's attributes have no types.
+        # Any: towers differ in structure, and nn.Module's attributes are untyped.
         self.visual = visual = build(cfg)
         preprocess = PreprocessCfg(**visual.preprocess_cfg)
         size: Any = preprocess.size
@@ -74,12 +74,12 @@ class Clip(VisionModel):
             self.grid, self.blocks = parts
             self.d_model = int(visual.trunk.embed_dim)
         elif cfg.blocks:
-            # One square cell, until hook_blocks, which load_model calls next, has measured.
+            # A placeholder of one cell, until load_model calls hook_blocks, which measures the grid.
             self.grid, self.blocks, self.d_model = Grid(1, 1, self._height_px), nn.ModuleList(), 0
         else:
             kind = type(getattr(visual, "trunk", visual)).__name__
             raise ModelError(
-                f"{cfg.checkpoint}: its vision tower is a {kind}, no transformer; name its blocks, --set 'model.blocks=layer?'."
+                f"{cfg.checkpoint}: its vision tower is a {kind}, not a transformer; name its blocks, --set 'model.blocks=layer?'."
             )
         exact = (self.grid.height_px, self.grid.width_px) == (self._height_px, self._width_px)
         self.transform = transform if exact else Trim(transform, self.grid.height_px, self.grid.width_px)
@@ -95,13 +95,13 @@ class Clip(VisionModel):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
-        """Embeddings of texts, not normalised. The text tower is loaded when it is first asked for.
+        """Embeddings of texts, not normalised. The text tower is loaded on first use.
 
         Raises:
-            ModelError: it, or its tokenizer, cannot be had.
+            ModelError: the text tower or its tokenizer cannot be loaded.
         """
         if "_text" not in self.__dict__:
-            # Beside the modules: what is recorded or saved of this model is its vision tower.
+            # In __dict__, not a submodule: only the vision tower is part of the recorded or saved model.
             self.__dict__["_text"] = build_text(self._cfg)
         tower, tokenizer = self.__dict__["_text"]
         embedding: Tensor = tower.to(self.device).encode_text(tokenizer(list(texts)).to(self.device))
@@ -112,16 +112,14 @@ class Clip(VisionModel):
         """Final norm, pooling and projection of an image whose tokens are all `x`.
 
         Raises:
-            ModelError: the tower is no transformer, or `x` is not as wide as its tokens.
+            ModelError: the tower is not a transformer, or the width of `x` differs from its tokens.
         """
         visual = self.visual
         trunk = getattr(visual, "trunk", None)
         width = visual.conv1.out_channels if isinstance(visual, open_clip.transformer.VisionTransformer) else getattr(trunk, "embed_dim", 0)
         if x.shape[1] != width or (trunk is not None and not hasattr(trunk, "forward_head")):
-            raise ModelError(
-                f"vectors of width {x.shape[1]} do not enter the head of {self._cfg.checkpoint}, whose tokens are {width} wide."
-            )
-        # As many as one patch and all prefix tokens, for some towers average patches and some take the first token.
+            raise ModelError(f"vectors of width {x.shape[1]} do not fit the head of {self._cfg.checkpoint}, whose tokens are {width} wide.")
+        # One patch and all prefix tokens, because some towers average patches and others use the first token.
         tokens = x[:, None].expand(-1, self.grid.n_prefix + 1, -1)
         if trunk is not None:
             pooled: Tensor = visual.head(trunk.forward_head(trunk.norm(tokens)))
@@ -139,9 +137,9 @@ def _timm_parts(visual: Any, height_px: int, width_px: int) -> tuple[Grid, nn.Mo
 
 
 def split_name(checkpoint: str) -> tuple[str, str]:
-    """Architecture and the rest: the longest beginning, up to a slash, that open_clip has a configuration for.
+    """Architecture and the rest: the longest prefix, up to a slash, for which open_clip has a configuration.
 
-    open_clip also spells an architecture with a slash (`ViT-B/32`); it counts as one here.
+    open_clip also accepts an architecture with a slash (`ViT-B/32`); it is treated as one name here.
     """
     parts = checkpoint.split("/")
     known = set(open_clip.list_models())
@@ -152,15 +150,15 @@ def split_name(checkpoint: str) -> tuple[str, str]:
 
 
 def _in_folder(checkpoint: str) -> bool:
-    """Whether the checkpoint brings its own open_clip_config.json: a repository or a local folder."""
+    """Whether the checkpoint has its own open_clip_config.json: a repository or a local folder."""
     return checkpoint.startswith(("hf-hub:", "local-dir:")) or Path(checkpoint).expanduser().is_dir()
 
 
 def build(cfg: ClipConfig) -> Any:
-    """The vision tower, every weight of it loaded.
+    """The vision tower with all weights loaded.
 
     Raises:
-        ModelError: architecture or tag is unknown, the weights cannot be had, or they are another model's.
+        ModelError: architecture or tag is unknown, or the weights are unavailable or belong to another model.
     """
     return _create(*_found(cfg)).visual
 
@@ -169,7 +167,7 @@ def build_text(cfg: ClipConfig) -> tuple[Any, Any]:
     """The same model without its vision tower, and its tokenizer.
 
     Raises:
-        ModelError: as `build`, or the tokenizer cannot be had.
+        ModelError: as `build`, or the tokenizer cannot be loaded.
     """
     found = _found(cfg)
     model = _create(*found).eval().requires_grad_(False)
@@ -182,11 +180,11 @@ def build_text(cfg: ClipConfig) -> tuple[Any, Any]:
         with no_root_logging("open_clip"):
             return model, open_clip.get_tokenizer(found[0])
     except Exception as error:
-        raise ModelError(f"{cfg.checkpoint}: its tokenizer cannot be had ({_complaint(error)}); {OFFLINE}") from error
+        raise ModelError(f"{cfg.checkpoint}: its tokenizer cannot be loaded ({_complaint(error)}); {OFFLINE}") from error
 
 
 def _found(cfg: ClipConfig) -> tuple[str, ClipConfig, dict[str, Any], Path | None]:
-    """What `_create` makes a model from."""
+    """The arguments from which `_create` creates a model."""
     if _in_folder(cfg.checkpoint):
         files = open_files(cfg.checkpoint.removeprefix("local-dir:"), cfg.revision)
         source = f"local-dir:{need(files, 'open_clip_config.json').parent}"
@@ -196,7 +194,7 @@ def _found(cfg: ClipConfig) -> tuple[str, ClipConfig, dict[str, Any], Path | Non
     name, tag = split_name(cfg.checkpoint)
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "a name on the hub is written hf-hub:owner/model."
+        hint = f"did you mean {' or '.join(near)}?" if near else "write a name on the hub as hf-hub:owner/model."
         raise ModelError(f"open_clip has no architecture {name!r}; {hint}")
     tagged: dict[str, Any] = dict(get_pretrained_cfg(name, tag) or {}) if tag else {}
     path = None
@@ -206,7 +204,7 @@ def _found(cfg: ClipConfig) -> tuple[str, ClipConfig, dict[str, Any], Path | Non
             raise ModelError(f"{cfg.weights} is neither a file nor a tag of {name}; its tags are {_tags(name)}.")
     elif cfg.pretrained:
         if not tagged:
-            raise ModelError(f"{cfg.checkpoint}: say which weights, as {name}/TAG or {name}/PATH; the tags are {_tags(name)}.")
+            raise ModelError(f"{cfg.checkpoint}: specify the weights as {name}/TAG or {name}/PATH; the tags are {_tags(name)}.")
         path = _download(f"{name}/{tag}", tagged)
     return name, cfg, tagged, path
 
@@ -218,7 +216,7 @@ def _tags(name: str) -> str:
 def _download(name: str, tagged: dict[str, Any]) -> Path:
     repo, _, file = str(tagged.get("hf_hub", "")).rpartition("/")
     if not repo:
-        raise ModelError(f"open_clip has {name} at {tagged.get('url')} alone; download it and give its path as model.weights.")
+        raise ModelError(f"open_clip has {name} only at {tagged.get('url')}; download it and give its path as model.weights.")
     if file:
         return need(Repo(repo), str(Path(file).with_suffix(".safetensors")), file)
     return weight_files(Repo(repo), *_STEMS)[0]
@@ -226,7 +224,7 @@ def _download(name: str, tagged: dict[str, Any]) -> Path:
 
 def _create(source: str, cfg: ClipConfig, tagged: dict[str, Any], path: Path | None) -> Any:
     options: dict[str, Any] = {}
-    # The weights know their activation: open_clip only warns where it builds another one than the tag was trained with.
+    # Use the activation the tag was trained with: open_clip only warns if it builds another one.
     quick_gelu = cfg.quick_gelu if cfg.quick_gelu is not None else tagged.get("quick_gelu")
     if quick_gelu is not None:
         options["quick_gelu"] = bool(quick_gelu)
@@ -239,13 +237,13 @@ def _create(source: str, cfg: ClipConfig, tagged: dict[str, Any], path: Path | N
             if path is not None:
                 open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:
-        what = f"{path} cannot be loaded as" if path else "open_clip cannot make"
+        what = f"{path} cannot be loaded as" if path else "open_clip cannot create"
         raise ModelError(f"{what} {source.removeprefix('local-dir:')} ({_complaint(error)}).") from error
     return model
 
 
 def _complaint(error: Exception) -> str:
-    """What is wrong in one line; load_state_dict says it on its second."""
+    """The error as one line, including the second line of load_state_dict's message, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else first_line(error)
     return text if len(text) < 300 else f"{text[:300]} ..."

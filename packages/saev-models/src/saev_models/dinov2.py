@@ -21,7 +21,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
     "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
 }
 _RESIZE, _CROP = 256, 224
-"""The evaluation transform of the authors."""
+"""The authors' evaluation transform."""
 
 
 class DinoV2Config(ModelConfig):
@@ -32,11 +32,11 @@ class DinoV2Config(ModelConfig):
     revision: str = ""
     """Branch, tag or commit on the hub; empty: the newest."""
     image_px: int = Field(default=0, ge=0)
-    """Side of the square the model sees, a multiple of its patch size; 0: as the checkpoint's preprocessor says, or 224."""
+    """Side of the square input in pixels, a multiple of the patch size; 0: the size of the checkpoint's preprocessor, or 224."""
 
 
 class DinoV2(VisionModel):
-    """DINOv2: a CLS token, then registers where the checkpoint has them, then patches."""
+    """DINOv2: a CLS token, then registers if the checkpoint has them, then patches."""
 
     Config = DinoV2Config
 
@@ -46,7 +46,7 @@ class DinoV2(VisionModel):
         settings = read_json(need(files, "config.json"))
         kind = settings.get("model_type", "")
         if kind not in _KINDS:
-            raise ModelError(f"{files} holds a model of type {kind!r}, not dinov2 or dinov2_with_registers; try the plugin timm or siglip.")
+            raise ModelError(f"{files} has a model of type {kind!r}, not dinov2 or dinov2_with_registers; try the plugin timm or siglip.")
         config_class, model_class = _KINDS[kind]
         config = config_class.from_dict(settings)
         self.vit = load(model_class, weight_files(files)[0].parent, config, str(files)) if cfg.pretrained else model_class(config)
@@ -55,7 +55,7 @@ class DinoV2(VisionModel):
         height, width = pixels_of(self.transform, str(files))
         patch_px = int(config.patch_size)
         if height % patch_px or width % patch_px:
-            raise ModelError(f"{files}: {height} x {width} pixels are no whole number of {patch_px} px patches; set model.image_px.")
+            raise ModelError(f"{files}: {height} x {width} pixels are not a multiple of the {patch_px} px patches; set model.image_px.")
         n_registers = int(getattr(config, "num_register_tokens", 0))
         self.grid = Grid(height // patch_px, width // patch_px, patch_px, n_prefix=1 + n_registers)
         self.d_model, self.blocks = int(config.hidden_size), self.vit.encoder.layer

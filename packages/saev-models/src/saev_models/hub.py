@@ -1,4 +1,4 @@
-"""Checkpoint files, from a local folder or a Hugging Face repository, with one clear line where they cannot be had."""
+"""Checkpoint files from a local folder or a Hugging Face repository, with a one-line error if they are unavailable."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 from saev_core.errors import ModelError
 
 _CONNECT_S = 5.0
-"""Longest wait for a first answer of the hub."""
+"""Timeout for connecting to the hub, in seconds."""
 
 
 class Files(Protocol):
     """The files of one checkpoint."""
 
     def find(self, *names: str) -> Path | None:
-        """The first of `names` that is there, on this machine."""
+        """Local path of the first of `names` that exists."""
         ...
 
 
@@ -39,7 +39,7 @@ class Folder:
 
 
 class Repo:
-    """A repository on the hub, downloaded file by file into the hub's own cache."""
+    """A repository on the hub, downloaded file by file into the hub client's cache."""
 
     def __init__(self, name: str, revision: str = "") -> None:
         self.name, self.revision = name, revision
@@ -53,7 +53,7 @@ class Repo:
 
     @cached_property
     def _unreachable(self) -> str:
-        """Why the hub does not answer, or nothing. Asked first: the hub's own client retries for half a minute a file."""
+        """Why the hub is unreachable, or "". Checked first, because the hub client retries for half a minute per file."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             return "HF_HUB_OFFLINE is set"
         if urllib.request.getproxies():
@@ -95,7 +95,7 @@ class Repo:
                 raise ModelError(f"{self.name} has no revision {self.revision!r}; check model.revision.") from None
             except hub.RepositoryNotFoundError:
                 raise ModelError(self._absent()) from None
-            except hub.LocalEntryNotFoundError as error:  # before EntryNotFoundError, whose subclass it is
+            except hub.LocalEntryNotFoundError as error:  # before its base class EntryNotFoundError
                 absent = self._unreachable or _why(error.__cause__ or error)
             except hub.EntryNotFoundError:
                 continue
@@ -110,7 +110,7 @@ class Repo:
         return None
 
     def _absent(self) -> str:
-        # The hub does not tell a stranger whether a repository is private or does not exist.
+        # Without authentication the hub does not distinguish private from missing repositories.
         return f"{self.name} is not on {self._endpoint}, or is private: check the name, or run `hf auth login` or set HF_TOKEN."
 
 
@@ -127,10 +127,10 @@ def first_line(error: BaseException) -> str:
 
 
 def open_files(checkpoint: str, revision: str = "") -> Folder | Repo:
-    """Where the files of `checkpoint` are: a local folder, the folder of a local file, or a repository.
+    """The source of `checkpoint`: a local folder, the folder of a local file, or a repository.
 
     Raises:
-        ModelError: it looks like a path, and nothing is there.
+        ModelError: it looks like a path that does not exist.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -143,19 +143,19 @@ def open_files(checkpoint: str, revision: str = "") -> Folder | Repo:
 
 
 def is_path(text: str) -> bool:
-    """Whether `text` can only be meant as a path: a hub name has one slash and no leading dot."""
+    """Whether `text` must be a path: a hub name has one slash and no leading dot."""
     return text.startswith((".", "~", os.sep)) or text.count("/") > 1 or (os.sep != "/" and os.sep in text)
 
 
 def need(files: Folder | Repo, *names: str) -> Path:
-    """The first of `names` that is there.
+    """The first of `names` that exists.
 
     Raises:
-        ModelError: none is; names them.
+        ModelError: none exists; the message lists them.
     """
     if path := files.find(*names):
         return path
-    raise ModelError(f"{files} holds no {' or '.join(names)}; it is not a checkpoint this plugin reads.")
+    raise ModelError(f"{files} has no {' or '.join(names)}; it is not a checkpoint this plugin can read.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def weight_files(files: Folder | Repo, *stems: str) -> list[Path]:
     """The weights in one file or in shards, safetensors first.
 
     Args:
-        stems: names without ending, most wanted first; `model` and `pytorch_model` where none is given.
+        stems: names without suffix, in order of preference; `model` and `pytorch_model` if none is given.
 
     Raises:
         ModelError: there are none, or a shard is missing.

@@ -1,8 +1,8 @@
-"""Moondream2's vision tower alone, read from the checkpoint's safetensors; none of the repository's code is run.
+"""Moondream2's vision tower, read from the checkpoint's safetensors without running the repository's code.
 
-The tower is a SigLIP-so400m without its pooling head: 14 px patches of a 378 px picture, 27 x 27 = 729 tokens, no CLS.
-Two layouts of names exist. Until 2024 `vision_encoder.encoder.model.visual.blocks.0.norm1`, as timm names them;
-since 2025 `model.vision.blocks.0.ln1`. A compiled model's names carry `._orig_mod`, which is dropped.
+The tower is a SigLIP-so400m without its pooling head: 14 px patches of a 378 px image, 27 x 27 = 729 tokens, no CLS.
+Two naming layouts exist: until 2024 `vision_encoder.encoder.model.visual.blocks.0.norm1`, as in timm;
+since 2025 `model.vision.blocks.0.ln1`. The names of a compiled model contain `._orig_mod`, which is removed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAYOUTS = {
     "vision.": Image.Resampling.LANCZOS,
     "vision_encoder.encoder.model.visual.": Image.Resampling.BICUBIC,
 }
-"""Beginning of the tower's names -> how that release resized pictures."""
+"""Prefix of the tower's weight names -> resize filter of that release."""
 _RENAMED = (
     (r"^patch_embed\.(linear|proj)\.", "patch_emb."),
     (r"^pos_embed$", "pos_emb"),
@@ -41,7 +41,7 @@ _RENAMED = (
     (r"^(blocks\.\d+)\.norm([12])\.", r"\1.ln\2."),
 )
 _TOWER = re.compile(r"(patch_emb|post_ln|blocks\.\d+)\..+|pos_emb")
-"""The tower's own names; its neighbours under the same beginning (`proj_mlp`, `attn_pool`) belong to the language model."""
+"""Names of the tower's modules; others with the same prefix (`proj_mlp`, `attn_pool`) belong to the language model."""
 
 
 class Moondream2Config(ModelConfig):
@@ -52,13 +52,13 @@ class Moondream2Config(ModelConfig):
     revision: str = ""
     """Branch, tag or commit on the hub, such as 2025-01-09; empty: the newest."""
     resample: Literal["auto", "bicubic", "lanczos"] = "auto"
-    """How pictures are resized; auto: as the release did, bicubic until 2024 and Lanczos since."""
+    """Resize filter; auto: that of the release, bicubic until 2024 and Lanczos since."""
     n_heads: int = Field(default=0, ge=0)
-    """Attention heads, which no weight tells; 0: heads of width 72, as in every release."""
+    """Attention heads, which the weights do not determine; 0: heads of width 72, as in every release."""
 
 
 class Moondream2(VisionModel):
-    """The vision tower of Moondream2, in float32: patches alone, no prefix token."""
+    """The vision tower of Moondream2, in float32: patches only, no prefix token."""
 
     Config = Moondream2Config
 
@@ -75,7 +75,7 @@ class Moondream2(VisionModel):
         if cfg.resample != "auto":
             resample = Image.Resampling[cfg.resample.upper()]
         side, patch_px = isqrt(self.tower.n_positions), self.tower.patch_px
-        # The whole picture is squashed into a square, as the model's global crop is.
+        # The whole image is squashed into a square, like the model's global crop.
         self.transform = ResizeCrop((side * patch_px, side * patch_px), None, HALF, HALF, int(resample))
         self.grid = Grid(side, side, patch_px, n_prefix=0)
         self.d_model, self.blocks = self.tower.d_model, self.tower.blocks
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU in its tanh form, which every release since March 2024 has."""
+    """Two layers with tanh-approximated GELU, as in every release since March 2024."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    """Patches, learnt positions, blocks, final norm; named as in releases since 2025."""
+    """Patch embedding, learned positions, blocks, final norm; named as in releases since 2025."""
 
     def __init__(self, *, d_model: int, d_ff: int, n_layers: int, n_positions: int, patch_px: int, n_heads: int) -> None:
         super().__init__()
@@ -143,10 +143,10 @@ class Tower(nn.Module):
 
     @classmethod
     def shaped_like(cls, weights: dict[str, Tensor], n_heads: int = 0) -> Tower:
-        """A tower of random weights that `weights` fit into exactly.
+        """A randomly initialised tower whose parameters match `weights` exactly.
 
         Raises:
-            ModelError: a weight is missing, left over or misshapen.
+            ModelError: a weight is missing, unexpected or of the wrong shape.
         """
         n_layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
         try:
@@ -157,16 +157,16 @@ class Tower(nn.Module):
             raise ModelError(f"the checkpoint's vision tower lacks {error.args[0]}.") from None
         n_heads = n_heads or d_model // _HEAD_WIDTH
         if n_heads == 0 or d_model % n_heads:
-            raise ModelError(f"a tower of width {d_model} does not divide into heads of width {_HEAD_WIDTH}; set model.n_heads.")
+            raise ModelError(f"the tower's width {d_model} is not divisible by the head width {_HEAD_WIDTH}; set model.n_heads.")
         patch_px = isqrt(d_patch // 3)
         if 3 * patch_px**2 != d_patch or isqrt(n_positions) ** 2 != n_positions:
-            raise ModelError(f"{d_patch} inputs a patch and {n_positions} positions are no square of square RGB patches.")
+            raise ModelError(f"{d_patch} inputs per patch and {n_positions} positions do not form a square grid of square RGB patches.")
         tower = cls(d_model=d_model, d_ff=d_ff, n_layers=n_layers, n_positions=n_positions, patch_px=patch_px, n_heads=n_heads)
         want = {name: tensor.shape for name, tensor in tower.state_dict().items()}
         have = {name: tensor.shape for name, tensor in weights.items()}
         if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
             raise ModelError(
-                f"not the vision tower of moondream2: {len(wrong)} weights missing, left over or misshapen, such as {wrong[0]}."
+                f"not the vision tower of moondream2: {len(wrong)} weights missing, unexpected or of the wrong shape, such as {wrong[0]}."
             )
         return tower
 
@@ -181,10 +181,10 @@ class Tower(nn.Module):
 
 
 def read_tower(cfg: Moondream2Config) -> tuple[dict[str, Tensor], Image.Resampling]:
-    """The tower's weights in float32 by the names of `Tower`, and how that release resized pictures.
+    """The tower's weights in float32 under the names of `Tower`, and the resize filter of that release.
 
     Raises:
-        ModelError: there is no such checkpoint, or it is of another model.
+        ModelError: the checkpoint does not exist, or is of another model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -209,7 +209,7 @@ def read_tower(cfg: Moondream2Config) -> tuple[dict[str, Tensor], Image.Resampli
             raise ModelError(f"{file} is not readable as safetensors ({first_line(error)}).") from None
     if not weights:
         raise ModelError(
-            f"{cfg.checkpoint} holds no vision tower of moondream2: no weight is called {' or '.join(f'{s}*' for s in _LAYOUTS)}."
+            f"{cfg.checkpoint} has no vision tower of moondream2: no weight is named {' or '.join(f'{s}*' for s in _LAYOUTS)}."
         )
     if (conv := weights.get("patch_emb.weight")) is not None and conv.ndim == 4:
         weights["patch_emb.weight"] = conv.flatten(1)  # [d_model, 3 * px * px]

@@ -1,4 +1,4 @@
-"""Loading a `transformers` model and its picture transform from files that are already here."""
+"""Load a `transformers` model and its image transform from local files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load(cls: type[M], folder: Path, config: Any, name: str) -> M:
-    """A `transformers` model from `folder`, all of whose weights were in the file.
+    """A `transformers` model loaded from `folder`, with no weight missing.
 
     Raises:
         ModelError: the weights are unreadable, or of another architecture.
@@ -33,7 +33,9 @@ def load(cls: type[M], folder: Path, config: Any, name: str) -> M:
     except Exception as error:
         raise ModelError(f"{name}: its weights cannot be loaded as {cls.__name__} ({_line(error)}).") from error
     if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
-        raise ModelError(f"{name} is not a checkpoint of {cls.__name__}: {len(wrong)} weights missing or misshapen, such as {wrong[0]}.")
+        raise ModelError(
+            f"{name} is not a checkpoint of {cls.__name__}: {len(wrong)} weights missing or of the wrong shape, such as {wrong[0]}."
+        )
     loaded: M = model
     return loaded
 
@@ -44,7 +46,7 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for reading a file, no report on the text tower's weights that are left aside."""
+    """Suppress the progress bar for reading a file and the report on unused text tower weights."""
     from transformers.utils import logging as library
 
     shown, level = library.is_progress_bar_enabled(), library.get_verbosity()
@@ -59,13 +61,13 @@ def _quiet() -> Iterator[None]:
 
 
 def read_transform(files: Folder | Repo, default: ResizeCrop, image_px: int = 0) -> ResizeCrop:
-    """The transform that `preprocessor_config.json` describes, done by Pillow; `default` where there is no such file.
+    """The transform described by `preprocessor_config.json`, using Pillow; `default` if there is no such file.
 
     Args:
-        image_px: side of the square the model shall see instead; the resize grows in proportion.
+        image_px: side of the square input to use instead; the resize scales in proportion.
 
     Raises:
-        ModelError: the file asks for something other than resize, centre crop, scale and normalise.
+        ModelError: the file requires something other than resize, centre crop, scale and normalise.
     """
     path = files.find("preprocessor_config.json")
     transform = default if path is None else from_preprocessor(read_json(path), str(path))
@@ -73,10 +75,10 @@ def read_transform(files: Folder | Repo, default: ResizeCrop, image_px: int = 0)
 
 
 def from_preprocessor(config: dict[str, Any], name: str = "preprocessor_config.json") -> ResizeCrop:
-    """The settings of an image processor of `transformers` as a transform.
+    """A transform with the settings of a `transformers` image processor.
 
     Raises:
-        ModelError: a size is given in a way that has no such transform.
+        ModelError: a size is given in an unsupported form.
     """
     crop = _pair(config.get("crop_size"), name) if config.get("do_center_crop", False) else None
     resize: int | tuple[int, int] | None = None
@@ -84,7 +86,7 @@ def from_preprocessor(config: dict[str, Any], name: str = "preprocessor_config.j
         size = config.get("size")
         if isinstance(size, dict) and "shortest_edge" in size and "longest_edge" not in size:
             resize = int(size["shortest_edge"])
-        elif isinstance(size, int) and crop is not None:  # as written before sizes became dicts
+        elif isinstance(size, int) and crop is not None:  # format from before sizes became dicts
             resize = size
         else:
             resize = _pair(size, name)
@@ -120,10 +122,10 @@ def _scaled(transform: ResizeCrop, image_px: int) -> ResizeCrop:
 
 
 def pixels_of(transform: ResizeCrop, name: str) -> tuple[int, int]:
-    """Height and width that every picture comes out with.
+    """Output height and width of the transform, equal for all images.
 
     Raises:
-        ModelError: they depend on the picture.
+        ModelError: they depend on the image.
     """
     if transform.crop is not None:
         return transform.crop

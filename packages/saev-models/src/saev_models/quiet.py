@@ -1,4 +1,4 @@
-"""open_clip speaks through the root logger, whose first word would configure logging for the whole program."""
+"""Silence open_clip, which logs through the root logger and would thereby configure logging for the whole program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_root_logging(package: str) -> Iterator[None]:
-    """Drop what modules in a folder named `package` say through the root logger, and keep it from installing a handler."""
+    """Drop root logger messages from modules in a folder named `package`, and keep the root logger from installing a handler."""
 
     def foreign(record: logging.LogRecord) -> bool:
         return f"{os.sep}{package}{os.sep}" not in record.pathname

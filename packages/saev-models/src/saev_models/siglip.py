@@ -1,4 +1,4 @@
-"""SigLIP's vision tower, which has no CLS token: through `transformers`, or through open_clip by its names; its text tower on demand."""
+"""SigLIP's vision tower (no CLS token), through `transformers` or, for its names, open_clip; the text tower is loaded on demand."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class SiglipConfig(ModelConfig):
     checkpoint: str = "google/siglip-base-patch16-224"
     """A transformers name (`google/siglip2-base-patch16-256`) or folder; or open_clip's `ViT-B-16-SigLIP/webli`, `hf-hub:owner/model`."""
     weights: str = ""
-    """A local weight file, where `checkpoint` is an open_clip architecture."""
+    """A local weight file, if `checkpoint` is an open_clip architecture."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty: the newest."""
 
 
 class Siglip(VisionModel):
-    """SigLIP and SigLIP 2 of fixed size: patches alone, no prefix token."""
+    """SigLIP and SigLIP 2 with fixed input size: patches only, no prefix token."""
 
     Config = SiglipConfig
 
@@ -48,7 +48,7 @@ class Siglip(VisionModel):
         try:
             from saev_models.clip import Clip, ClipConfig
         except ImportError as error:
-            raise ModelError(f'{cfg.checkpoint} is open_clip\'s name: pip install "saev-models[clip]" ({error}).') from None
+            raise ModelError(f'{cfg.checkpoint} is an open_clip name: pip install "saev-models[clip]" ({error}).') from None
         tower = Clip(ClipConfig.model_validate({key: value for key, value in cfg.model_dump().items() if value != ""}))
         if tower.grid.n_prefix:
             raise ModelError(f"{cfg.checkpoint} has a CLS token, SigLIP has none; use --model clip:{cfg.checkpoint}.")
@@ -66,7 +66,7 @@ class Siglip(VisionModel):
         settings = read_json(need(files, "config.json"))
         kind = settings.get("model_type", "")
         if kind not in ("siglip", "siglip_vision_model"):
-            raise ModelError(f"{files} holds a model of type {kind!r}, not siglip; SigLIP of variable size (naflex) is not supported.")
+            raise ModelError(f"{files} has a model of type {kind!r}, not siglip; SigLIP of variable size (naflex) is not supported.")
         config = SiglipVisionConfig.from_dict(settings["vision_config"] if kind == "siglip" else settings)
         folder = weight_files(files)[0].parent if cfg.pretrained else Path()
         self.tower = load(SiglipVisionModel, folder, config, str(files)) if cfg.pretrained else SiglipVisionModel(config)
@@ -75,13 +75,13 @@ class Siglip(VisionModel):
         transform = read_transform(files, ResizeCrop((size, size), None, HALF, HALF))
         if pixels_of(transform, str(files)) != (size, size):
             raise ModelError(
-                f"{files}: its preprocessor gives {pixels_of(transform, str(files))} pixels, its positions are for {size} x {size}."
+                f"{files}: its preprocessor outputs {pixels_of(transform, str(files))} pixels, but its positions are for {size} x {size}."
             )
         self._size = (size, size)
         self.grid = Grid(size // patch_px, size // patch_px, patch_px, n_prefix=0)
         exact = self.grid.height_px == size
         self.transform = transform if exact else Trim(transform, self.grid.height_px, self.grid.width_px)
-        # transformers 4 keeps the tower one level down.
+        # transformers 4 nests the tower one level deeper.
         self.d_model, self.blocks = int(config.hidden_size), getattr(self.tower, "vision_model", self.tower).encoder.layers
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
@@ -104,10 +104,10 @@ class Siglip(VisionModel):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d_text"]:
-        """Embeddings of texts, not normalised. The text tower is loaded when it is first asked for.
+        """Embeddings of texts, not normalised. The text tower is loaded on first use.
 
         Raises:
-            ModelError: it, or its tokenizer, cannot be had.
+            ModelError: the text tower or its tokenizer cannot be loaded.
         """
         if self._by_open_clip:
             return self.tower.encode_text(texts)  # type: ignore[no-any-return]
@@ -123,22 +123,22 @@ class Siglip(VisionModel):
         """Final norm and pooling head of an image whose tokens are all `x`.
 
         Raises:
-            ModelError: `x` is not as wide as the model's tokens, or there is no head.
+            ModelError: the width of `x` differs from the model's tokens, or there is no head.
         """
         if self._by_open_clip:
             return self.tower.project(x)  # type: ignore[no-any-return]
         tower = getattr(self.tower, "vision_model", self.tower)
         if getattr(tower, "head", None) is None or x.shape[1] != tower.config.hidden_size:
-            raise ModelError(f"vectors of width {x.shape[1]} do not enter the head of {self._cfg.checkpoint}.")
+            raise ModelError(f"vectors of width {x.shape[1]} do not fit the head of {self._cfg.checkpoint}.")
         pooled: Tensor = tower.head(tower.post_layernorm(x[:, None]))
         return pooled
 
 
 def _build_text(cfg: SiglipConfig) -> tuple[Any, Any]:
-    """Text tower and tokenizer of a checkpoint of `transformers`.
+    """Text tower and tokenizer of a `transformers` checkpoint.
 
     Raises:
-        ModelError: the checkpoint has none of them.
+        ModelError: the checkpoint has no text tower or no tokenizer.
     """
     from tokenizers import Tokenizer  # a part of transformers
     from transformers import SiglipTextConfig, SiglipTextModel
@@ -146,13 +146,13 @@ def _build_text(cfg: SiglipConfig) -> tuple[Any, Any]:
     files = open_files(cfg.checkpoint, cfg.revision)
     settings = read_json(need(files, "config.json"))
     if "text_config" not in settings:
-        raise ModelError(f"{files} holds a vision tower alone; features can be named by text with a checkpoint that has both towers.")
+        raise ModelError(f"{files} has only a vision tower; to name features from text, use a checkpoint with both towers.")
     config = SiglipTextConfig.from_dict(settings["text_config"])
     folder = weight_files(files)[0].parent if cfg.pretrained else Path()
     tower: Any = load(SiglipTextModel, folder, config, str(files)) if cfg.pretrained else SiglipTextModel(config)
     tokenizer = Tokenizer.from_file(str(need(files, "tokenizer.json")))
     length = int(config.max_position_embeddings)
-    # Always padded to the full length: the text tower takes the last position, and was trained so.
+    # Always pad to the full length: the text tower reads the last position, and was trained that way.
     pad_id = int(config.pad_token_id or 0)
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=tokenizer.id_to_token(pad_id) or "<pad>")
@@ -164,7 +164,7 @@ def _side(size: Any) -> int:
 
 
 def _is_open_clip(cfg: SiglipConfig) -> bool:
-    """Whether the checkpoint is written as open_clip writes it; asks the library only where the name could be one of its own."""
+    """Whether the checkpoint is in open_clip's format; queries the library only if the name could be one of its own."""
     name = cfg.checkpoint
     folder = Path(name).expanduser()
     if folder.is_dir():

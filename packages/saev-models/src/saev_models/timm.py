@@ -1,4 +1,4 @@
-"""Any vision transformer that timm makes, DINOv3 and EVA among them; and other networks through `model.blocks`."""
+"""Any vision transformer of timm, including DINOv3 and EVA, and other networks through `model.blocks`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class TimmConfig(ModelConfig):
     checkpoint: str = "vit_base_patch16_224"
     """A timm model (`vit_small_patch16_dinov3.lvd1689m`), `hf-hub:owner/model`, a local folder, or MODEL/PATH of a weight file."""
     weights: str = ""
-    """A local file with the weights of the timm model `checkpoint`: .safetensors, or .pt/.pth with tensors alone."""
+    """A local file with the weights of the timm model `checkpoint`: .safetensors, or .pt/.pth with only tensors."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty: the newest."""
     image_px: int = Field(default=0, ge=0)
-    """Side of the square the model sees; 0: the size its weights were trained at. Positions are interpolated as timm does."""
+    """Side of the square input in pixels; 0: the size the weights were trained at. timm interpolates positions."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,26 +67,26 @@ class Timm(VisionModel):
             self.eval()
             check_grid(self, cfg.checkpoint)
         elif cfg.blocks:
-            # One square cell, until hook_blocks, which load_model calls next, has measured.
+            # A placeholder of one cell, until load_model calls hook_blocks, which measures the grid.
             self.grid, self.blocks, self.transform = Grid(1, 1, self._height_px), nn.ModuleList(), transform
         else:
             inside = ", ".join(name for name, child in self.trunk.named_children() if any(child.children()))
             raise ModelError(
-                f"{cfg.checkpoint} is a {type(self.trunk).__name__}, which is no plain vision transformer: "
+                f"{cfg.checkpoint} is a {type(self.trunk).__name__}, not a plain vision transformer: "
                 f"name its blocks, such as --set 'model.blocks=stages.2.blocks.*' (it has {inside})."
             )
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
-        """What timm calls the features: tokens after the final norm, or the last feature map."""
+        """timm's `forward_features`: tokens after the final norm, or the last feature map."""
         features: Tensor = self.trunk.forward_features(pad(images, self._height_px, self._width_px))
         return features
 
 
 def build(cfg: TimmConfig) -> Any:
-    """The timm model without its classifier, every weight of it loaded.
+    """The timm model without its classifier, with all weights loaded.
 
     Raises:
-        ModelError: it is unknown, its weights cannot be had, or they are another model's.
+        ModelError: the model is unknown, or its weights are unavailable or belong to another model.
     """
     name = cfg.checkpoint.removeprefix("timm/")
     options = {"img_size": cfg.image_px} if cfg.image_px else {}
@@ -104,7 +104,7 @@ def build(cfg: TimmConfig) -> Any:
 
 
 def _from_folder(cfg: TimmConfig, options: dict[str, Any]) -> Any:
-    """A folder or repository as timm writes it: config.json names the architecture."""
+    """A folder or repository in timm's format: config.json names the architecture."""
     name = cfg.checkpoint.removeprefix("local-dir:")
     if "/" not in name and not Path(name).expanduser().exists():
         near = difflib.get_close_matches(_bare(name), timm.list_models(), n=3, cutoff=0.6)
@@ -114,7 +114,7 @@ def _from_folder(cfg: TimmConfig, options: dict[str, Any]) -> Any:
     settings = read_json(need(files, "config.json"))
     architecture = str(settings.get("architecture", ""))
     if not timm.is_model(architecture):
-        raise ModelError(f"{files}: its config.json names no architecture that timm {timm.__version__} has ({architecture!r}).")
+        raise ModelError(f"{files}: the architecture {architecture!r} in its config.json is unknown to timm {timm.__version__}.")
     source = f"local-dir:{need(files, 'config.json').parent}"
     if not cfg.pretrained:
         return _create(source, num_classes=0, **options)
@@ -132,7 +132,7 @@ def _download(name: str, revision: str) -> Path:
             f"timm has no weights {name!r}; it has {', '.join(timm.list_pretrained(f'{_bare(name)}*')) or 'none of this model'}."
         )
     if not cfg.hf_hub_id:
-        raise ModelError(f"timm has {name} at {cfg.url} alone; download it and give its path as model.weights.")
+        raise ModelError(f"timm has {name} only at {cfg.url}; download it and give its path as model.weights.")
     repo = Repo(str(cfg.hf_hub_id), revision)
     if cfg.hf_hub_filename:
         return need(repo, str(Path(cfg.hf_hub_filename).with_suffix(".safetensors")), cfg.hf_hub_filename)
@@ -140,10 +140,10 @@ def _download(name: str, revision: str) -> Path:
 
 
 def _load(name: str, path: Path, options: dict[str, Any]) -> Any:
-    """`name` with the weights of `path`, none missing and none left over.
+    """`name` with the weights of `path`, none missing or unexpected.
 
-    timm tolerates missing weights as soon as the classifier's size differs from the checkpoint's. So the model is made
-    with the classifier that the file has, loaded strictly, and only then loses it.
+    timm tolerates missing weights if the classifier's size differs from the checkpoint's. So the model is created
+    with the file's classifier, loaded strictly, and the classifier is removed afterwards.
     """
     overlay: dict[str, Any] = {"file": str(path), "source": "timm", "custom_load": path.suffix == ".npz"}
     failure: Exception | None = None
@@ -152,7 +152,7 @@ def _load(name: str, path: Path, options: dict[str, Any]) -> Any:
             trunk = _create(
                 name, pretrained=True, num_classes=n_classes, pretrained_cfg_overlay={**overlay, "num_classes": n_classes}, **options
             )
-        except Exception as error:  # noqa: BLE001  (a damaged file raises what its reader likes)
+        except Exception as error:  # noqa: BLE001  (readers raise arbitrary exceptions on damaged files)
             failure = failure or error
         else:
             trunk.reset_classifier(0)
@@ -162,7 +162,7 @@ def _load(name: str, path: Path, options: dict[str, Any]) -> Any:
 
 
 def _n_classes(name: str, path: Path) -> list[int]:
-    """Sizes the classifier may have: the file's own, and the one that timm knows of (its converters may add it)."""
+    """Possible classifier sizes: the file's own, and the one registered in timm (its converters may add it)."""
     known = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     classifier = known.classifier if known else read_json(path.parent / "config.json").get("pretrained_cfg", {}).get("classifier")
     own = 0
@@ -170,13 +170,13 @@ def _n_classes(name: str, path: Path) -> list[int]:
         try:
             state = timm.models.load_state_dict(str(path), weights_only=True)
         except Exception as error:
-            raise ModelError(f"{path} is not a readable file of weights ({first_line(error)}).") from error
+            raise ModelError(f"{path} is not a readable weight file ({first_line(error)}).") from error
         own = len(state.get(f"{classifier}.bias", state.get(f"{classifier}.weight", ())))
     return list(dict.fromkeys([own, int(known.num_classes) if known else own]))
 
 
 def _missing(error: Exception) -> str:
-    """The first thing that load_state_dict complains of, which is on its second line."""
+    """The cause in load_state_dict's message, which is on its second line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
     return text if len(text) < 300 else f"{text[:300]} ..."
@@ -188,7 +188,7 @@ def _create(name: str, **options: Any) -> Any:
     except TypeError as error:
         if "img_size" not in options or "img_size" not in str(error):
             raise
-        # A convolutional network takes any size and has no such argument.
+        # A convolutional network accepts any size and has no such argument.
         return timm.create_model(name, **{key: value for key, value in options.items() if key != "img_size"})
 
 
@@ -197,7 +197,7 @@ def _bare(name: str) -> str:
 
 
 def vit_parts(trunk: Any, height_px: int, width_px: int) -> tuple[Grid, nn.ModuleList | nn.Sequential] | None:
-    """Token geometry and blocks of a timm vision transformer that sees so many pixels; None where it is none."""
+    """Token geometry and blocks of a timm vision transformer with this input size; None if `trunk` is not one."""
     embed = getattr(trunk, "patch_embed", None)
     n_prefix, blocks = getattr(trunk, "num_prefix_tokens", None), getattr(trunk, "blocks", None)
     if n_prefix is None or not isinstance(blocks, nn.ModuleList | nn.Sequential) or not hasattr(embed, "patch_size"):
@@ -210,10 +210,10 @@ def vit_parts(trunk: Any, height_px: int, width_px: int) -> tuple[Grid, nn.Modul
 
 @torch.no_grad()
 def check_grid(model: VisionModel, name: str) -> None:
-    """Run the first block on nothing, to be sure of what comes out.
+    """Run the first block on zeros to check its output shape.
 
     Raises:
-        ModelError: not the tokens that the grid says.
+        ModelError: the output does not match the grid.
     """
     tokens = model.record(torch.zeros(1, 3, model.grid.height_px, model.grid.width_px), [model.site(0)])[model.site(0)]
     if tokens.shape[1:] != (model.grid.n_tokens, model.d_model):

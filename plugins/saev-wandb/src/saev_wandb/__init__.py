@@ -1,4 +1,4 @@
-"""`WandB`: a run's metrics in Weights & Biases, one run per SAE, online or offline."""
+"""`WandB` logs a run's metrics to Weights & Biases, one run per SAE, online or offline."""
 
 from __future__ import annotations
 
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOGIN_S = 60
-"""Seconds in which a person at the terminal may answer wandb's question for a key."""
+"""Timeout of wandb's prompt for a key, in seconds."""
 _FLUSH_S, _SAFE_S = 0.5, 2.0
-"""Seconds after which wandb writes what it has in hand, and after which that is taken to be done."""
+"""Seconds after which wandb flushes its buffer, and after which the flush is assumed to be complete."""
 
 
 class WandBConfig(PluginConfig):
     """Options of `wandb`."""
 
     project: str = "saev"
-    """Project that runs go to."""
+    """Project to log to."""
     entity: str = ""
     """User or team; by default your own."""
     mode: Literal["", "online", "offline", "disabled"] = ""
-    """By default what `WANDB_MODE` says, otherwise online; offline where wandb has no key or cannot be reached."""
+    """By default `WANDB_MODE`, otherwise online; falls back to offline if wandb has no key or is unreachable."""
     system: bool = False
-    """Also log the use of processor, memory and network, once per SAE."""
+    """Also log CPU, memory and network usage, once per SAE."""
 
 
 @dataclass
 class _Open:
-    """A run that is being logged to."""
+    """An open wandb run."""
 
     run: wandb.Run
     memory: Path
-    """Where its identity and the last safe step are kept, for a resumption."""
+    """File with its identity and the last safe step, for resuming."""
     identity: dict[str, str]
     last: dict[str, int]
-    """Last step that is safe, by group of metrics."""
+    """Last safely logged step, by group of metrics."""
     fresh: deque[tuple[float, str, int]] = field(default_factory=deque)
-    """(when, group, step) of what a kill might still lose."""
+    """(time, group, step) of entries that a kill might still lose."""
 
     def put(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics, unless they were before."""
+        """Log metrics, unless they were logged before."""
         if step <= self.last.get(group, 0):
             return
-        # `step` as a metric of its own: wandb's must rise with every call, and two groups share steps.
+        # Log `step` as a separate metric: wandb's own step must increase with every call, but two groups share steps.
         self.run.log({"step": step, **{f"{group}/{key}": value for key, value in metrics.items()}})
         now = time.monotonic()
         self.fresh.append((now, group, step))
         self.remember(now - _SAFE_S)
 
     def remember(self, until: float = math.inf) -> None:
-        """Note that what was logged up to then is safe."""
+        """Mark everything logged up to `until` as safe."""
         before = dict(self.last)
         while self.fresh and self.fresh[0][0] <= until:
             _, group, step = self.fresh.popleft()
@@ -80,17 +80,17 @@ class _Open:
 
 
 class WandB:
-    """Logs `train/<metric>` and `heldout/<metric>` over `step`, each SAE as a run of its name in the group of the run folder.
+    """Logs `train/<metric>` and `heldout/<metric>` over `step`, one run per SAE, with its name, grouped by the run folder.
 
-    All files are in the run folder's `wandb`; `<SAE>.json` there remembers which run it is and how far it came. Training that
-    resumes goes on in that run: what a killed process may have lost is logged once more, from `metrics.jsonl`, and everything
-    else but once. Training of the same SAE with other settings is another run.
+    All files are in the run folder's `wandb`; `<SAE>.json` there stores the run's id and its last safe step. Resumed
+    training continues that run: entries that a killed process may have lost are logged again, from `metrics.jsonl`, all
+    others only once. Training the same SAE with other settings starts another run.
     """
 
     Config: ClassVar[type[PluginConfig]] = WandBConfig
 
     def __init__(self, cfg: WandBConfig | None = None) -> None:
-        # Imported now: a tracker that cannot work is refused before training, not dropped in its midst.
+        # Import now, so that a missing library is reported before training instead of dropping the tracker during it.
         import wandb  # noqa: F401
 
         self.cfg = cfg or WandBConfig()
@@ -139,7 +139,7 @@ class WandB:
             "id": identity["id"],
             "dir": str(run.path),
             "config": settings,
-            # Several at once in one process: a group trains its SAEs together.
+            # Several open runs in one process, because a group trains its SAEs together.
             "reinit": "create_new",
             "settings": wandb.Settings(
                 console="off", silent=True, x_disable_stats=not self.cfg.system, x_transaction_log_flush_interval=_FLUSH_S
@@ -152,14 +152,14 @@ class WandB:
         return _Open(begun, memory, identity, dict(before.get("last", {})))
 
     def _online(self, facts: dict[str, Any]) -> wandb.Run:
-        """A run that is uploaded as it goes; one that is kept, where wandb cannot be reached or nobody says who they are."""
+        """An online run; an offline one if wandb is unreachable or there is no key."""
         import wandb
 
-        # Where there is no key, wandb asks for one on a terminal: training does not wait for ever.
+        # Without a key, wandb prompts for one on a terminal: limit the wait.
         wandb.setup(wandb.Settings(login_timeout=_LOGIN_S))
         try:
             return wandb.init(mode="online", resume="allow", **facts)
         except (wandb.errors.Error, TimeoutError) as error:
             why, name = str(error).splitlines()[0], facts["name"]
-            log.warning("wandb: %s; %s is kept offline in the run folder, and wandb sync uploads it later.", why, name)
+            log.warning("wandb: %s; %s is kept offline in the run folder, upload it later with wandb sync.", why, name)
             return wandb.init(mode="offline", **facts)
