@@ -217,7 +217,7 @@ def test_a_run_without_an_sae(fails, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_run_of_another_configuration_names_what_differs(fails, run: Path) -> None:
     before = (run / "config.json").read_bytes()
     line = fails(1, "run", *SMALL, "--lr", "0.5", "--out", run)
-    assert "train.lr is 0.0, not 0.5" in line
+    assert 'train.lr is "auto", not 0.5' in line
     assert (run / "config.json").read_bytes() == before
 
 
