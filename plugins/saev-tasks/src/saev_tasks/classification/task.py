@@ -15,7 +15,7 @@ from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import Point, Scaling, split
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
-from saev_core.types import Box
+from saev_core.types import Box, Site
 from saev_tasks.classification import report
 from saev_tasks.classification.bench import Bench
 from saev_tasks.classification.control import control
