@@ -177,7 +177,7 @@ def test_labels_choose_images() -> None:
     source = live(ReadConfig(labels=(1, 2), heldout=0))
     _, image = one_pass(source)
     assert set(image.tolist()) == {i for i in range(N) if i % 7 in (1, 2) and i not in BAD}
-    index = np.concatenate([batch.index for batch in source.in_order(np.arange(N), 4)])
+    index = np.concatenate([batch.image for batch in source.in_order(np.arange(N), 4)])
     assert set(index.tolist()) == set(image.tolist())
     with pytest.raises(StoreError, match=r"no image has a label of read\.labels=\[9\]"):
         live(ReadConfig(labels=(9,)))
@@ -194,6 +194,17 @@ def test_in_order_gives_what_is_asked_in_that_order(store: ActivationStore) -> N
         for site in range(n_sites):
             x = torch.cat([x for _, x, _ in got[site::n_sites]])
             np.testing.assert_allclose(x, wanted[site][1], atol=2e-3)
+
+
+def test_every_batch_knows_what_the_model_saw_also_when_later_ones_came(store: ActivationStore) -> None:
+    images = np.array([3, 39, 0, 1, 2, 21, 22, 8, 5, 11])
+    for read in (ReadConfig(), ReadConfig(layer="all")):
+        for vectors in (live(read, layers=(-2, -1)), StoredVectors(store, read)):
+            batches = list(vectors.in_order(images, 3))
+            crops = {int(i): batch.crop(int(i)) for batch in batches for i in batch.image}
+            assert crops.keys() == set(images.tolist())
+            for i, crop in crops.items():
+                np.testing.assert_allclose(crop, store.crop(i), rtol=1e-6)
 
 
 def test_in_order_may_be_read_while_a_window_fills() -> None:

@@ -76,7 +76,7 @@ class ArraySource(ActivationSource):
             raise StoreError("there is no vector to train on; the array is empty.")
         if not bool(squares.isfinite().all()):
             raise StoreError("the vectors are not finite (NaN or infinity); leave those out before training.")
-        moments = zip(total.view(-1, each), squares.tolist(), strict=True)
+        moments = zip(total.view(self.n_sites, each), squares.tolist(), strict=True)
         return Norm.join([Norm.from_moments(self.n_vectors, part, square) for part, square in moments])
 
     @cached_property

@@ -16,7 +16,7 @@ from saev_core.types import Box, Grid
 class Batch(NamedTuple):
     """The vectors of some images."""
 
-    index: Int[np.ndarray, " batch"]  # type: ignore[assignment] # a tuple has a method of that name, which is not needed here
+    image: Int[np.ndarray, " batch"]
     """Image numbers."""
     x: Float[Tensor, "batch n_tokens d_model"]
     """Raw, float32, clamped if asked."""
