@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from saev_core.config.base import validate
 from saev_core.config.run import RunConfig
 from saev_core.config.stages import EvaluateConfig
+from saev_core.errors import RunError
 from saev_core.runs.run import Run
 from saev_core.runs.stamps import Stamps
 from saev_core.runs.sweep import expand
@@ -47,3 +49,33 @@ def test_the_key_of_a_configuration_does_not_depend_on_what_its_class_is_called(
         pass
 
     assert stamps.key(Renamed(consensus=None)) == stamps.key(EvaluateConfig())
+
+
+def refuse() -> None:
+    raise RunError("it is gone.")
+
+
+def test_a_stage_is_up_to_date_with_its_key_alone_and_while_its_artifact_opens(tmp_path: Path) -> None:
+    said: list[str] = []
+    stamps = Stamps(Run.create(tmp_path / "run", RunConfig()), said.append)
+    assert not stamps.up_to_date("index:a", "k", refuse)
+    stamps.record("index:a", "k", time.monotonic())
+    assert stamps.up_to_date("index:a", "k")
+    assert not stamps.up_to_date("index:a", "other", refuse)
+    assert said == []
+    assert not stamps.up_to_date("index:a", "k", refuse)
+    assert said == ["index: done again, for it is gone."]
+
+
+def test_stamps_are_there_for_the_next_who_opens_the_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", RunConfig())
+    stamps = Stamps(run, print)
+    stamps.record("record", "", time.monotonic() - 8)
+    stamps.record("train:a", "k", time.monotonic() - 8, share=4, stopped="why")
+    again = Stamps(Run.open(run.path), print)
+    assert 8 <= again.seconds("record", "evaluate:a")["record"] < 60
+    assert set(again.seconds("record", "evaluate:a")) == {"record"}
+    assert 2 <= again.seconds("train:a")["train:a"] < 8
+    assert again.get("train:a")["stopped"] == "why"
+    assert again.get("train:b") == {}
+    assert list(again.of_saes("train")) == ["a"]

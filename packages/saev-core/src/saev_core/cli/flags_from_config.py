@@ -1,4 +1,4 @@
-"""TODO."""
+"""Flags of a task verb, derived from the fields of its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where configuration values come from: TOML files, `--set key=value`, and how nested tables are merged and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of a run configuration before anything starts, and the default run path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`pick_device`: the torch device to compute on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Digests of JSON values, files and folders."""
 
 from __future__ import annotations
 

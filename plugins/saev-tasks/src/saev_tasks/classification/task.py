@@ -15,7 +15,7 @@ from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import ProbeSetting, Scaling, train_test_indices
 from saev_core.tasks.probe import Probe
 from saev_core.tasks.task import Task, plain, verb
-from saev_core.types import Box, Site
+from saev_core.types import Box
 from saev_tasks.classification import report
 from saev_tasks.classification.bench import ImageBench
 from saev_tasks.classification.control import control_images
