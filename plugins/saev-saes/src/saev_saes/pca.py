@@ -15,7 +15,7 @@ from saev_core.sae.step import Progress
 from saev_saes.fitted import Fitted
 
 REFIT = 100
-"""Steps between eigendecompositions; they cost far more than taking in a batch."""
+"""Steps between eigendecompositions, which cost far more than adding a batch."""
 
 
 class PCAConfig(SAEConfig):
@@ -27,25 +27,25 @@ class PCAConfig(SAEConfig):
     """Components, at most `d_in`: `d_sae` is 2 k, of which k are active per vector; 0: half of `d_sae`, or 32 where that is 0."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k settled; the number of vectors bounds neither.
+        """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k resolved, independent of the number of vectors.
 
         Raises:
-            ConfigError: k exceeds `d_in`, or `d_sae` is another number.
+            ConfigError: k exceeds `d_in`, or `d_sae` is not 2 k.
         """
         k = self.k or (self.d_sae // 2 if self.d_sae else min(32, d_in))
         if k > d_in:
-            raise ConfigError(f"sae.k is {k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
+            raise ConfigError(f"sae.k is {k}, but activations of width {d_in} have only {d_in} components; lower sae.k.")
         if self.d_sae not in (0, 2 * k):
-            raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
+            raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; remove sae.d_sae or change sae.k.")
         return super().sized(d_in, n_vectors).model_copy(update={"k": k, "d_sae": 2 * k})
 
 
 class PCA(Fitted):
     """f = relu(+-V (x - b_dec)), x_hat = b_dec + f W_dec; rows of W_dec are v_1 ... v_k, then -v_1 ... -v_k.
 
-    b_dec is the mean and v_i are the eigenvectors of the covariance with the largest eigenvalues, of all vectors seen: sums of
-    x and x x^T are kept in float64, the vectors of the first sample counted as one more part of the stream. Codes are
-    non-negative as everywhere: of the two features of a component one is active, and x_hat is that of signed codes.
+    b_dec is the mean and v_i are the eigenvectors of the covariance with the largest eigenvalues, over all vectors seen: sums of
+    x and x x^T are accumulated in float64, including the vectors of the first sample. Codes are non-negative as in every
+    SAE: one of the two features of a component is active, and x_hat equals that of signed codes.
 
     Source: Pearson 1901, On lines and planes of closest fit. https://doi.org/10.1080/14786440109462720
     """
@@ -57,7 +57,7 @@ class PCA(Fitted):
     outer: Tensor
 
     def __init__(self, cfg: PCAConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where `d_sae` is not 2 k."""
+        """Raises ConfigError if `d_sae` is not 2 k."""
         cfg = cfg.sized(cfg.d_in)
         super().__init__(cfg, generator)
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -71,7 +71,7 @@ class PCA(Fitted):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """The components of the sample, whatever `cfg.data_init` says."""
+        """Compute the components of the sample, regardless of `cfg.data_init`."""
         for sums in (self.count, self.total, self.outer):
             sums.zero_()
         self._add(x)
@@ -93,7 +93,7 @@ class PCA(Fitted):
         mean = self.total / self.count
         _, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))  # ascending
         rows = vectors.T.flip(0)[: self.cfg.k]
-        # An eigenvector's sign is arbitrary: the coordinate furthest from 0 is positive.
+        # An eigenvector's sign is arbitrary: make the coordinate of largest magnitude positive.
         sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
         rows = rows * sign
         self.W_dec.copy_(torch.cat([rows, -rows]))
