@@ -157,8 +157,8 @@ def hooks_page() -> str:
 
     lines = [
         f"{_STAMP}# Hooks\n\nAn observer is any class with methods marked `@hookimpl`, registered in the entry-point group `saev.hooks` or",
-        "selected as a tracker (`--tracker NAME`, group `saev.trackers`). Methods declare only the arguments they need. Observers",
-        "cannot change results. An observer that raises is logged and removed, and the run continues; a misspelt hook or",
+        "selected as a tracker (`--tracker NAME`, group `saev.trackers`). Its methods declare only the arguments they need. It observes",
+        "and never changes results. An observer that raises is logged and removed, and the run continues; a misspelt hook or",
         "argument is an error at start.\n",
     ]
     for name, hook in vars(Hooks).items():

@@ -121,7 +121,7 @@ def test_rows_start_at_centroids_and_reconstruct() -> None:
 
 
 def test_unit_rows_are_refused() -> None:
-    with pytest.raises(ConfigError, match="lie in the hull"):
+    with pytest.raises(ConfigError, match="are in the hull"):
         small(normalize_w_dec=True)
 
 

@@ -90,5 +90,5 @@ def test_codes_of_few_features_are_never_worse_than_projecting_the_best_signed_o
 
 
 def test_long_rows_under_a_penalty_are_refused() -> None:
-    with pytest.raises(ConfigError, match="long rows would escape"):
+    with pytest.raises(ConfigError, match="long rows would evade"):
         small(sparsity_coeff=0.1, normalize_w_dec=False)

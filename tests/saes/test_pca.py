@@ -73,7 +73,7 @@ def test_width_follows_from_k() -> None:
     assert sae.d_sae == 10
     with pytest.raises(ConfigError, match=r"pca has 2 sae.k = 10 features, not 11"):
         make_sae(PluginRef(name="pca", options={"k": 5, "d_sae": 11}), 24)
-    with pytest.raises(ConfigError, match=r"sae.k is 25, but activations 24 wide"):
+    with pytest.raises(ConfigError, match=r"sae.k is 25, but activations of width 24"):
         make_sae("pca:25", 24)
     assert make_sae("pca", 24).d_sae == 48
     assert make_sae(PluginRef(name="pca", options={"d_sae": 6}), 24).d_sae == 6

@@ -1,1 +1,1 @@
-"""Variants of sparse autoencoders beside the core's `relu` and `topk`, one file each."""
+"""Variants of sparse autoencoders in addition to the core's `relu` and `topk`, one file each."""

@@ -1,4 +1,4 @@
-"""`archetypal`: TopK whose dictionary is made of data: mixtures of centroids, moved by no more than a little."""
+"""`archetypal`: TopK whose decoder rows are mixtures of data centroids, up to a small deviation."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class ArchetypalConfig(TopKConfig):
     n_points: Auto[PositiveInt] = "auto"
     """Centroids whose mixtures the decoder's rows are; `auto`: as many as features, at most 4096."""
     delta: float = Field(default=0.05, ge=0)
-    """How far a row may be from the mixture, as a share of sqrt(d_in), the root mean square length of activations; 0: not at all."""
+    """Maximum distance of a row from its mixture, as a share of sqrt(d_in), the root mean square length of activations."""
     n_iter: int = Field(default=10, ge=0)
-    """Passes of Lloyd's algorithm that the centroids come from."""
+    """Passes of Lloyd's algorithm to compute the centroids."""
     normalize_w_dec: bool = False
-    """Rows lie in a convex hull, not on the sphere; true is refused."""
+    """Must be false: rows are in a convex hull, not on the sphere."""
 
 
 class Archetypal(TopK):
     """RA-SAE: W_dec = e^m (A C + R), with A >= 0, rows of A summing to 1, and |R_i| <= delta sqrt(d_in); else as `topk`.
 
-    C `[n_points, d_in]` are k-means centroids of the data around b_dec, fixed from the start; A, R and m are learnt, so
-    every row is, but for R and the common factor e^m, a mixture of data. Gradients are the chain rule on that of W_dec:
+    C `[n_points, d_in]` are k-means centroids of the data around b_dec, fixed at initialisation; A, R and m are learned, so
+    every row is a mixture of data except for R and the common factor e^m. Gradients follow from that of W_dec by the chain rule:
 
         dL/dA = e^m dL/dW C^T,  dL/dR = e^m dL/dW,  dL/dm = <dL/dW, W>.
 
-    After each step rows of A are projected onto the simplex (the nearest point of it) and those of R into their ball. The
-    authors' code divides relu(A) by its sum instead; Adam, which lifts half of thousands of zeros by the learning rate at
+    After each step rows of A are projected onto the simplex (to the nearest point) and those of R into their ball. The
+    authors' code divides relu(A) by its sum instead; Adam, which raises half of thousands of zeros by the learning rate at
     once, then spreads every row over all centroids (planted dictionary, 1024 points: over 360 by 1 / sum A^2, against 10).
 
     Sources: Fel et al. 2025, Archetypal SAE, equations 3 and 4. https://arxiv.org/abs/2502.12892 (m: the authors' code)
@@ -62,10 +62,10 @@ class Archetypal(TopK):
     points: Tensor
 
     def __init__(self, cfg: ArchetypalConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where rows of length 1 are asked for, or k exceeds d_sae."""
+        """Raises ConfigError if normalize_w_dec is set, or k exceeds d_sae."""
         super().__init__(cfg, generator)
         if cfg.normalize_w_dec:
-            raise ConfigError("rows of an archetypal dictionary lie in the hull of the data; leave sae.normalize_w_dec out.")
+            raise ConfigError("rows of an archetypal dictionary are in the hull of the data; remove sae.normalize_w_dec.")
         as_buffers(self, "W_dec")
         n_points = min(self.d_sae, 4096) if cfg.n_points == "auto" else cfg.n_points
         self.register_buffer("points", F.normalize(torch.randn(n_points, cfg.d_in, generator=generator), dim=1) * math.sqrt(cfg.d_in))
@@ -102,7 +102,7 @@ class Archetypal(TopK):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """Centroids of the sample, whatever `cfg.data_init` says; one row at each, the encoder along the rows, calibrated."""
+        """Use the sample's centroids, regardless of `cfg.data_init`: one row at each, the encoder along the rows, calibrated."""
         self.b_dec.copy_(x.double().mean(0))
         self.points.copy_(centroids(x - self.b_dec, len(self.points), generator, self.cfg.n_iter)[0])
         self.R.zero_()
@@ -110,13 +110,13 @@ class Archetypal(TopK):
         self._spread(generator)
         self.after_step()
         lengths = self.W_dec.norm(dim=1)
-        # Features are picked by cosine; a value of |x| cos / |row| then puts x_hat where x is.
+        # Features are selected by cosine; a value of |x| cos / |row| then gives x_hat close to x.
         self.W_enc.copy_((F.normalize(self.W_dec, dim=1) / lengths.square().mean().sqrt()).T)
         self.b_enc.copy_(-(self.b_dec @ self.W_enc))
         calibrate(self, x[:CALIBRATE_ON])
 
     def _spread(self, generator: torch.Generator | None) -> None:
-        """Row i at centroid i; where there are more rows, the others halfway between two."""
+        """Row i at centroid i; if there are more rows, the others halfway between two centroids."""
         m, p = self.A.shape
         rows = torch.arange(m, device=self.A.device)
         other = torch.randint(p, (m,), generator=generator).to(self.A.device)
@@ -128,7 +128,7 @@ class Archetypal(TopK):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring A and R back to where they must be, and W_dec up to date."""
+        """Project A and R onto their constraints, and update W_dec."""
         project_simplex(self.A)
         self.R.mul_((self.cfg.delta * math.sqrt(self.d_in) / self.R.norm(dim=1, keepdim=True).clamp_min_(1e-30)).clamp_max_(1))
         self.W_dec.copy_(self.dictionary())
@@ -136,10 +136,10 @@ class Archetypal(TopK):
 
 @torch.no_grad()
 def project_simplex(a: Float[Tensor, "m p"]) -> None:
-    """Each row becomes the nearest one that is non-negative and sums to 1, in place.
+    """Replace each row by the nearest one that is non-negative and sums to 1, in place.
 
-    relu(a - t) with the t at which it sums to 1. Raising t to what the entries above it ask for, again and again, ends
-    there after few rounds, where sorting rows of thousands would take seconds.
+    The result is relu(a - t) with the t at which it sums to 1. Repeatedly raising t to the value implied by the entries above
+    it converges in a few rounds, whereas sorting rows of thousands of entries would take seconds.
     """
     t = (a.sum(1, keepdim=True) - 1) / a.shape[1]
     for _ in range(a.shape[1]):

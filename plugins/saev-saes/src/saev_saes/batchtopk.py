@@ -17,7 +17,7 @@ from saev_saes.jumprelu import as_jumprelu
 from saev_saes.thresholds import encode_batch_top_k, largest
 
 SETTLED = 1000
-"""Step from which the threshold is averaged, at most half of the run; before that it is the last batch's."""
+"""Step from which the threshold is averaged, at most half of the run; before, it is that of the last batch."""
 
 
 class BatchTopKConfig(TopKConfig):
@@ -27,9 +27,9 @@ class BatchTopKConfig(TopKConfig):
 class BatchTopK(TopK):
     """f = the n k largest of relu(x W_enc + b_enc) over a batch of n vectors; loss = mean |x - x_hat|^2 + auxk d_in AuxK.
 
-    At inference a vector must not depend on its neighbours: f = h H(h - t), h = x W_enc + b_enc, where t is the running
-    mean over training batches of the smallest value that was kept, over the last 1,000 batches or so (decay 0.999; a tenth of the run
-    where that is shorter). `encode` and `codes` give the training form, `frozen` the other, a `JumpReLU`.
+    At inference a vector must not depend on the rest of its batch: f = h H(h - t), h = x W_enc + b_enc, where t is the running
+    mean of the smallest value kept in a training batch, over about the last 1,000 batches (decay 0.999; a tenth of the run
+    if that is shorter). `encode` and `codes` give the training form, `frozen` the inference form, a `JumpReLU`.
 
     Source: Bussmann et al. 2024, BatchTopK Sparse Autoencoders. https://arxiv.org/abs/2412.06410
     AuxK: as `topk`.
@@ -43,7 +43,7 @@ class BatchTopK(TopK):
         super().__init__(cfg, generator)
         self.register_buffer("threshold", torch.zeros(()))
         self._guess = 0.0
-        """Where the next batch's filter is set; the codes do not depend on it."""
+        """Estimate for the next batch's pre-filter; the codes do not depend on it."""
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations; all but the n k largest positive pre-activations of the n vectors are zero."""
@@ -81,7 +81,7 @@ class BatchTopK(TopK):
         if progress.step <= max(min(SETTLED, progress.n_steps // 2), self.n_k_warmup(progress)):
             self.threshold.copy_(smallest)
         else:
-            # A run shorter than 10,000 steps must not end with the threshold of its middle.
+            # In a run shorter than 10,000 steps, average faster, so that the threshold does not lag behind.
             self.threshold.lerp_(smallest, max(1e-3, 10 / progress.n_steps))
 
     def frozen(self) -> SAE:

@@ -1,4 +1,4 @@
-"""`crosscoder`: one set of features for several sites of the model, with a decoder for each."""
+"""`crosscoder`: one set of features for several sites of the model, with one decoder per site."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK, TopKConfig
 
 EXCLUSIVE = 0.9
-"""Share of a feature's decoder lengths from which it counts as one site's own."""
+"""Minimum share of a feature's decoder lengths at one site for it to count as exclusive to that site."""
 SHARED = 0.8
-"""A feature is shared where each site's share is at least this much of an equal one."""
+"""A feature is shared if each site's share is at least this fraction of an equal share."""
 
 
 class CrosscoderConfig(TopKConfig):
@@ -31,16 +31,16 @@ class CrosscoderConfig(TopKConfig):
     main = "k"
 
     activation: Literal["topk", "relu"] = "topk"
-    """How features are chosen: the k largest of each vector, or all positive ones under an L1 penalty."""
+    """Selection of features: the k largest of each vector, or all positive ones under an L1 penalty."""
     sparsity_coeff: float = Field(default=0.1, ge=0)
-    """Of `relu`: weight c of sparsity, c sqrt(d_in) times the weighted sum of the features."""
+    """For `relu`: sparsity coefficient c, c sqrt(d_in) times the weighted sum of the features."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
-    """Of `relu`: steps over which that weight rises from 0, at most a tenth of the run."""
+    """For `relu`: steps over which the coefficient rises from 0, at most a tenth of the run."""
 
 
 @dataclass(frozen=True)
 class BySite:
-    """A crosscoder's decoders, one a site."""
+    """A crosscoder's decoders, one per site."""
 
     W_dec: Float[Tensor, "n_sites d_sae d_model"]
     share: Float[Tensor, "n_sites d_sae"]
@@ -48,26 +48,26 @@ class BySite:
 
     @property
     def exclusive(self) -> Bool[Tensor, "n_sites d_sae"]:
-        """Features that are one site's own: at least `EXCLUSIVE` of their length is there."""
+        """Features exclusive to one site: at least `EXCLUSIVE` of their length is there."""
         return self.share >= EXCLUSIVE
 
     @property
     def shared(self) -> Bool[Tensor, " d_sae"]:
-        """Features that all sites have alike: no site's share is below `SHARED` of an equal one."""
+        """Features shared by all sites: no site's share is below `SHARED` of an equal share."""
         return (self.share >= SHARED / len(self.share)).all(0)
 
 
 class Crosscoder(TopK):
     """x_hat = f W_dec + b_dec over all sites at once, each with its own columns of W_dec; loss = mean |x - x_hat|^2 + auxk d_in AuxK.
 
-    A vector joins the same token at all sites, each scaled alike, and f is one for all of them. Feature j weighs
+    A vector joins the same token at all sites, each normalised to the same scale, and all sites share f. Feature j has the weight
 
         w_j = sum over sites s of |W_dec[j, s]|
 
-    f = the k of relu(h), h = x W_enc + b_enc, with the largest h_j w_j: what they write, not what they read, decides
-    (`topk`, after Minder et al., who choose over a batch; here it is over each vector, so that it answers alike in use). Or f = relu(h),
+    f = the k of relu(h), h = x W_enc + b_enc, with the largest h_j w_j, i.e. selected by their output instead of their activation
+    (`topk`, after Minder et al., who select over a batch; here per vector, so that training and inference agree). Or f = relu(h),
     and c sqrt(d_in) mean sum_j f_j w_j is added to the loss, with gradients for both (`relu`, Lindsey et al.): a feature
-    pays less for one site than for all, which keeps what is one site's own apart.
+    pays less for one site than for all, which keeps features of a single site separate.
 
     Rows are of length 1 over all sites together, so w_j is 1 (all at one site) to sqrt(n_sites).
 
@@ -79,10 +79,10 @@ class Crosscoder(TopK):
     cfg: CrosscoderConfig
 
     def __init__(self, cfg: CrosscoderConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where the vectors do not join several sites, or k exceeds d_sae."""
+        """Raises ConfigError if the vectors do not join several sites, or k exceeds d_sae."""
         if cfg.n_sites < 2:
             raise ConfigError(
-                "a crosscoder is for several sites, and read.layer names one; name two recorded blocks or more, as --layer 6,10."
+                "a crosscoder needs several sites, but read.layer names one; give two or more recorded blocks, such as --layer 6,10."
             )
         super().__init__(cfg, generator)
 
@@ -95,13 +95,13 @@ class Crosscoder(TopK):
         return self.W_dec.reshape(self.d_sae, self.cfg.n_sites, -1)
 
     def by_site(self) -> BySite:
-        """The decoders one by one, and how each feature is shared out among the sites."""
+        """The decoder of each site, and the distribution of each feature over the sites."""
         W_dec = self._blocks().detach().transpose(0, 1)
         lengths = self.lengths().detach().T
         return BySite(W_dec, lengths / lengths.sum(0).clamp_min(1e-12))
 
     def facts(self) -> dict[str, Any]:
-        """Shares of features that are one site's own, one number a site, and of those that all sites have alike."""
+        """Share of features exclusive to each site, one number per site, and share of features shared by all sites."""
         split = self.by_site()
         return {"exclusive": split.exclusive.double().mean(1).tolist(), "shared": float(split.shared.double().mean())}
 
@@ -126,7 +126,7 @@ class Crosscoder(TopK):
         return replace(codes, value=codes.value.div_(weight[codes.feature]))
 
     def weight(self, progress: Progress) -> float:
-        """What the weighted sum of the features is multiplied by, after the warm-up."""
+        """Coefficient of the weighted sum of the features, including the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
         return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
 
@@ -147,7 +147,7 @@ class Crosscoder(TopK):
         weight, lengths = self.weight(progress) / len(x), self.lengths()
         each = lengths.sum(1)[codes.feature]
         error, x_hat = backward_codes(self, x, codes, each * weight)
-        # The penalty's gradient by W_dec: each site's row, of length 1, times the sum of the feature's values.
+        # The penalty's gradient by W_dec: each site's row, normalised, times the sum of the feature's values.
         total = torch.bincount(codes.feature, weights=codes.value, minlength=self.d_sae) * weight
         rows = self._blocks() / lengths.clamp_min(1e-12)[:, :, None]
         by_row = self.W_dec.grad

@@ -1,4 +1,4 @@
-"""`Fitted`: baselines that are fitted by a rule of their own, not by gradients, under the interface of every SAE."""
+"""`Fitted`: base class of baselines with the SAE interface that are fitted by an update rule instead of gradients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from saev_core.sae.step import Progress, Step
 
 
 def as_buffers(sae: SAE, *names: str) -> None:
-    """Make parameters plain tensors, which no optimiser moves; a checkpoint holds them as before.
+    """Turn parameters into buffers, which no optimiser updates; checkpoints still contain them.
 
     Raises:
-        ConfigError: dead features are to be revived in weights that are no parameters.
+        ConfigError: reviving dead features is configured, which needs parameters.
     """
     if sae.cfg.ghost or sae.cfg.resample_every:
-        raise ConfigError(f"{type(sae).__name__} cannot revive dead features; leave sae.ghost and sae.resample_every out.")
+        raise ConfigError(f"{type(sae).__name__} cannot revive dead features; remove sae.ghost and sae.resample_every.")
     for name in names:
         value: Tensor = getattr(sae, name).detach()
         delattr(sae, name)
@@ -29,9 +29,9 @@ def as_buffers(sae: SAE, *names: str) -> None:
 
 
 class Fitted(SAE):
-    """Learns from a batch in `learn`, which runs after the step; the trainer's optimiser finds no parameter.
+    """Learns from a batch in `learn`, which runs after the step; it has no parameters for the trainer's optimiser.
 
-    So sweeps, parallel groups, resuming and evaluation work as for any SAE. Learning rates mean nothing here.
+    Sweeps, groups, resuming and evaluation work as for any SAE. Learning rates have no effect.
     """
 
     tied = True
@@ -42,19 +42,19 @@ class Fitted(SAE):
         self._batch: tuple[Tensor, Progress] | None = None
 
     def learn(self, x: Float[Tensor, "n d_in"], progress: Progress) -> None:
-        """Take in one batch."""
+        """Update the weights from one batch."""
         raise NotImplementedError
 
     @torch.no_grad()
     def backward_autograd(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        """The loss alone: there is no gradient to fill."""
+        """The loss only: there are no gradients."""
         codes = self.codes(x)
         x_hat = self.decode(codes)
         error = (x - x_hat).square().sum(-1).mean()
         return Step(error + self.penalty(codes, progress), x_hat, codes, {"mse": float(error)})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        # The trainer reuses its batch, but not before after_step.
+        # Keep a reference: the trainer reuses the batch's memory only after after_step.
         self._batch = (x, replace(progress, dead=None, generator=None))
         return self.backward_autograd(x, progress)
 

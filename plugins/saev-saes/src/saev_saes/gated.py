@@ -1,4 +1,4 @@
-"""`gated`: one path decides which features are active, another how much, so that L1 does not shrink what is kept."""
+"""`gated`: one path decides which features are active, another by how much, so that L1 does not shrink active features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GatedConfig(SAEConfig):
     main = "sparsity_coeff"
 
     sparsity_coeff: float = Field(default=0.2, ge=0)
-    """Weight c of sparsity: c sqrt(d_in) times the mean L1 norm of the gates, against the mean squared distance."""
+    """Sparsity coefficient c: c sqrt(d_in) times the mean L1 norm of the gates, relative to the mean squared distance."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
     """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
 
@@ -37,8 +37,8 @@ class Gated(SAE):
     """f = H(g) relu(exp(r_mag) (x W_enc) + b_mag), g = x W_enc + b_enc.
 
     loss = mean |x - x_hat|^2 + c sqrt(d_in) mean |relu(g)|_1 + mean |x - relu(g) W_dec' - b_dec'|^2, where ' marks
-    weights that this term does not train. H has no gradient: the last two terms alone teach the gate. As everywhere here, the
-    encoder does not subtract b_dec, and its biases take that over. Adam runs without momentum, as published.
+    weights that this term does not train. H has no gradient: only the last two terms train the gate. As in all variants here, the
+    encoder does not subtract b_dec; its biases absorb it. Adam runs without momentum, as published.
 
     Source: Rajamanoharan et al. 2024, Improving Dictionary Learning with Gated SAEs. https://arxiv.org/abs/2404.16014
     """
@@ -53,7 +53,7 @@ class Gated(SAE):
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
 
     def magnitude(self, gate: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """How active features with these gates g are."""
+        """Activations of features with these gates g."""
         size = ((gate - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
         return size * (gate > 0)
 
@@ -74,7 +74,7 @@ class Gated(SAE):
         return inner, (inner * self.r_mag.detach().exp()[at] + self.b_mag.detach()[at]).relu()
 
     def weight(self, progress: Progress) -> float:
-        """What the L1 norm is multiplied by, after the warm-up."""
+        """Coefficient of the L1 norm, including the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
         return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
 
@@ -95,7 +95,7 @@ class Gated(SAE):
 
     @torch.no_grad()
     def _backward(self, x: Float[Tensor, "n d_in"], gates: Codes, weight: float) -> Step:
-        """The gradient from open gates alone."""
+        """The gradient from open gates only."""
         n, m, at, rows = len(x), self.d_sae, gates.feature, gates.rows
         W_dec, b_dec, scale = self.W_dec.detach(), self.b_dec.detach(), self.r_mag.detach().exp()[at]
         inner, value = self._sizes(gates)
@@ -128,7 +128,7 @@ class Gated(SAE):
 
     @torch.no_grad()
     def _backward_dense(self, x: Float[Tensor, "n d_in"], weight: float) -> Step:
-        """The gradient by seven dense matmuls in reused buffers, chunk by chunk."""
+        """The gradient with seven dense matmuls in reused buffers, chunk by chunk."""
         n, m = len(x), self.d_sae
         W_enc, W_dec, b_enc, b_dec, b_mag = (p.detach() for p in (self.W_enc, self.W_dec, self.b_enc, self.b_dec, self.b_mag))
         scale, bias = self.r_mag.detach().exp(), x.new_full((1,), weight / n)
@@ -165,7 +165,7 @@ class Gated(SAE):
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
         super().initialise(x, generator)
-        # Magnitudes start as the gates' own; the encoder's scale is fitted to what they then give.
+        # Magnitudes start equal to the gates; then the encoder's scale is fitted.
         self.b_mag.copy_(self.b_enc)
         self.b_mag.mul_(calibrate(self, x[-4096:]))
 

@@ -1,4 +1,4 @@
-"""`jumprelu`: a threshold of its own for every feature, learnt through a straight-through estimate, at an L0 that is asked for."""
+"""`jumprelu`: a threshold per feature, learned with a straight-through estimator, for a target L0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saev_core.sae.step import Progress, Step
 from saev_core.sae.training_defaults import TrainingDefaults
 
 START = 4
-"""Active features at the start over the wanted number. On 128-wide activations of drawn scenes (d_sae 512, l0 16, 390 steps)
+"""Initial number of active features over the target. On 128-wide activations of synthetic scenes (d_sae 512, l0 16, 390 steps)
 1, 4 and 10 ended with a held-out NMSE of .049, .044 and .0435 and 72, 50 and 52 % dead, all three at an L0 of 16.1 to 16.3."""
 
 
@@ -34,11 +34,11 @@ class JumpReLUConfig(SAEConfig):
     at_most_width = ("l0",)
 
     l0: float = Field(default=32.0, gt=0)
-    """Active features per vector that training aims at; `sparsity` target."""
+    """Target number of active features per vector, for `sparsity` target."""
     sparsity: Literal["target", "l0", "tanh"] = "target"
-    """What is penalised: the distance to `l0`, the number of active features, or the sum of tanh(c f)."""
+    """Penalised quantity: the distance to `l0`, the number of active features, or the sum of tanh(c f)."""
     sparsity_coeff: float = Field(default=1.0, ge=0)
-    """Weight lambda of that, against the mean squared distance per dimension."""
+    """Coefficient lambda of the penalty, relative to the mean squared distance per dimension."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
     """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
     bandwidth: float = Field(default=0.01, gt=0)
@@ -54,14 +54,14 @@ class JumpReLU(SAE):
     """f = h H(h - theta), h = x W_enc + b_enc, theta >= 0 one per feature; loss = mean |x - x_hat|^2 + d_in lambda S.
 
     S is (L0 / target - 1)^2, or L0 = mean sum_i H(h_i - theta_i), or mean sum_i tanh(c f_i / sqrt(d_in)).
-    Thresholds get a gradient from a rectangle K of width epsilon, K(u) = 1 for |u| < 1/2:
+    Thresholds get a gradient from a rectangular kernel K of width epsilon, K(u) = 1 for |u| < 1/2:
 
         df/dtheta = -(theta / epsilon) K((h - theta) / epsilon),   dH/dtheta = -(1 / epsilon) K((h - theta) / epsilon),
         df/dh = H(h - theta),   dH/dh = 0.
 
     The published loss is on vectors of length 1; ours is d_in times that. Adam runs without momentum (beta1 = 0), as
-    published. Thresholds start where the data put them at four times the wanted L0, instead of at 0.001, from where a short
-    run never arrives.
+    published. Thresholds are initialised from data at four times the target L0, instead of at 0.001, from which a short
+    run does not reach the target.
 
     Source: Rajamanoharan et al. 2024, Jumping Ahead. https://arxiv.org/abs/2407.14435 (loss with a target L0: section 6).
     tanh: Conerly et al. 2025, https://transformer-circuits.pub/2025/january-update/index.html, without its pre-activation
@@ -73,7 +73,7 @@ class JumpReLU(SAE):
     cfg: JumpReLUConfig
 
     def __init__(self, cfg: JumpReLUConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where the target exceeds d_sae."""
+        """Raises ConfigError if the target exceeds d_sae."""
         super().__init__(cfg, generator)
         if cfg.sparsity == "target" and cfg.l0 > self.d_sae:
             raise ConfigError(f"sae.l0 is {cfg.l0:g}, but there are only {self.d_sae} features; lower l0 or raise sae.d_sae.")
@@ -82,7 +82,7 @@ class JumpReLU(SAE):
 
     @property
     def epsilon(self) -> float:
-        """The window's width in the units of pre-activations."""
+        """The window's width in units of pre-activations."""
         return self.cfg.bandwidth * math.sqrt(self.d_in)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -97,12 +97,12 @@ class JumpReLU(SAE):
         return codes
 
     def weight(self, progress: Progress) -> float:
-        """What S is multiplied by, after the warm-up."""
+        """Coefficient of S, including the warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
         return self.cfg.sparsity_coeff * self.d_in * progress.warmup(n, self.cfg.warmup_shape)
 
     def sparsity(self, l0: Tensor) -> Tensor:
-        """S of the mean number of active features."""
+        """S as a function of the mean number of active features."""
         return (l0 / self.cfg.l0 - 1).square() if self.cfg.sparsity == "target" else l0
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
@@ -121,7 +121,7 @@ class JumpReLU(SAE):
         if x.is_cuda:
             return self.backward_autograd(x, progress)
         with torch.no_grad():
-            # A little wider than the window, which is then settled value by value.
+            # Slightly wider than the window; exact membership is checked per value below.
             floor = self.theta - 0.501 * self.epsilon
             near = encode_above(x, self.W_enc, self.b_enc, self.scratch, floor=floor, below=SPARSE_BELOW)
             if near is not None:
@@ -129,7 +129,7 @@ class JumpReLU(SAE):
         return self.backward_autograd(x, progress)
 
     def _backward(self, x: Float[Tensor, "n d_in"], near: Codes, progress: Progress) -> Step:
-        """The gradient from the codes that are active or in a window, `near`."""
+        """The gradient from `near`, the codes that are active or in a window."""
         n, weight = len(x), self.weight(progress)
         theta = self.theta.detach()[near.feature]
         rows, active = near.rows, near.value > theta
@@ -166,7 +166,7 @@ class JumpReLU(SAE):
         sample = x[:2048]
         h = self.pre(sample).reshape(-1)
         n_active = min(len(h), max(1, round(START * self.cfg.l0 * len(sample))))
-        # Positive, or a threshold would be active on nothing and learn nothing.
+        # Keep it positive; otherwise thresholds have no effect and receive no gradient.
         self.theta.fill_(max(1e-3 * math.sqrt(self.d_in), float(h.topk(n_active, sorted=False).values.min())))
         self.theta.mul_(calibrate(self, x[-4096:]))
 
@@ -174,7 +174,7 @@ class JumpReLU(SAE):
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
         anew = super().resample(x, step, progress)
         if anew is not None:
-            # As selective as the living ones, at the length of the new encoder columns.
+            # As selective as the live features, scaled to the length of the new encoder columns.
             living = self.theta[step.counts() > 0]
             self.theta[anew] = ENCODER_SHARE * (living.mean() if len(living) else self.theta.mean())
         return anew
@@ -187,7 +187,7 @@ class JumpReLU(SAE):
 
 @torch.no_grad()
 def as_jumprelu(sae: SAE, theta: Float[Tensor, ""] | Float[Tensor, " d_sae"]) -> JumpReLU:
-    """`sae` with these thresholds, as a `JumpReLU`; it shares the other weights."""
+    """`sae` with these thresholds, as a `JumpReLU` that shares its other weights."""
     shared = {key: getattr(sae.cfg, key) for key in SAEConfig.model_fields}
     with torch.device("meta"):
         made = JumpReLU(JumpReLUConfig.model_validate({**shared, "l0": min(32.0, sae.d_sae)}))
@@ -217,7 +217,7 @@ class Jump(torch.autograd.Function):
 
 
 class Heaviside(torch.autograd.Function):
-    """H(h - theta), with a gradient for theta alone."""
+    """H(h - theta), with a gradient only for theta."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, theta: Tensor, epsilon: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""`kmeans`: every vector is the centroid nearest to it, and no more. A baseline."""
+"""`kmeans`: reconstruct every vector as its nearest centroid. A baseline."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class KMeansConfig(SAEConfig):
     """Options of `kmeans`; `d_sae` is the number of centroids."""
 
     n_iter: int = Field(default=10, ge=0)
-    """Passes of Lloyd's algorithm over the sample that training starts from."""
+    """Passes of Lloyd's algorithm over the initial sample."""
     normalize_w_dec: bool = False
-    """Rows are centroids and keep their length; true is refused."""
+    """Must be false: rows are centroids and keep their length."""
 
 
 class KMeans(Fitted):
     """f = one-hot of argmin_j |x - b_dec - w_j|, x_hat = w_j + b_dec; loss = mean |x - x_hat|^2.
 
-    Rows w_j of W_dec are centroids relative to b_dec, the mean of the first sample; every f is 0 or 1, L0 is 1. Starts with
-    Lloyd's algorithm on that sample, then learns from every batch: a centroid to which c_j vectors have come moves by
+    Rows w_j of W_dec are centroids relative to b_dec, the mean of the first sample; every f is 0 or 1, L0 is 1. Training starts
+    with Lloyd's algorithm on that sample, then updates from every batch: a centroid with c_j assigned vectors so far moves by
 
         c_j += m_j,  w_j += sum (x - b_dec - w_j) / c_j  over the m_j vectors of the batch that are nearest to it.
 
     Source: Sculley 2010, Web-Scale K-Means Clustering. https://doi.org/10.1145/1772690.1772862
-    Start: Arthur and Vassilvitskii 2007, k-means++. https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+    Initialisation: Arthur and Vassilvitskii 2007, k-means++. https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
     """
 
     Config: ClassVar[type[SAEConfig]] = KMeansConfig
@@ -43,7 +43,7 @@ class KMeans(Fitted):
     seen: Tensor
 
     def __init__(self, cfg: KMeansConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where rows of length 1 are asked for."""
+        """Raises ConfigError if normalize_w_dec is set."""
         super().__init__(cfg, generator)
         if cfg.normalize_w_dec:
             raise ConfigError("rows of k-means are centroids, which have a length; leave sae.normalize_w_dec out.")
@@ -62,7 +62,7 @@ class KMeans(Fitted):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """Lloyd's algorithm on the sample, whatever `cfg.data_init` says."""
+        """Run Lloyd's algorithm on the sample, regardless of `cfg.data_init`."""
         self.b_dec.copy_(x.double().mean(0))
         rows, count = centroids(x - self.b_dec, self.d_sae, generator, self.cfg.n_iter)
         self.W_dec.copy_(rows)
@@ -94,10 +94,10 @@ def totals(x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"], m: int) -> tupl
 def centroids(
     x: Float[Tensor, "n d_in"], m: int, generator: torch.Generator, n_iter: int = 10
 ) -> tuple[Float[Tensor, "m d_in"], Float[Tensor, " m"]]:
-    """`m` centroids by `n_iter` passes of Lloyd's algorithm after k-means++, and how many vectors each stands for.
+    """`m` centroids from `n_iter` passes of Lloyd's algorithm after k-means++, and the number of vectors assigned to each.
 
-    A centroid that loses all its vectors starts anew at one of those that are worst represented. Where there are fewer
-    vectors than centroids, some are the same.
+    A centroid that loses all its vectors is moved to one of the worst represented vectors. If there are fewer
+    vectors than centroids, some centroids are equal.
     """
     rows = _spread(x, m, generator)
     for _ in range(n_iter):
@@ -110,7 +110,7 @@ def centroids(
 
 
 def _spread(x: Float[Tensor, "n d_in"], m: int, generator: torch.Generator) -> Float[Tensor, "m d_in"]:
-    """k-means++ on a part of the vectors: each row drawn in proportion to its squared distance to those before it."""
+    """k-means++ on a subset of the vectors: each row is drawn in proportion to its squared distance to the previous rows."""
     order = torch.randperm(len(x), generator=generator)[: max(4 * m, 4096)].to(x.device)
     x = x[order]
     lengths = x.square().sum(1)
@@ -119,7 +119,7 @@ def _spread(x: Float[Tensor, "n d_in"], m: int, generator: torch.Generator) -> F
     for _ in range(1, m):
         last = x[picks[-1]]
         distance = torch.minimum(distance, (lengths - 2 * (x @ last) + last.square().sum()).clamp_min_(0))
-        # The draw is inverted by hand: torch.multinomial needs a generator on the device of its weights.
+        # Sample by inverting the cumulative sum: torch.multinomial needs a generator on the device of its weights.
         reach = distance.double().cumsum(0)
         at = torch.rand((), dtype=torch.float64, generator=generator) * reach[-1].cpu()
         picks.append(min(int(torch.searchsorted(reach, at.to(reach.device), right=True)), len(x) - 1))

@@ -1,4 +1,4 @@
-"""`mp`: features are picked one after the other, each for what those before it left over."""
+"""`mp`: matching pursuit; features are selected one after another, each on the residual of the previous ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saev_core.sae.lean_step import grad
 from saev_core.sae.step import Progress, Step
 
 GRAM_WIDTH = 8192
-"""Widest dictionary whose inner products [d_sae, d_sae] are held (256 MB in float32)."""
+"""Largest d_sae for which the inner products [d_sae, d_sae] are kept in memory (256 MB in float32)."""
 
 
 class MatchingPursuitConfig(SAEConfig):
@@ -32,7 +32,7 @@ class MatchingPursuitConfig(SAEConfig):
     """Steps of the pursuit: at most so many features are active per vector; `auto`: one in 64, from 8 to 32."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """As `SAEConfig.sized`, with `k` settled too, as for `topk`."""
+        """As `SAEConfig.sized`, with `k` resolved too, as for `topk`."""
         cfg = super().sized(d_in, n_vectors)
         return cfg.model_copy(update={"k": k_of_width(settled(cfg.d_sae))}) if cfg.k == "auto" else cfg
 
@@ -42,13 +42,13 @@ class MatchingPursuit(SAE):
 
         j_t = argmax_j <d_j, r_{t-1}>,  v_t = relu(<d_{j_t}, r_{t-1}>),  f_{j_t} += v_t,  r_t = r_{t-1} - v_t d_{j_t}
 
-    and loss = mean |r_k|^2, where r_k = x - x_hat. There are no encoder weights. Every r_t is at right angles to the row
-    taken last, so |r_t| never grows. The gradient runs through all steps (not through the choice of j_t), by hand:
+    and loss = mean |r_k|^2, where r_k = x - x_hat. There are no encoder weights. Every r_t is orthogonal to the last
+    selected row, so |r_t| never grows. The hand-written gradient goes through all steps (not through the choice of j_t):
     with g_k = 2 r_k / n, from the last step to the first, s_t = <d_{j_t}, g_t>,
 
         dL/dd_{j_t} -= v_t g_t + s_t r_{t-1},  g_{t-1} = g_t - s_t d_{j_t},  and dL/db_dec = - sum g_0.
 
-    Where a vector has no positive inner product left, its pursuit ends early.
+    If a vector has no positive inner product left, its pursuit ends early.
 
     Source: Costa et al. 2025, From Flat to Hierarchical: Extracting Sparse Representations with Matching Pursuit,
     section 4. https://arxiv.org/abs/2506.03093
@@ -66,16 +66,16 @@ class MatchingPursuit(SAE):
         if self.k > self.d_sae:
             raise ConfigError(f"sae.k is {self.k}, but there are only {self.d_sae} features; lower k or raise sae.d_sae.")
         if not cfg.normalize_w_dec:
-            raise ConfigError("matching pursuit needs decoder rows of length 1; leave sae.normalize_w_dec out.")
+            raise ConfigError("matching pursuit needs decoder rows of length 1; remove sae.normalize_w_dec.")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Feature activations of k steps, differentiable; a feature picked twice has the sum."""
+        """Feature activations of k steps, differentiable; a feature selected twice has the sum."""
         self.check_width(x)
         r = x - self.b_dec
         z = x.new_zeros(*x.shape[:-1], self.d_sae)
         for _ in range(self.k):
             value, feature = (r @ self.W_dec.T).max(-1, keepdim=True)
-            value = value.relu().to(x.dtype)  # the matmul gives less under autocast
+            value = value.relu().to(x.dtype)  # the matmul has lower precision under autocast
             z = z.scatter_add(-1, feature, value)
             r = r - value * self.W_dec[feature.squeeze(-1)]
         return z
@@ -87,10 +87,10 @@ class MatchingPursuit(SAE):
         return self._merge(feature, value)
 
     def pursue(self, x: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """Features in the order they were picked, and what each step added; 0 after the pursuit's end.
+        """Features in the order of selection, and the value each step added; 0 after the pursuit's end.
 
-        With the rows' inner products at hand a step costs one row of them per vector, not a matmul with W_dec: at d_in
-        384, d_sae 6144, k 32 a batch of 4096 takes 6 to 9 times one encode matmul instead of 32 times.
+        With precomputed inner products of the rows, a step costs one row of them per vector instead of a matmul with W_dec:
+        at d_in 384, d_sae 6144, k 32 a batch of 4096 takes 6 to 9 times one encode matmul instead of 32 times.
         """
         n, k, m = len(x), self.k, self.d_sae
         D = self.W_dec.detach()
@@ -116,7 +116,7 @@ class MatchingPursuit(SAE):
         return feature, value
 
     def _merge(self, feature: Int[Tensor, "n k"], value: Float[Tensor, "n k"]) -> Codes:
-        """Codes in which every feature stands once."""
+        """Codes in which every feature occurs once."""
         feature, order = feature.sort(dim=1, stable=True)
         new = feature[:, 1:] != feature[:, :-1]
         place = torch.cat([new.new_zeros(len(feature), 1), new], 1).cumsum(1)  # [n, k]: which distinct feature of the row
@@ -133,7 +133,7 @@ class MatchingPursuit(SAE):
         feature, value = self.pursue(x)
         codes = self._merge(feature, value)
         x_hat = codes.decode(D, self.b_dec.detach())
-        r = x - x_hat  # r_k, and going back r_{k-1}, ..., r_0
+        r = x - x_hat  # r_k, then going backwards r_{k-1}, ..., r_0
         error = r.square().sum() / n
         g = r * (2 / n)
         dD = grad(self.W_dec).zero_()

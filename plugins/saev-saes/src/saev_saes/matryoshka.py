@@ -1,4 +1,4 @@
-"""`matryoshka`: every prefix of the dictionary reconstructs by itself, so that general features come first."""
+"""`matryoshka`: every prefix of the dictionary reconstructs on its own, so that general features come first."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class MatryoshkaConfig(BatchTopKConfig):
     activation: Literal["batchtopk", "topk", "relu"] = "batchtopk"
     """Which features are active: the batch's n k largest, each vector's k largest, or all positive ones under L1."""
     groups: Literal["fixed", "sampled"] = "fixed"
-    """Prefixes of fixed sizes, each `ratio` times the one before; or drawn log-uniformly at every step."""
+    """Prefixes of fixed sizes, each `ratio` times the previous one; or drawn log-uniformly at every step."""
     n_groups: int = Field(default=5, ge=1)
-    """Prefixes, the full one among them."""
+    """Number of prefixes, including the full one."""
     ratio: float = Field(default=2.0, gt=1)
-    """Size of a prefix over that of the one before; the smallest has d_sae / ratio^(n_groups - 1) features."""
+    """Ratio of consecutive prefix sizes; the smallest has d_sae / ratio^(n_groups - 1) features."""
     full_weight: float = Field(default=0.5, gt=0, le=1)
-    """Share of the full prefix in the loss; the others have equal parts of the rest. Published: 1 / n_groups."""
+    """Share of the full prefix in the loss; the others share the rest equally. Published: 1 / n_groups."""
     sparsity_coeff: float = Field(default=0.1, ge=0)
-    """Weight of L1 under `activation` relu, as in `relu`."""
+    """L1 coefficient with `activation` relu, as in `relu`."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
     """Steps over which that weight rises linearly from 0, at most a tenth of the run."""
 
@@ -45,10 +45,10 @@ class MatryoshkaConfig(BatchTopKConfig):
 class Matryoshka(BatchTopK):
     """f as `batchtopk`, `topk` or `relu`; loss = sum_g w_g mean |x - f_(1..m_g) W_dec(1..m_g) - b_dec|^2 + AuxK or L1.
 
-    m_1 < ... < m_G = d_sae are prefixes of the features. The full one is always in and has a weight of its own, the
-    weights sum to 1, and AuxK revives features for the full reconstruction. Fixed geometric prefixes, or drawn ones:
-    m = d_sae^u m_1^(1 - u) with u uniform, since the law published first (Pareto) has its median at 4 of 16,384
-    features, and nearly empty prefixes then rule the loss.
+    m_1 < ... < m_G = d_sae are prefixes of the features. The full prefix is always included with a separate weight, the
+    weights sum to 1, and AuxK revives features for the full reconstruction. Prefixes are fixed and geometric, or drawn:
+    m = d_sae^u m_1^(1 - u) with u uniform, because the originally published distribution (Pareto) has its median at 4 of
+    16,384 features, so that nearly empty prefixes dominate the loss.
 
     Source: Bussmann et al. 2025, Learning Multi-Level Features with Matryoshka SAEs. https://arxiv.org/abs/2503.17547
     Drawn prefixes: Nabeshima 2024, Matryoshka Sparse Autoencoders. https://www.lesswrong.com/posts/zbebxYCqsryPALh8C
@@ -58,7 +58,7 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def __init__(self, cfg: MatryoshkaConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where the smallest prefix would be empty."""
+        """Raises ConfigError if the smallest prefix would be empty."""
         super().__init__(cfg, generator)
         if self.smallest < 1:
             raise ConfigError(
@@ -67,11 +67,11 @@ class Matryoshka(BatchTopK):
 
     @property
     def smallest(self) -> int:
-        """Features of the first prefix."""
+        """Number of features in the first prefix."""
         return int(self.d_sae / self.cfg.ratio ** (self.cfg.n_groups - 1))
 
     def prefixes(self, progress: Progress) -> Prefixes:
-        """Those of this step."""
+        """The prefixes of this step."""
         m, first, n = self.d_sae, self.smallest, self.cfg.n_groups - 1
         if self.cfg.groups == "fixed":
             sizes = {round(m / self.cfg.ratio**i) for i in range(1, n + 1)}
@@ -103,7 +103,7 @@ class Matryoshka(BatchTopK):
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
         weight = self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
         if not isinstance(z, Codes) and not self.cfg.normalize_w_dec:
-            value = value * self.W_dec.norm(dim=1)  # or long rows would escape the penalty
+            value = value * self.W_dec.norm(dim=1)  # otherwise long rows would evade the penalty
         return value.sum() * (weight / len(z))
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
@@ -119,7 +119,7 @@ class Matryoshka(BatchTopK):
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
         if x.is_cuda or self.cfg.activation != "relu":
             return super().backward(x, progress)
-        # Row lengths in the penalty have a gradient of their own, which the lean form leaves out.
+        # The penalty has a gradient by row lengths, which the lean form omits.
         codes = None
         if self.cfg.normalize_w_dec:
             codes = encode_above(x, self.W_enc.detach(), self.b_enc.detach(), self.scratch, below=SPARSE_BELOW)
@@ -144,7 +144,7 @@ class Matryoshka(BatchTopK):
         return progress.dead is not None and self.cfg.auxk > 0 and self.cfg.activation != "relu"
 
     def _told(self, step: Step, x: Tensor, progress: Progress) -> Step:
-        """The step with its full error; the threshold learns of it."""
+        """The step with its full error; also updates the threshold."""
         if self.cfg.activation == "batchtopk":
             assert step.z is not None
             self.follow(step.z.value if isinstance(step.z, Codes) else step.z.detach(), progress)

@@ -1,8 +1,9 @@
-"""The error of several nested reconstructions, each from a prefix of the features, and its gradient, without keeping them.
+"""The error of nested reconstructions, each from a prefix of the features, and its gradient, without storing them all.
 
-Forward they are cumulative: x_hat_g = x_hat_(g-1) + f_g W_g for the block g of features between two prefixes. Backward
-the walk is undone from the full reconstruction: block g sees the weighted sum of the errors of all prefixes that hold
-it, and subtracting f_g W_g gives the reconstruction before it. So two `[n, d_in]` matrices serve any number of prefixes.
+The forward pass is cumulative: x_hat_g = x_hat_(g-1) + f_g W_g for the block g of features between two prefixes. The
+backward pass goes back from the full reconstruction: block g receives the weighted sum of the errors of all prefixes that
+contain it, and subtracting f_g W_g restores the previous reconstruction. So two `[n, d_in]` matrices suffice for any number
+of prefixes.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ class Prefixes:
     """Nested dictionaries."""
 
     sizes: list[int]
-    """Features of each, ascending; the last one d_sae."""
+    """Number of features of each prefix, ascending; the last is d_sae."""
     weights: list[float]
-    """Weight of each one's error."""
+    """Weight of each prefix's error."""
 
     def blocks(self) -> list[tuple[int, int, float]]:
-        """First feature, end, and weight of what each prefix adds to the one before."""
+        """First feature, end and weight of the block that each prefix adds to the previous one."""
         return [(a, b, w) for (a, b), w in zip(pairwise((0, *self.sizes)), self.weights, strict=True)]
 
 
 def nested_error(
     sae: SAE, x: Float[Tensor, "n d_in"], z: Float[Tensor, "n d_sae"], prefixes: Prefixes
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n d_in"]]:
-    """sum_g weights_g mean |x - x_hat_g|^2, differentiable; and the full reconstruction, which is not."""
+    """sum_g weights_g mean |x - x_hat_g|^2, differentiable; and the full reconstruction, not differentiable."""
     error, x_hat = Nested.apply(z, sae.W_dec, sae.b_dec, x, prefixes.blocks())
     return error, x_hat
 
@@ -65,7 +66,7 @@ class Nested(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         z, W_dec, residual = ctx.saved_tensors
         residual = residual.clone()
-        total = torch.zeros_like(residual)  # [n, d_in]: slope by the reconstruction that block g belongs to
+        total = torch.zeros_like(residual)  # [n, d_in]: gradient by the contribution of block g
         d_z, d_W = torch.empty_like(z), torch.empty_like(W_dec)
         for a, b, weight in reversed(ctx.blocks):
             total.add_(residual * (slopes[0] * (2 * weight / len(z))))
@@ -82,8 +83,8 @@ def backward_nested(
     """`kernels.backward_codes` for `nested_error`: fills every gradient from sparse codes, returns the error and x_hat.
 
     Args:
-        codes: of `x`, each value its own pre-activation.
-        slope: derivative of a penalty by each value, or by all of them; None where there is no penalty.
+        codes: of `x`, each value equal to its pre-activation.
+        slope: derivative of a penalty by each value, or one for all values; None: no penalty.
     """
     n, W_dec = len(x), sae.W_dec.detach()
     rows = codes.rows
@@ -120,5 +121,5 @@ def backward_nested(
 
 
 def _decode(codes: Codes, W_dec: Tensor) -> Tensor:
-    """Without a bias."""
+    """Decode without the bias."""
     return F.embedding_bag(codes.feature, W_dec, codes.offsets[:-1], mode="sum", per_sample_weights=codes.value)

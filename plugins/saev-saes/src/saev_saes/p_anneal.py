@@ -1,4 +1,4 @@
-"""`p-anneal`: L1 at first, then an L_p penalty with falling p, nearer and nearer to counting active features."""
+"""`p-anneal`: an L_p penalty with p decreasing from 1, which approaches the number of active features."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class PAnnealConfig(ReLUConfig):
     """Options of `p-anneal`."""
 
     p_end: float = Field(default=0.2, gt=0, le=1)
-    """The exponent p at the end; it starts at 1."""
+    """Final exponent p; it starts at 1."""
     anneal_start: float = Field(default=0.3, ge=0, lt=1)
-    """Share of the run after which p begins to fall."""
+    """Share of the run after which p starts to decrease."""
     n_stages: int = Field(default=10, ge=1)
-    """Steps in which p falls, evenly spaced; it has reached its end by the last of them."""
+    """Number of evenly spaced decrements of p; the last one reaches the final value."""
     n_remembered: int = Field(default=10, ge=1)
-    """Batches over which the penalty of the old p and of the new one are compared."""
+    """Batches over which the penalties of the old and the new p are compared."""
 
 
 class PAnneal(ReLU):
     """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c sqrt(d_in) a_s mean sum_i f_i^p_s.
 
-    In stage s, p_s = 1 + (p_end - 1) s / n_stages, and a_s keeps the penalty's size as p falls:
+    In stage s, p_s = 1 + (p_end - 1) s / n_stages, and a_s keeps the penalty's magnitude constant as p decreases:
 
         a_0 = 1,   a_(s+1) = a_s  sum_t mean sum_i f_i^p_s / sum_t mean sum_i f_i^p_(s+1),   t: the last n_remembered batches.
 
@@ -48,13 +48,13 @@ class PAnneal(ReLU):
 
     def __init__(self, cfg: PAnnealConfig, generator: torch.Generator | None = None) -> None:
         super().__init__(cfg, generator)
-        # Buffers: a resumed run needs them. strength is a_s, 0 where the stage has not begun; norms a ring of
+        # Buffers, because a resumed run needs them. strength is a_s, 0 before the stage starts; norms is a ring buffer of
         # (sum f^p of this stage, sum f^p of the next).
         self.register_buffer("strength", torch.zeros(cfg.n_stages + 1).index_fill_(0, torch.tensor(0), 1.0))
         self.register_buffer("norms", torch.zeros(cfg.n_remembered, 2))
 
     def stage(self, progress: Progress) -> int:
-        """How often p has fallen so far."""
+        """Number of decrements of p so far."""
         start = self.cfg.anneal_start * progress.n_steps
         if progress.step < start:
             return 0
@@ -67,7 +67,7 @@ class PAnneal(ReLU):
     def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
         stage, n = self.stage(progress), len(z)
         lengths = 1.0 if self.cfg.normalize_w_dec else self.W_dec.norm(dim=1)
-        # Positive values alone: the slope of f^p at 0 is infinite.
+        # Only positive values: the derivative of f^p at 0 is infinite.
         value = z.value if isinstance(z, Codes) else (z * lengths)[z > 0]
         norm = (value ** self.p(stage)).sum() / n
         with torch.no_grad():
@@ -78,7 +78,7 @@ class PAnneal(ReLU):
         return norm * (self.strength[stage] * self.weight(progress))
 
     def _enter(self, stage: int) -> None:
-        """Settle a_s from the batches before; once, so that the same step taken again gives the same."""
+        """Compute a_s from the previous batches, only once, so that repeating a step gives the same result."""
         last = int(self.strength.nonzero().max())
         old, new = self.norms.sum(0)
         self.strength[stage] = self.strength[last] * (old / new if new > 0 else 1.0)

@@ -16,7 +16,7 @@ from saev_core.sae.step import Progress
 from saev_saes.fitted import Fitted
 
 REFIT = 100
-"""Steps between eigendecompositions; they cost far more than taking in a batch."""
+"""Steps between eigendecompositions, which cost far more than adding a batch."""
 
 
 class PCAConfig(SAEConfig):
@@ -30,10 +30,10 @@ class PCAConfig(SAEConfig):
     `auto`, too."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k settled; the number of vectors bounds neither.
+        """As `SAEConfig.sized`, with `k` and `d_sae` = 2 k resolved, independent of the number of vectors.
 
         Raises:
-            ConfigError: k exceeds `d_in`, or `d_sae` is another number.
+            ConfigError: k exceeds `d_in`, or `d_sae` is not 2 k.
         """
         k: int = self._components(d_in) if self.k == "auto" else self.k
         if k > d_in:
@@ -50,9 +50,9 @@ class PCAConfig(SAEConfig):
 class PCA(Fitted):
     """f = relu(+-V (x - b_dec)), x_hat = b_dec + f W_dec; rows of W_dec are v_1 ... v_k, then -v_1 ... -v_k.
 
-    b_dec is the mean and v_i are the eigenvectors of the covariance with the largest eigenvalues, of all vectors seen: sums of
-    x and x x^T are kept in float64, the vectors of the first sample counted as one more part of the stream. Codes are
-    non-negative as everywhere: of the two features of a component one is active, and x_hat is that of signed codes.
+    b_dec is the mean and v_i are the eigenvectors of the covariance with the largest eigenvalues, over all vectors seen: sums of
+    x and x x^T are accumulated in float64, including the vectors of the first sample. Codes are non-negative as in every
+    SAE: one of the two features of a component is active, and x_hat equals that of signed codes.
 
     Source: Pearson 1901, On lines and planes of closest fit. https://doi.org/10.1080/14786440109462720
     """
@@ -64,7 +64,7 @@ class PCA(Fitted):
     outer: Tensor
 
     def __init__(self, cfg: PCAConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where `d_sae` is not 2 k."""
+        """Raises ConfigError if `d_sae` is not 2 k."""
         cfg = cfg.sized(cfg.d_in)
         super().__init__(cfg, generator)
         self.k = settled(cfg.k)
@@ -79,7 +79,7 @@ class PCA(Fitted):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """The components of the sample, whatever `cfg.data_init` says."""
+        """Compute the components of the sample, regardless of `cfg.data_init`."""
         for sums in (self.count, self.total, self.outer):
             sums.zero_()
         self._add(x)

@@ -1,4 +1,4 @@
-"""Sparse codes chosen by a threshold: per feature (JumpReLU), or one for a whole batch that is found on the way (BatchTopK)."""
+"""Sparse codes selected by a threshold: one per feature (JumpReLU), or one per batch, found while encoding (BatchTopK)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from saev_core.sae.codes import Codes
 from saev_core.sae.kernels import encode_above
 
 SLACK = 0.85
-"""The pre-filter stands at this share of the last batch's threshold: batches differ less than that."""
+"""The pre-filter's threshold as a share of the last batch's threshold; batches vary by less than this."""
 
 
 def largest(value: Float[Tensor, " m"], n: int) -> Bool[Tensor, " m"]:
-    """Which are the `n` largest positive values; of equal ones the first."""
+    """Mask of the `n` largest positive values; the first of equal ones."""
     if n >= len(value):
         return value > 0
     kth = value.topk(n, sorted=False).values.min()
@@ -29,14 +29,14 @@ def largest(value: Float[Tensor, " m"], n: int) -> Bool[Tensor, " m"]:
 
 @torch.no_grad()
 def encode_batch_top_k(sae: SAE, x: Float[Tensor, "n d_in"], k: int, guess: float) -> Codes:
-    """Codes of the n * k largest positive pre-activations of the whole batch, exactly, whatever the `guess`.
+    """Codes of the n * k largest positive pre-activations of the whole batch, exact for any `guess`.
 
-    A flat top-k over n * d_sae numbers takes longer than all the rest of a step. So what lies below `SLACK * guess` is
-    dropped while each chunk is in the cache, and the selection runs over the few that are left. If fewer than n * k
-    are, the filter was too high: it is set again from a sample, and at last to 0.
+    A flat top-k over n * d_sae numbers takes longer than the rest of the step. So values below `SLACK * guess` are
+    dropped while each chunk is in the cache, and the selection runs over the few that remain. If fewer than n * k
+    remain, the filter was too high: it is re-estimated from a sample, and finally set to 0.
 
     Args:
-        guess: about the smallest value that will be kept, as the last batch's; 0 where there was none.
+        guess: estimate of the smallest value to keep, e.g. that of the last batch; 0: no estimate.
     """
     n, total = len(x), len(x) * k
     codes = encode_above(x, sae.W_enc, sae.b_enc, sae.scratch, floor=SLACK * guess) if guess > 0 else None
@@ -51,7 +51,7 @@ def encode_batch_top_k(sae: SAE, x: Float[Tensor, "n d_in"], k: int, guess: floa
 
 
 def _sampled(sae: SAE, x: Tensor, k: float) -> float:
-    """What about `k` pre-activations per vector are above, by up to 64 of the vectors; not negative."""
+    """Non-negative threshold exceeded by about `k` pre-activations per vector, estimated from up to 64 vectors."""
     rows = x[:: max(1, len(x) // 64)][:64]
     h = torch.addmm(sae.b_enc, rows, sae.W_enc).view(-1)
     n = min(len(h), max(1, round(k * len(rows))))

@@ -1,4 +1,4 @@
-"""`transcoder`: predicts a later site of the model from an earlier one, k features at a time; with a skip connection if wanted."""
+"""`transcoder`: predicts a later site of the model from an earlier one with k features, optionally with a skip connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK, TopKConfig
 
 MIX = 0.8
-"""Share of data in the first rows; the rest is noise, which tells rows of equal vectors apart."""
+"""Share of data in the initial rows; the rest is noise, which separates rows of equal vectors."""
 
 
 class TranscoderConfig(TopKConfig):
@@ -36,15 +36,15 @@ class TranscoderConfig(TopKConfig):
 class Transcoder(TopK):
     """y_hat = f W_dec + b_dec (+ x_in W_skip), f = the k largest of relu(x_in W_enc + b_enc); loss = mean |y - y_hat|^2 + auxk d AuxK.
 
-    A vector joins the same token at two blocks: `x_in` is the earlier block's, y the later's, each of width d. Everything that
-    encodes takes the joined vector; what is decoded is the later site's.
+    A vector joins the same token at two blocks: `x_in` is the earlier block's, y the later's, each of width d. All encoding methods
+    take the joined vector; decoding gives the later site.
 
-    The published transcoders have ReLU features under an L1 penalty; these take the k largest, as Paulo et al. do.
+    The published transcoders have ReLU features under an L1 penalty; these use the k largest, as in Paulo et al.
 
-    Start: feature i looks for the input of one sample and writes the same sample's target, and W_skip `[d, d]` is zero. `tiny` on
-    400 `shapes`, block 3 from 1, d_sae 512, k 16, 700 steps, held-out NMSE and dead share (.073 by the best linear map alone):
-    so .063 and .09, from random directions .059 and .35, decoder rows by least squares on the codes .062 and .11; with a skip
-    connection .043 and .20, which beginning it at the best linear map does not improve (.045 and .15).
+    Initialisation: feature i detects the input of one sample and writes the same sample's target; W_skip `[d, d]` is zero. `tiny` on
+    400 `shapes`, block 3 from 1, d_sae 512, k 16, 700 steps, held-out NMSE and dead share (.073 with only the best linear map):
+    this .063 and .09, random directions .059 and .35, decoder rows by least squares on the codes .062 and .11; with a skip
+    connection .043 and .20, and not better if it starts at the best linear map (.045 and .15).
 
     Sources: Dunefsky et al. 2024, Transcoders find interpretable LLM feature circuits. https://arxiv.org/abs/2406.11944
     Skip connection: Paulo et al. 2025, Transcoders beat sparse autoencoders for interpretability. https://arxiv.org/abs/2501.18823
@@ -54,10 +54,10 @@ class Transcoder(TopK):
     cfg: TranscoderConfig
 
     def __init__(self, cfg: TranscoderConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where the vectors do not join two sites, or k exceeds d_sae."""
+        """Raises ConfigError if the vectors do not join two sites, or k exceeds d_sae."""
         if cfg.n_sites != 2:
             raise ConfigError(
-                f"a transcoder predicts one site from another, read.layer names {cfg.n_sites}; name two recorded blocks, as --layer 6,10."
+                f"a transcoder needs two sites, but read.layer names {cfg.n_sites}; give two recorded blocks, such as --layer 6,10."
             )
         super().__init__(cfg, generator)
         if cfg.skip:
@@ -84,7 +84,7 @@ class Transcoder(TopK):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """Decoder rows and encoder columns from the two sides of one sample each, if `cfg.data_init`; the encoder's scale fitted."""
+        """Set decoder rows and encoder columns from the two sides of one sample each, if `cfg.data_init`; fit the encoder's scale."""
         inputs, target = self.split(x)
         centre = inputs.double().mean(0).to(x.dtype)
         self.b_dec.copy_(target.double().mean(0))
@@ -102,11 +102,11 @@ class Transcoder(TopK):
         return super().feature_axes() | ({"W_skip": None} if self.cfg.skip else {})
 
     def facts(self) -> dict[str, Any]:
-        """`skip_norm`: length of the skip connection over that of the identity, where there is one."""
+        """`skip_norm`: norm of the skip connection over that of the identity, if there is one."""
         return {"skip_norm": float(self.W_skip.detach().norm()) / self.d_out**0.5} if self.cfg.skip else {}
 
 
 def _mixed(rows: Float[Tensor, "m d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
-    """Rows of length 1, `MIX` of them data and the rest noise of the same length."""
+    """Rows of length 1, a mix of `MIX` data and the rest noise of the same length."""
     noise = torch.randn(rows.shape, generator=generator).to(rows)
     return F.normalize(MIX * F.normalize(rows, dim=1) + (1 - MIX) * F.normalize(noise, dim=1), dim=1)
