@@ -1,4 +1,4 @@
-"""`--layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser would not take."""
+"""`--layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser does not support."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 SEVERAL = {"--layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
-"""Flag -> what its second and later values look like; the first that does not ends the list."""
+"""Flag -> pattern of its second and later values; the first mismatch ends the list."""
 
 ALONE = {"--names": "text"}
-"""Flag -> what it means where no value follows."""
+"""Flag -> its value if none follows."""
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`, `--names` as `--names text`; all else as it is."""
+    """`--layers -1 -2` as `--layers -1 --layers -2`, for every flag in `SEVERAL`, `--names` as `--names text`; the rest unchanged."""
     args: list[str] = []
     flag, first = "", False
     for i, arg in enumerate(argv):
