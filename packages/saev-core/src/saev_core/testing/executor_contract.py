@@ -1,4 +1,4 @@
-"""TODO."""
+"""`ExecutorContract`: tests that every executor plugin must pass."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from saev_core.testing.model_contract import _Plugin
 
 
 class ExecutorProtocol(Protocol):
-    """What `ExecutorContract` tests."""
+    """The interface that `ExecutorContract` tests."""
 
     def submit(self, argv: list[str], folder: Path) -> int: ...
 
 
 class ExecutorContract(_Plugin):
-    """Tests of an executor that runs where this process can see its result: locally, or on a shared disk."""
+    """Tests of an executor whose results this process can see: local, or on a shared disk."""
 
     executor: ClassVar[Callable[..., Any]]
-    """The executor's class, or a function of one Config."""
+    """The executor's class, or a function that takes its Config."""
     config: ClassVar[PluginConfig | None] = None
     """Its options; by default `Config()`."""
 
@@ -41,4 +41,4 @@ class ExecutorContract(_Plugin):
             self.make().submit(["true"], tmp_path)
         except SaevError:
             return
-        raise AssertionError("an executor runs saev commands; others must raise a SaevError")
+        raise AssertionError("an executor runs only saev commands; others must raise a SaevError")
