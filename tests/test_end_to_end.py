@@ -179,7 +179,7 @@ def test_an_interrupted_recording_exits_130_in_one_line_and_resumes(run: Run, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert err == "saev: interrupted; run the same command again to resume.\n"
+    assert err == "saev: interrupted; re-run the same command to resume.\n"
     store = ActivationStore.open(str(path / "store"))
     (site,) = store.sites
     assert not store.complete(site)

@@ -544,7 +544,7 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["data", "download", "cifar10", "--split", "80"]) == 2
     assert "--split takes a share between 0 and 1" in capsys.readouterr().err
     assert main(["data", "download", "shapes"]) == 2
-    assert "shapes names nothing to download; these do: ade20k" in capsys.readouterr().err
+    assert "shapes has nothing to download; these do: ade20k" in capsys.readouterr().err
 
 
 def test_a_third_party_data_set_downloads_by_declaring_archives(server: Server, tmp_path: Path) -> None:

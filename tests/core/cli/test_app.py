@@ -126,7 +126,7 @@ def test_an_interrupt_says_how_to_resume_and_exits_130(capsys: pytest.CaptureFix
         raise KeyboardInterrupt
 
     monkeypatch.setattr("saev_core.cli.plugins.show", interrupted)
-    assert fails(capsys, "plugins") == (130, "saev: interrupted; run the same command again to resume.")
+    assert fails(capsys, "plugins") == (130, "saev: interrupted; re-run the same command to resume.")
 
 
 def test_what_nobody_foresaw_is_one_line_and_debug_gives_the_traceback(

@@ -74,7 +74,7 @@ def test_many_saes_are_compared_and_the_next_call_finds_it_done(run: Run, saev: 
     frequency = np.load(run.path / "results" / "frequency" / "topk-k4-s1.npy")
     assert (np.isnan(per) == (frequency == 0)).all()
     assert (frequency > 0).sum() == entry["n_live"][0]
-    for text in ("jumprelu-s1", "* best", "agreement of seeds", "consensus"):
+    for text in ("jumprelu-s1", "* best", "seed agreement", "consensus"):
         assert text in first.stdout
 
     again = saev("evaluate", run.path, "--json")

@@ -151,7 +151,7 @@ def test_values_that_are_not_finite_are_named_by_image() -> None:
     for wrong in (torch.inf, torch.nan):
         z = torch.ones(2 * T, D)
         z[T, 0] = wrong
-        with pytest.raises(StoreError, match="image 9 gives"):
+        with pytest.raises(StoreError, match="image 9 has"):
             FeatureAccumulator(D, T, K).add(np.array([8, 9]), Codes.from_dense(z))
 
 

@@ -1,4 +1,4 @@
-"""The command `saev`. Drawing help imports typer and nothing else of weight; commands import what they need."""
+"""The command `saev`. Showing help imports only typer; commands import what they need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from saev_core.errors import SaevError
 
-INTERRUPTED = "interrupted; run the same command again to resume."
+INTERRUPTED = "interrupted; re-run the same command to resume."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130, args)
     except BrokenPipeError:
-        # Whoever read our output has gone (`saev plugins | head`); say nothing more, not even at exit.
+        # The reader of our output is gone (`saev plugins | head`); print nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # noqa: BLE001 the last net: a person gets a line, not a traceback
+    except Exception as error:  # noqa: BLE001 last resort: report one line, not a traceback
         return _fail(f"unexpected {type(error).__name__}: {error}; add --debug for the traceback.", 1, args)
 
 

@@ -1,4 +1,4 @@
-"""`python -m saev_core.cli` is the command `saev`."""
+"""`python -m saev_core.cli`: the same as the command `saev`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Several SAEs of a run as tables: which is best, and how well seeds agree."""
+"""Tables that compare several SAEs of a run: the Pareto front and seed agreement."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def show(screen: Screen, ranked: Mapping[str, Any] | None, stable: Mapping[str, 
     """What `saev evaluate` found of several SAEs; nothing for one alone."""
     if ranked:
         screen.say("")
-        screen.say("SAEs by L0, on held-out images; * nothing is both sparser and closer:")
+        screen.say("SAEs by L0, on held-out images; * on the Pareto front (L0, NMSE):")
         screen.table(*pareto_rows(ranked))
     if stable:
         screen.say("")
-        screen.say("agreement of seeds, cosine of matched decoder rows of live features:")
+        screen.say("seed agreement, cosine of matched decoder rows of live features:")
         screen.table(*stability_rows(stable))
         for name, entry in stable.items():
             if why := entry.get("consensus", {}).get("why"):
-                screen.say(f"{name}: no consensus, for {why}")
+                screen.say(f"{name}: no consensus: {why}")
 
 
 def pareto_rows(ranked: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """Rows and header of every SAE, sorted by L0."""
+    """Rows and header: every SAE, sorted by L0."""
     rows = []
     for p in ranked["points"]:
         seed = "" if p["seed"] is None else str(p["seed"])
@@ -35,7 +35,7 @@ def pareto_rows(ranked: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
 
 
 def stability_rows(stable: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """Rows and header of every point that has several seeds."""
+    """Rows and header: every point that has several seeds."""
     rows = []
     for name, entry in stable.items():
         made = entry.get("consensus", {})

@@ -1,4 +1,4 @@
-"""What a person sees: bars on a terminal, plain lines in a log, JSON on request. The one place that configures logging."""
+"""Console output: progress bars on a terminal, plain lines in a log, JSON on request. The only place that configures logging."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, Self
 from saev_core.support.progress import Meter, silent
 
 EVERY_S = 5.0
-"""Seconds between the lines of a plain log."""
+"""Seconds between progress lines in a plain log."""
 
 _NOISY = ("transformers", "huggingface_hub", "httpx", "datasets", "timm", "open_clip", "PIL", "matplotlib", "fsspec", "py.warnings")
 
 
 class Screen:
-    """Where a command speaks. `say` and `table` are for people and fall silent under --json; `result` is for both."""
+    """A command's output. `say` and `table` print text, suppressed under --json; `result` prints JSON under --json."""
 
     def __init__(self, *, as_json: bool = False, debug: bool = False) -> None:
         self.as_json = as_json
@@ -30,17 +30,17 @@ class Screen:
         configure_logging(debug)
 
     def say(self, text: str) -> None:
-        """One line for a person."""
+        """Print one line."""
         if not self.as_json:
             print(text, flush=True)
 
     def result(self, data: Any) -> None:
-        """The command's answer, printed under --json."""
+        """The command's result, printed under --json."""
         if self.as_json:
             print(json.dumps(data, indent=1, default=str), flush=True)
 
     def table(self, rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:
-        """Aligned columns; the last one may be long."""
+        """Print aligned columns; the last one may be long."""
         if self.as_json or not rows:
             return
         cells = [list(map(str, row)) for row in ([header, *rows] if header else rows)]
@@ -56,7 +56,7 @@ class Screen:
 
 
 def configure_logging(debug: bool) -> None:
-    """Our own messages on stderr as plain lines; other libraries are heard only under --debug."""
+    """Send our own messages to stderr as plain lines; messages of other libraries appear only under --debug."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "saev: %(message)s"))
     root = logging.getLogger()
@@ -70,7 +70,7 @@ def configure_logging(debug: bool) -> None:
         warnings.simplefilter("ignore")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Read by the libraries when they are imported, which has not happened yet.
+    # Libraries read these when they are imported, which has not happened yet.
     for key, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -155,7 +155,7 @@ class _Bar(Meter):
         self._done = 0
 
     def skip(self, n: int) -> None:
-        # Not an advance: the time that is left would be reckoned from it.
+        # Not an advance: it would distort the estimated time left.
         self._bar.reset(self._task, completed=n)
 
     def update(self, n: int = 1, **facts: float) -> None:

@@ -1,4 +1,4 @@
-"""`saev data download`: the archives that a data set declares, and a random split of them into trees of class folders."""
+"""`saev data download`: download a data set's archives, and optionally split it at random into trees of class folders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from saev_core.plugins.registry import find, installed
 def bring(
     name: str, folder: str, *, split: float | None, seed: int, keep: bool, again: bool, as_json: bool = False, debug: bool = False
 ) -> None:
-    """Download a data set, open it, and split it if that is asked for.
+    """Download a data set, open it, and optionally split it.
 
     Raises:
         UnknownPluginError: no data set has that name.
-        UsageError: it declares no archives, or the split is no share.
-        DatasetError: as `download`, `load_dataset` and `write_split`.
+        UsageError: it declares no archives, or the split is not between 0 and 1.
+        DatasetError: see `download`, `load_dataset` and `write_split`.
     """
     screen = Screen(as_json=as_json, debug=debug)
     if not name:
@@ -33,7 +33,7 @@ def bring(
         raise UsageError(f"--split takes a share between 0 and 1, such as .8, not {split:g}.")
     kind = find("dataset", name).load()
     if not kind.sources:
-        raise UsageError(f"{name} names nothing to download; these do: {', '.join(each for each, _, _ in offered())}.")
+        raise UsageError(f"{name} has nothing to download; these do: {', '.join(each for each, _, _ in offered())}.")
     path = Path(folder or Path("data") / name)
     found = download(kind.sources, path, again=again, keep=keep, track=screen.track, say=screen.say)
     where = kind.Config.locations[0]
@@ -48,19 +48,19 @@ def bring(
 def _split(screen: Screen, ref: PluginRef, path: Path, share: float, seed: int) -> dict[str, Any]:
     folder = path / f"split-{share:g}-{seed}"
     if folder.exists():
-        screen.say(f"{folder} is there already.")
+        screen.say(f"{folder} is up to date, skipping.")
     else:
         write_split(load_dataset(ref), folder, share, seed)
     trees = {part: load_dataset(f"image-folder:{folder / part}") for part in ("train", "test")}
     if trees["train"].classes != trees["test"].classes:
-        raise DatasetError(f"{folder} has other classes in train/ than in test/; delete it and run the same command again.")
+        raise DatasetError(f"{folder} has different classes in train/ and test/; delete it and re-run the same command.")
     for part, tree in trees.items():
         screen.say(f"{len(tree):,} images in {part}: --dataset image-folder:{folder / part}")
     return {"folder": str(folder), **{part: len(tree) for part, tree in trees.items()}}
 
 
 def offered() -> list[tuple[str, int, list[str]]]:
-    """Name, bytes and addresses of every data set that can be downloaded; those that cannot be imported are left out."""
+    """Name, bytes and URLs of every data set that can be downloaded; those that cannot be imported are omitted."""
     found = []
     for plugin in installed("dataset"):
         try:

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a training would do and what it takes, for people and as JSON."""
+"""`--dry-run`: what a training would do and what it would cost, as text or JSON."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from saev_core.config.run import RunConfig
 
 MOST_ROWS = 40
-"""SAEs that are listed for a person; --json lists all."""
+"""Number of SAEs listed per pass in text output; --json lists all."""
 
 
 def show_plan(screen: Screen, path: Path, config: RunConfig) -> None:
-    """Print the plan of a run that need not be there. Writes nothing."""
+    """Print the training plan of a run, which need not exist. Writes nothing."""
     from saev_core.pipeline.pipeline import Pipeline
     from saev_core.runs.run import Run
 
     plan = Pipeline(Run(path, config, {}), say=screen.say).plan()
     screen.result(plan)
     n_there = plan["points"] - sum(len(one["saes"]) for one in plan["passes"])
-    there = f", {n_there} there already" if n_there else ""
+    there = f", {n_there} up to date" if n_there else ""
     screen.say(f"{plan['points']} SAEs{there}; {len(plan['passes'])} passes over the data")
     for number, one in enumerate(plan["passes"], 1):
         screen.say("")
         screen.say(f"pass {number}: {_pass_text(one)}")
         rows = [[sae["name"], size(sae["memory"]), f"{sae['step_s'] * 1e3:,.1f} ms"] for sae in one["saes"][:MOST_ROWS]]
-        screen.table(rows, ["SAE", "memory", "a step"])
+        screen.table(rows, ["SAE", "memory", "per step"])
         if (more := len(one["saes"]) - MOST_ROWS) > 0:
             screen.say(f"... and {more} more; --json lists all")
     screen.say("")
@@ -36,9 +36,9 @@ def show_plan(screen: Screen, path: Path, config: RunConfig) -> None:
     states = max((one["disk_states"] for one in plan["passes"]), default=0)
     screen.table(
         [
-            ["memory", f"{size(most)} at most, of {size(plan['memory_limit'])} that a pass may take{_too_large(plan)}"],
-            ["time", f"about {duration(plan['seconds'])}, by timing a few steps of each kind of SAE on this machine"],
-            ["disk", f"{size(plan['disk'])} of checkpoints, and up to {size(states)} of training states while a pass lasts"],
+            ["memory", f"at most {size(most)} per pass, limit {size(plan['memory_limit'])}{_too_large(plan)}"],
+            ["time", f"about {duration(plan['seconds'])}, from timing a few steps of each kind of SAE on this machine"],
+            ["disk", f"{size(plan['disk'])} of checkpoints, plus up to {size(states)} of training state during a pass"],
         ]
     )
 
@@ -47,8 +47,8 @@ def _pass_text(one: dict[str, Any]) -> str:
     text = f"{len(one['saes'])} SAEs on {one['site']} ({one['tokens']}), {one['n_steps']:,} steps of {one['batch_size']:,} vectors: "
     text += f"{size(one['memory'])}, about {duration(one['seconds'])}"
     if one["part"][1] > 1:
-        text += f"; part {one['part'][0]} of {one['part'][1]}, for memory"
-    return text + ("; goes on from where it stopped" if one["resumes"] else "")
+        text += f"; part {one['part'][0]} of {one['part'][1]}, to fit in memory"
+    return text + ("; resumes" if one["resumes"] else "")
 
 
 def _too_large(plan: dict[str, Any]) -> str:

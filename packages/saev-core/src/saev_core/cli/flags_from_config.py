@@ -24,7 +24,7 @@ def flag_name(key: str) -> str:
 
 
 def flag(key: str, field: FieldInfo) -> Any:
-    """A field as an annotation that typer draws help and reads words from; pydantic judges the value."""
+    """A field as a typer annotation: typer shows the help and parses the words, pydantic validates the value."""
     shape, metavar = shape_of(field.annotation)
     default = default_text(field)
     text = " ".join((field.description or "").split()) + (f" Default: {default}." if default else "")
@@ -35,7 +35,7 @@ def flag(key: str, field: FieldInfo) -> Any:
 
 
 def typed_as(key: str, field: FieldInfo) -> tuple[str, str, str]:
-    """A field's flag, what follows it and its default, for a table of a page."""
+    """A field's flag, value placeholder and default, for a table in the documentation."""
     shape, metavar = shape_of(field.annotation)
     name = flag_name(key)
     shown = f"`{name}`, `--no-{name[2:]}`" if shape == "bool" else f"`{name}`"
@@ -45,7 +45,7 @@ def typed_as(key: str, field: FieldInfo) -> tuple[str, str, str]:
 
 
 def default_text(field: FieldInfo) -> str:
-    """A field's default as it would be typed; empty where there is nothing to say."""
+    """A field's default as typed on the command line; empty if there is none worth showing."""
     value = field.get_default(call_default_factory=True)
     if field.is_required():
         return "required"
@@ -59,7 +59,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def shape_of(annotation: Any) -> tuple[str, str]:
-    """How a field is typed (`bool`, `list`, `dict` or `one`), and what stands for its value in help."""
+    """How a field is typed (`bool`, `list`, `dict` or `one`), and the placeholder for its value in help."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return shape_of(inner[0])
@@ -78,10 +78,10 @@ def shape_of(annotation: Any) -> tuple[str, str]:
 
 
 def options(config: type[Config], typed: Mapping[str, Any], *, config_file: str = "", assignments: Sequence[str] = ()) -> Config:
-    """A verb's options: defaults, then the file, then flags, then --set.
+    """A verb's options from defaults, the file, flags and --set, in ascending precedence.
 
     Raises:
-        ConfigError: a key or value is wrong.
+        ConfigError: a key or value is invalid.
     """
     data: dict[str, Any] = {}
     if config_file:
@@ -95,7 +95,7 @@ def options(config: type[Config], typed: Mapping[str, Any], *, config_file: str 
 
 
 def _read(key: str, value: Any, field: FieldInfo) -> Any:
-    """What was typed, as pydantic takes it: lists and pairs taken apart, `none` as None."""
+    """The typed value in the form pydantic expects: lists and pairs split, `none` as None."""
     shape, _ = shape_of(field.annotation)
     if shape == "bool":
         return value

@@ -9,7 +9,7 @@ SEVERAL = {"--record-layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+",
 """Flag -> what its second and later values look like; the first that does not ends the list."""
 
 ALONE = {"--names": "text"}
-"""Flag -> what it means where no value follows."""
+"""Flag -> its value if none follows."""
 
 
 def expand(argv: Sequence[str]) -> list[str]:

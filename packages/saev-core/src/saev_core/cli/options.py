@@ -1,4 +1,4 @@
-"""Typed flags: one table says what each sets, and every command picks the ones it takes. Imports no pydantic."""
+"""Typed flags: one table maps each flag to its setting; each command selects the flags it takes. Imports no pydantic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flag:
-    """A typed flag: its name, the configuration key it sets (none: not part of the configuration), type and help."""
+    """A typed flag: its name, the configuration key it sets (empty: not part of the configuration), type and help."""
 
     name: str
     key: str
@@ -28,7 +28,7 @@ class Flag:
     """What stands for the value in help, where that is more than its type."""
 
 
-_WHAT, _RUN, _TALK = "What is used", "Where it goes", "What is said"
+_WHAT, _RUN, _TALK = "Inputs", "Output", "Logging"
 FLAGS = {
     flag.name: flag
     for flag in [
@@ -43,13 +43,13 @@ FLAGS = {
             "Recorded block to train on (default: the first of --record-layers); all; mean; or several, joined: 6,10.",
             _WHAT,
         ),
-        Flag("--stream", "record.stream", str, "What of each block: resid, its output, or a module inside it (mlp).", _WHAT),
+        Flag("--stream", "record.stream", str, "Site in each block: resid (its output) or a module inside it (mlp).", _WHAT),
         Flag("--tokens", "read.tokens", str, "Vectors to train on: patches, cls, or mean (over patches).", _WHAT),
         Flag("--labels", "read.labels", list[int], "Train only on images with these labels.", _WHAT),
         Flag("--clamp", "read.clamp", float, "Clip raw activations to plus or minus this.", _WHAT),
         Flag("--n-images", "record.n_images", str, "Record only the first so many images.", _WHAT, "NUMBER|all"),
         Flag("--dtype", "record.dtype", str, "Stored precision: float16 or float32."),
-        Flag("--on-bad-image", "record.on_bad_image", str, "An unreadable image is recorded as missing, or stops the recording."),
+        Flag("--on-bad-image", "record.on_bad_image", str, "missing: record an unreadable image as missing; stop: stop the recording."),
         Flag("--part", "record.part", str, "2/4: record the second of four disjoint parts."),
         Flag(
             "--n-tokens", "train.n_tokens", str, "Training vectors in all; auto: 20 passes over the training images.", metavar="NUMBER|auto"
@@ -61,17 +61,17 @@ FLAGS = {
         Flag("--yes", "", bool, "A sweep of more than 1,000 SAEs is meant."),
         Flag("--only", "", list[str], "SAE to index; may be repeated."),
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
-        Flag("--heldout", "read.heldout", float, "Share of images kept from training, for evaluation."),
+        Flag("--heldout", "read.heldout", float, "Share of images held out from training, for evaluation."),
         Flag("--top-k", "index.top_k", int, "Distinct images kept per feature."),
         Flag("--names", "names.source", str, "Names of features: a file of concepts; no value: our list; or labels, masks, truth, none."),
         Flag("--n-features", "report.n_features", int, "Features in the report's gallery."),
-        Flag("--include", "report.include", list[int], "Features the report always shows."),
-        Flag("--device", "device", str, "auto picks cuda, mps or cpu; or one of these."),
+        Flag("--include", "report.include", list[int], "Features that the report always shows."),
+        Flag("--device", "device", str, "cuda, mps or cpu; auto picks the first available."),
         Flag("--tracker", "trackers", list[str], "Tracker plugin; may be repeated. JSON lines are always written."),
         Flag("--out", "", str, "Run folder (default: runs/<date>-<model>-<dataset>).", _RUN),
-        Flag("--store", "store", str, "Where the activations lie, if not in the run folder.", _RUN),
-        Flag("--config", "", str, "TOML file of settings, weaker than flags.", _RUN),
-        Flag("--set", "", list[str], "Any setting by its key, stronger than flags: --set train.lr=3e-4.", _RUN),
+        Flag("--store", "store", str, "Location of the activation store, if not in the run folder.", _RUN),
+        Flag("--config", "", str, "TOML file of settings; flags override it.", _RUN),
+        Flag("--set", "", list[str], "Any setting by its key, overrides flags: --set train.lr=3e-4.", _RUN),
     ]
 }
 PLUGIN_KEYS = ("model", "dataset", "sae")
@@ -80,7 +80,7 @@ _BATCH = {"record": "Images per forward pass.", "train": "Vectors per training s
 
 @dataclass(frozen=True)
 class Flags:
-    """What was typed: flag -> value, the flags that were not typed left out."""
+    """The flags given on the command line: flag -> value."""
 
     given: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
@@ -90,13 +90,13 @@ class Flags:
     batch: str = "train"
     """The section that --batch-size belongs to in this command."""
     whole: bool = False
-    """The flags say everything: a run that is there already does not lend its configuration."""
+    """The flags are the complete configuration; that of an existing run is not used as a base."""
 
     def config(self, base: RunConfig | None = None) -> RunConfig:
-        """The configuration: `base` or the defaults, then --config, then flags, then --set.
+        """The configuration from `base` or the defaults, --config, flags and --set, in ascending precedence.
 
         Raises:
-            ConfigError, UnknownPluginError: a key, value or plugin name is wrong.
+            ConfigError, UnknownPluginError: a key, value or plugin name is invalid.
         """
         from saev_core.config.base import validate
         from saev_core.config.run import RunConfig
@@ -134,7 +134,7 @@ class Flags:
 
 
 def _recording_swept_layers(config: RunConfig) -> RunConfig:
-    """The same, recording the blocks that its sweep reads."""
+    """`config`, changed to record the blocks that its sweep reads."""
     from saev_core.config.base import validate
     from saev_core.config.run import RunConfig
     from saev_core.runs.sweep import expand
@@ -183,7 +183,7 @@ def takes(*names: str, run: str = "", batch: str = "") -> Callable[[Callable[[Fl
             option = typer.Option(flag.name, help=flag.help, rich_help_panel=flag.panel, metavar=flag.metavar)
             add(name, Annotated[flag.kind | None, option], None)
         add("json", Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=_TALK)], False)
-        add("debug", Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.", rich_help_panel=_TALK)], False)
+        add("debug", Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.", rich_help_panel=_TALK)], False)
 
         @functools.wraps(body)
         def command(**values: Any) -> None:

@@ -1,4 +1,4 @@
-"""`saev plugins` and `saev data list`: what is installed."""
+"""`saev plugins` and `saev data list`: list what is installed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from saev_core.plugins.registry import GROUPS, check, config_class, installed
 
 
 def show(*, check: bool, as_json: bool, debug: bool) -> None:
-    """Every plugin from metadata alone; with `check`, each is imported.
+    """List every plugin from metadata only; with `check`, import each one.
 
     Raises:
-        PluginError: with `check`, how many cannot be imported.
+        PluginError: with `check`, if any cannot be imported; the message gives the number.
     """
     screen = Screen(as_json=as_json, debug=debug)
     problems = dict(pair for kind in GROUPS for pair in _check(kind)) if check else {}
@@ -27,14 +27,14 @@ def show(*, check: bool, as_json: bool, debug: bool) -> None:
     rows = [[p.kind, p.name, f"{p.dist} {p.version}", p.target, *([problems[p] or "ok"] if check else [])] for p in found]
     screen.table(rows, ["kind", "name", "from", "target", *(["check"] if check else [])])
     if bad := sum(map(bool, problems.values())):
-        raise PluginError(f"{bad} of {len(found)} plugins cannot be imported; uninstall or mend them. The others are not affected.")
+        raise PluginError(f"{bad} of {len(found)} plugins cannot be imported; fix or uninstall them. The others are not affected.")
 
 
 _check = check
 
 
 def datasets(*, as_json: bool, debug: bool) -> None:
-    """Every data set with its own options; one that cannot be imported is listed with the reason."""
+    """List every data set with its own options; one that cannot be imported is listed with the reason."""
     screen = Screen(as_json=as_json, debug=debug)
     found = []
     for plugin in installed("dataset"):

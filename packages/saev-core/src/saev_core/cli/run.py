@@ -1,4 +1,4 @@
-"""`saev run`, `record`, `train`, `evaluate`, `index`: a run folder, and the pipeline's stages on it."""
+"""`saev run`, `record`, `train`, `evaluate`, `index`: run pipeline stages on a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
-    """Do the stages on the run that the flags name or configure, and print what was found."""
+    """Run the stages on the run that the flags name or configure, and print the results."""
     screen = Screen(as_json=flags.json, debug=flags.debug)
     path, config = run_and_config(flags, must_exist=stages[0] not in ("record", "train"))
     if "--sweep" in flags.given:
@@ -48,7 +48,7 @@ def run_stages(flags: Flags, stages: Sequence[str] = STAGES) -> None:
 
 
 def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
-    """The run folder and its configuration: that of the run if it is one already, with what the flags change."""
+    """The run folder and its configuration: an existing run's own, with the changes made by the flags."""
     if flags.run and (must_exist or (Path(flags.run) / "config.json").exists()):
         return Path(flags.run), flags.config(None if flags.whole else Run.open(flags.run).config)
     config = flags.config(_of_store(flags.given["--store"]) if "--store" in flags.given and "--model" not in flags.given else None)
@@ -56,7 +56,7 @@ def run_and_config(flags: Flags, *, must_exist: bool) -> tuple[Path, RunConfig]:
 
 
 def _of_store(url: str) -> RunConfig | None:
-    """Defaults with the model and data set that a store was recorded from; None where there is no store yet."""
+    """Defaults with the model and data set that a store was recorded from; None if there is no store yet."""
     from saev_core.activations.store.store import ActivationStore
     from saev_core.config.base import validate
     from saev_core.config.run import RunConfig
@@ -105,6 +105,6 @@ def _recovery(screen: Screen, summary: Summary) -> None:
             values = sorted((row["f1"], row["value"]) for row in found["rows"] if row["factor"] == factor and row["n_positive"])
             if values:
                 rows.append([factor, f"{mean:.3f}", f"{values[0][1]} {values[0][0]:.3f}", f"{values[-1][1]} {values[-1][0]:.3f}"])
-        screen.say(f"truth recovered by {name}, F1 over held-out patches of the best feature for each value:")
+        screen.say(f"ground truth recovered by {name}: F1 on held-out patches of the best feature for each value")
         screen.table([*rows, ["mean", f"{found['mean']:.3f}", "", ""]], ["factor", "mean", "worst", "best"])
         screen.say("")

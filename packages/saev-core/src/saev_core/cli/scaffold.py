@@ -1,4 +1,4 @@
-"""`saev plugins new`: a folder with a plugin that installs and runs as it is, to be filled in."""
+"""`saev plugins new`: scaffold a plugin that installs and runs as it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 class {klass}Config(ModelConfig):
     size_px: int = 64
-    """Side of the picture that the model sees, a multiple of 16."""
+    """Side of the model's input images in pixels, a multiple of 16."""
 
 
 class {klass}(VisionModel):
@@ -46,7 +46,7 @@ class {klass}(VisionModel):
 
     def __init__(self, cfg: {klass}Config) -> None:
         super().__init__()
-        # Replace from here on with your own model: its patches, its blocks, its transform.
+        # Replace everything from here on with your own model: its patches, blocks and transform.
         side = cfg.size_px // 16
         self.grid = Grid(side, side, patch_px=16, n_prefix=0)
         self.d_model = 32
@@ -75,7 +75,7 @@ from saev_core import DatasetConfig, Example, ImageDataset
 
 class {klass}Config(DatasetConfig):
     n: int = 100
-    """Images."""
+    """Number of images."""
 
 
 class {klass}(ImageDataset):
@@ -89,7 +89,7 @@ class {klass}(ImageDataset):
         return self.cfg.n
 
     def __getitem__(self, index: int) -> Example:
-        # `index` is the image's number for ever. Raise saev_core.errors.BadImageError for one that cannot be read.
+        # `index` is the image's permanent number. Raise saev_core.errors.BadImageError for one that cannot be read.
         if not 0 <= index < len(self):
             raise IndexError(f"image {{index}} of {{len(self)}}")
         pixels = np.zeros((64, 64, 3), np.uint8)
@@ -133,15 +133,15 @@ class {klass}Config(Config):
     n: int = Field(default=5, ge=1)
     """Features in the table."""
     sae: str = ""
-    """Which SAE; empty: the best."""
+    """SAE to use; empty: the best."""
 
 
 class {klass}(Task):
-    """What the features of a run are good for."""
+    """Show the strongest features of a run."""
 
     @verb
     def strongest(self, cx: TaskContext, cfg: {klass}Config):
-        """The features with the largest activations, and the picture of each one's largest."""
+        """The features with the largest activations, and the image of each one's maximum."""
         index = cx.index(cfg.sae)
         chosen = index.max.argsort()[::-1][: cfg.n].tolist()
         rows = [{{"feature": f, "max": index.max[f], "image": index.top_index[f, 0]}} for f in chosen]
@@ -167,15 +167,15 @@ _TEMPLATES = {
 
 
 def new(name: str, kind: str, folder: str) -> Path:
-    """Make the folder `saev-<name>` and say what to do next.
+    """Create the folder `saev-<name>` and print the next steps.
 
     Raises:
-        UsageError: the name or kind will not do, or the folder is there already.
+        UsageError: the name or kind is invalid, or the folder exists.
     """
     if kind not in _TEMPLATES:
-        raise UsageError(f"--kind {kind}: there are templates for {', '.join(_TEMPLATES)}.")
+        raise UsageError(f"--kind {kind} is unknown; choose one of {', '.join(_TEMPLATES)}.")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise UsageError(f"{name!r} will not do as a plugin's name; use small letters, digits and hyphens.")
+        raise UsageError(f"{name!r} is not a valid plugin name; use lower-case letters, digits and hyphens.")
     path = Path(folder) / f"saev-{name}"
     module = f"saev_{name.replace('-', '_')}"
     source, contract = _TEMPLATES[kind]
@@ -192,7 +192,7 @@ def new(name: str, kind: str, folder: str) -> Path:
         for file, text in {"pyproject.toml": _PROJECT, f"{module}.py": source, f"test_{module}.py": _TEST}.items():
             (path / file).write_text(text.format(**words), encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}; choose another name, or another place with --in.") from None
+        raise UsageError(f"{path}: {error.strerror or error}; choose another name, or another folder with --in.") from None
     use = f"saev task {name}" if kind == "task" else f"saev run --{kind} {name}"
-    print(f"{path} is made. Next: pip install -e {path}; {use}")
+    print(f"created {path}. Next: pip install -e {path}; {use}")
     return path

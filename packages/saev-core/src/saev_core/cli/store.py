@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_store(path: str) -> ActivationStore:
-    """The store at an address, or that of a run folder."""
+    """The store at a path or URL, or that of a run folder."""
     from saev_core.activations.store.store import ActivationStore
     from saev_core.workspace import Workspace
 
@@ -24,7 +24,7 @@ def open_store(path: str) -> ActivationStore:
 
 
 def info(path: str, *, as_json: bool, debug: bool) -> None:
-    """What a store holds."""
+    """Print what a store holds."""
     screen = Screen(as_json=as_json, debug=debug)
     store = open_store(path)
     meta, grid = store.meta, store.grid
@@ -36,8 +36,8 @@ def info(path: str, *, as_json: bool, debug: bool) -> None:
         ("model", f"{meta.model['name']} ({meta.model.get('dist', '')}), {meta.model.get('n_blocks', '?')} blocks"),
         ("data set", f"{meta.dataset['name']} ({meta.dataset.get('dist', '')})"),
         ("images", f"{meta.n_images:,}"),
-        ("tokens", f"{grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.n_prefix} before them"),
-        ("vectors", f"{meta.d_model} wide, {meta.dtype}; {meta.chunk_images} images a chunk, {meta.shard_images} a shard"),
+        ("tokens", f"{grid.rows} x {grid.cols} patches of {grid.patch_px} px, {grid.n_prefix} prefix tokens"),
+        ("vectors", f"{meta.d_model} wide, {meta.dtype}; {meta.chunk_images} images per chunk, {meta.shard_images} per shard"),
         ("fingerprint", meta.fingerprint[:16]),
     ]
     for name, site in sites.items():
@@ -49,10 +49,10 @@ def info(path: str, *, as_json: bool, debug: bool) -> None:
 
 
 def verify(path: str, *, as_json: bool, debug: bool) -> None:
-    """Read every chunk.
+    """Read and verify every chunk.
 
     Raises:
-        StoreError: any is damaged; the files are listed.
+        StoreError: any chunk is damaged; the files are listed.
     """
     screen = Screen(as_json=as_json, debug=debug)
     store = open_store(path)
@@ -62,11 +62,11 @@ def verify(path: str, *, as_json: bool, debug: bool) -> None:
         screen.say(problem)
     if problems:
         raise StoreError(f"{store.url}: {len(problems)} problems, the first: {problems[0]}")
-    screen.say(f"{store.url}: every chunk is sound.")
+    screen.say(f"{store.url}: all chunks are valid.")
 
 
 def plan(flags: Flags) -> None:
-    """Disk, memory and time of a recording, from a measured forward pass."""
+    """Print the disk, memory and time of a recording, from a measured forward pass."""
     screen = Screen(as_json=flags.json, debug=flags.debug)
     from saev_core.cli.run import run_and_config
 

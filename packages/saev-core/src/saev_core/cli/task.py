@@ -1,4 +1,4 @@
-"""`saev task`: the tasks that are installed, the verbs of one, or one verb done on a run. Flags come from the verb's own Config."""
+"""`saev task`: list the installed tasks or one task's verbs, or run a verb. Flags come from the verb's own Config."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from saev_core.runs.run import Run
 from saev_core.tasks.context import TaskContext
 from saev_core.tasks.task import Task
 
-_WHERE, _TALK = "Where and how", "What is said"
+_WHERE, _TALK = "Run and configuration", "Logging"
 
 
 def main(args: Sequence[str], *, debug: bool = False) -> None:
-    """Do what `saev task ARGS` asks for.
+    """Run `saev task ARGS`.
 
     Raises:
         UnknownPluginError, UnknownVerbError: no task or verb has that name.
-        UsageError: words are missing or too many, or a flag is unknown.
-        ConfigError: a value does not fit.
+        UsageError: arguments are missing or superfluous, or a flag is unknown.
+        ConfigError: a value is invalid.
     """
     args = list(args)
     words = [arg for arg in args if arg not in ("--json", "--debug")]
@@ -35,7 +35,7 @@ def main(args: Sequence[str], *, debug: bool = False) -> None:
         list_tasks(screen)
         return
     if words[0].startswith("-"):
-        raise UsageError(f"saev task takes a task's name first, not {words[0]}. See saev task --help.")
+        raise UsageError(f"saev task expects a task name first, not {words[0]}. See saev task --help.")
     plugin = find("task", words[0])
     task = load(plugin)
     if len(words) == 1:
@@ -44,12 +44,12 @@ def main(args: Sequence[str], *, debug: bool = False) -> None:
     if not words[1].startswith("-"):
         task.find(words[1])
     elif words[1] not in ("--help", "-h"):
-        raise UsageError(f"saev task {words[0]} takes a verb next, not {words[1]}: {', '.join(task.verbs())}.")
+        raise UsageError(f"saev task {words[0]} expects a verb next, not {words[1]}: {', '.join(task.verbs())}.")
     commands(plugin, task)(args[args.index(words[0]) + 1 :], prog_name=f"saev task {words[0]}", standalone_mode=False)
 
 
 def load(plugin: Plugin) -> type[Task]:
-    """A task's class.
+    """Load a task's class.
 
     Raises:
         PluginError: it cannot be imported, or is not a `Task`.
@@ -61,7 +61,7 @@ def load(plugin: Plugin) -> type[Task]:
 
 
 def list_tasks(screen: Screen) -> None:
-    """Every task from metadata alone, and those of ours that are not installed."""
+    """List every task from metadata only, and our own tasks that are not installed."""
     found, absent = installed("task"), missing("task")
     screen.result(
         [{"name": p.name, "dist": p.dist, "version": p.version, "target": p.target} for p in found]
@@ -69,11 +69,11 @@ def list_tasks(screen: Screen) -> None:
     )
     rows = [[p.name, f"{p.dist} {p.version}"] for p in found] + [[name, f"pip install {dist}"] for name, dist in absent]
     screen.table(rows, ["task", "from"])
-    screen.say("\nsaev task NAME lists what a task does.")
+    screen.say("\nsaev task NAME lists the verbs of a task.")
 
 
 def list_verbs(screen: Screen, plugin: Plugin, task: type[Task]) -> None:
-    """What a task does, a line a verb."""
+    """List the verbs of a task, one per line."""
     verbs = task.verbs().values()
     screen.result([{"verb": each.name, "help": each.help, "options": list(each.config.model_fields)} for each in verbs])
     screen.say(" ".join((inspect.getdoc(task) or plugin.name).partition("\n\n")[0].split()) + "\n")
@@ -105,18 +105,18 @@ def _command(plugin: Plugin, task: type[Task], name: str, config: type[Config]) 
 
     flags = {key: flag(key, field) for key, field in config.model_fields.items()}
     common = {
-        "dataset": Annotated[str, typer.Option(help="Where the pictures lie now: image-folder:FOLDER.", rich_help_panel=_WHERE)],
-        "device": Annotated[str, typer.Option(help="auto, cpu, cuda or mps; by default the run's.", rich_help_panel=_WHERE)],
-        "config": Annotated[str, typer.Option(help="TOML file of these options, weaker than flags.", rich_help_panel=_WHERE)],
+        "dataset": Annotated[str, typer.Option(help="New location of the images: image-folder:FOLDER.", rich_help_panel=_WHERE)],
+        "device": Annotated[str, typer.Option(help="auto, cpu, cuda or mps (default: the run's).", rich_help_panel=_WHERE)],
+        "config": Annotated[str, typer.Option(help="TOML file of these options; flags override it.", rich_help_panel=_WHERE)],
         "set": Annotated[
             list[str] | None,
-            typer.Option(help="Any option by its key, stronger than flags: --set KEY=VALUE.", metavar="KEY=VALUE", rich_help_panel=_WHERE),
+            typer.Option(help="Any option by its key, overrides flags: --set KEY=VALUE.", metavar="KEY=VALUE", rich_help_panel=_WHERE),
         ],
         "json": Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=_TALK)],
-        "debug": Annotated[bool, typer.Option("--debug", help="Tracebacks and debug messages.", rich_help_panel=_TALK)],
+        "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.", rich_help_panel=_TALK)],
     }
     defaults = {"dataset": "", "device": "", "config": "", "set": None, "json": False, "debug": False}
-    run = Annotated[str, typer.Argument(help="The run folder.", metavar="RUN")]
+    run = Annotated[str, typer.Argument(help="Run folder.", metavar="RUN")]
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("run", kind, annotation=run)]
     parameters += [inspect.Parameter(key, kind, default=None, annotation=each) for key, each in flags.items()]

@@ -1,4 +1,4 @@
-"""`saev view`: the viewer plugin on a run."""
+"""`saev view`: run the viewer plugin on a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saev_core.runs.run import Run
 from saev_core.runs.viewer import find_viewer
 
 MOST = 100_000
-"""Features that one range of --features may name."""
+"""Largest number of features in one range of --features."""
 
 
 def serve(path: str, *, others: Sequence[str] = (), dataset: str, host: str, port: int, auth: str, debug: bool) -> None:
@@ -44,10 +44,10 @@ def export_gallery(path: str, folder: str, *, features: str, query: str, n: int 
 
 
 def numbers(text: str) -> list[int]:
-    """`1,2,30-34` as numbers; none of an empty text.
+    """Parse `1,2,30-34`; an empty text gives an empty list.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text has another form.
     """
     found: list[int] = []
     for piece in text.replace(" ", "").split(",") if text.strip() else ():
@@ -55,6 +55,6 @@ def numbers(text: str) -> list[int]:
             raise UsageError(f"--features takes numbers such as 1,2,30-34, not {piece!r}.")
         low, high = int(ends[1]), int(ends[2] or ends[1])
         if not low <= high < low + MOST:
-            raise UsageError(f"--features {piece}: from the lower to the higher number, at most {MOST:,} of them.")
+            raise UsageError(f"--features {piece}: a range goes from the lower to the higher number, with at most {MOST:,} features.")
         found += range(low, high + 1)
     return found

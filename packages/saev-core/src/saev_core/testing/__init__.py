@@ -1,6 +1,6 @@
-"""What a test needs, shipped with the library: a known model, a known data set, and the contracts of plugin authors.
+"""Testing tools shipped with the library: contract tests for plugins, and stores and runs of known content.
 
-Names are resolved on first use. `class TestMine(ModelContract): model = Mine` is a plugin author's whole test.
+Names are resolved on first use. `class TestMine(ModelContract): model = Mine` is a complete plugin test.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ class DatasetContract(_Plugin):
     """Tests of an `ImageDataset`."""
 
     dataset: ClassVar[Callable[..., ImageDataset]]
-    """The data set's class, or a function of one Config."""
+    """The data set's class, or a function that takes its Config."""
     config: ClassVar[DatasetConfig | None] = None
     """Its options; by default `Config()`."""
     n: ClassVar[int] = 8
-    """Images that are looked at: spread over the whole, first and last among them."""
+    """Number of images tested, spread over the data set and including the first and last."""
 
     def make(self) -> ImageDataset:
-        """A new instance; override it where the options need a temporary folder."""
+        """A new instance; override it if the options need a temporary folder."""
         factory = self._factory("dataset")
         made: ImageDataset = factory(self.config or getattr(factory, "Config", DatasetConfig)())
         return made
@@ -46,12 +46,12 @@ class DatasetContract(_Plugin):
     @cached_property
     def _examples(self) -> list[Example]:
         found = self._read(self.built, self._indices)
-        assert found, "none of the images that were tried is readable"
+        assert found, "none of the tested images is readable"
         return found
 
     @staticmethod
     def _read(dataset: ImageDataset, indices: list[int]) -> list[Example]:
-        """Examples at `indices`, in order; unreadable ones are left out, as the contract allows."""
+        """Examples at `indices`, in order; unreadable ones are skipped, as the contract allows."""
         found = []
         if dataset.sequential:
             wanted = set(indices)
@@ -117,7 +117,7 @@ class DatasetContract(_Plugin):
     def test_examples_come_in_order(self) -> None:
         stop = min(len(self.built), 3)
         given = list(self.built.examples(0, stop))
-        assert len(given) == stop, "an unreadable image must come as its error, in its place"
+        assert len(given) == stop, "an unreadable image must be yielded as its error, in its place"
         assert [item.index for item in given if isinstance(item, Example)] == [
             i for i, item in enumerate(given) if isinstance(item, Example)
         ]
@@ -130,7 +130,7 @@ class DatasetContract(_Plugin):
                 self.built[index]
             except IndexError:
                 continue
-            raise AssertionError(f"there are {len(self.built)} images, and yet image {index}")
+            raise AssertionError(f"the length is {len(self.built)}, but image {index} exists")
 
     def test_every_image_has_a_name(self) -> None:
         assert all(self.built.name(index) for index in self._indices)

@@ -1,9 +1,9 @@
-"""What a plugin must keep to, as test classes to inherit from. Run them with pytest; it is not imported here.
+"""`ModelContract`: tests that every model plugin must pass. Inherit from it and run pytest, which is not imported here.
 
 from saev_core.testing import DatasetContract, ModelContract
 
 class TestDinoV3(ModelContract):
-    model = DinoV3                                  # the class, or what builds it: lambda cfg: ...
+    model = DinoV3                                  # the class, or a function that builds it: lambda cfg: ...
     config = DinoV3.Config(pretrained=False)        # optional; by default Config(pretrained=False)
 
 class TestStripes(DatasetContract):
@@ -27,13 +27,13 @@ from saev_core.types import Site
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coarse coloured noise: a picture of any size that no two patches of are alike."""
+    """Coarse coloured noise: an image of any size in which no two patches are alike."""
     small = np.random.default_rng(seed).integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 class _Plugin:
-    """What the contracts share: a class attribute that builds the object under test, which may be a plain function."""
+    """Shared by all contracts: a class attribute, possibly a plain function, that builds the object under test."""
 
     @classmethod
     def _factory(cls, name: str) -> Any:
@@ -45,16 +45,16 @@ class _Plugin:
 
 
 class ModelContract(_Plugin):
-    """Tests of a `VisionModel`; random weights will do, so they need no network."""
+    """Tests of a `VisionModel`; they work with random weights, so they need no network."""
 
     model: ClassVar[Callable[..., VisionModel]]
-    """The model's class, or a function of one Config."""
+    """The model's class, or a function that takes its Config."""
     config: ClassVar[ModelConfig | None] = None
     """Its options; by default `Config(pretrained=False)`."""
     sizes: ClassVar[tuple[tuple[int, int], ...]] = ((320, 240), (201, 333), (64, 64))
-    """Width and height of the pictures that are tried."""
+    """Width and height of the test images."""
     atol: ClassVar[float] = 1e-4
-    """Largest difference allowed between an image alone and in a batch, as a share of the largest activation."""
+    """Largest difference allowed between an image alone and in a batch, as a fraction of the largest activation."""
 
     @cached_property
     def built(self) -> VisionModel:

@@ -24,7 +24,7 @@ from saev_core.training.train import TrainSpec, train
 
 
 def planted(n: int, d_in: int = 32, n_true: int = 64, n_active: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Vectors that sum few of `n_true` random directions, with a little noise, off centre: (x `[n, d_in]`, directions)."""
+    """Sparse sums of `n_true` random directions, with a little noise and an offset: (x `[n, d_in]`, directions)."""
     generator = torch.Generator().manual_seed(seed)
     directions = F.normalize(torch.randn(n_true, d_in, generator=generator), dim=1)
     on = torch.rand(n, n_true, generator=generator) < n_active / n_true
@@ -34,37 +34,37 @@ def planted(n: int, d_in: int = 32, n_true: int = 64, n_active: float = 3.0, see
 
 
 def recovery(sae: SAE, directions: Float[Tensor, "n_true d_in"]) -> float:
-    """Mean over the true directions of the cosine to the decoder row that is nearest to each."""
+    """Mean over the true directions of the cosine to the nearest decoder row."""
     rows = F.normalize(sae.W_dec.detach(), dim=1)
     return float((directions.to(rows.dtype) @ rows.T).amax(1).mean())
 
 
 class SAEContract:
-    """What every SAE variant keeps. An author's whole test: `class TestMine(SAEContract): sae = Mine`.
+    """Tests of an SAE variant. A complete plugin test: `class TestMine(SAEContract): sae = Mine`.
 
-    Override `options` for the small SAE that most tests use, `planted_options` for the one that must find a planted
-    dictionary (3 of 64 directions active, 32 dimensions), and set `recovers` to None where the method cannot. A variant for
-    joined sites names `n_sites` in both, and in `problem` the directions that its decoder rows are to find.
+    Override `options` for the small SAE used by most tests, `planted_options` for the one that must recover a planted
+    dictionary (3 of 64 directions active, 32 dimensions), and set `recovers` to None if the method cannot. A variant for
+    joined sites sets `n_sites` in both, and overrides `problem` to return the directions its decoder rows must recover.
     """
 
     sae: ClassVar[type[SAE]]
     options: ClassVar[dict[str, Any]] = {"d_sae": 56}
     planted_options: ClassVar[dict[str, Any]] = {"d_sae": 128}
     recovers: ClassVar[float | None] = 0.9
-    """Mean matched cosine that must be reached."""
+    """Minimum mean matched cosine."""
     lr: ClassVar[float] = 3e-3
     steps: ClassVar[int] = 1500
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Iterator[None]:
-        # Tiny matmuls: threads cost more than they bring.
+        # Tiny matmuls: threads cost more than they gain.
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(before)
 
     def make(self, seed: int = 0, **options: Any) -> SAE:
-        """A small SAE for 24-wide activations, its weights not those of a fresh one."""
+        """A small SAE for activations of width 24, with perturbed initial weights."""
         cfg = validate(self.sae.Config, {**self.options, **options}, where="options").sized(24)
         generator = torch.Generator().manual_seed(seed)
         sae = self.sae(cfg, generator)
@@ -79,14 +79,14 @@ class SAEContract:
         return torch.randn(n, 24, generator=torch.Generator().manual_seed(seed))
 
     def progresses(self, sae: SAE) -> list[Progress]:
-        """Places in training at which the gradient is checked: warm-up, and later with dead features."""
+        """Points in training at which the gradient is checked: during warm-up, and later with dead features."""
         dead = torch.arange(sae.d_sae) % 3 == 0
         seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
         return [Progress(3, 1000, None, seeds[0]), Progress(700, 1000, dead, seeds[1])]
 
     def test_backward_agrees_with_autograd_in_float64(self) -> None:
         sae, x = self.make().double(), self.vectors().double()
-        sae.after_step()  # what a variant derives from its parameters is in float64 as well
+        sae.after_step()  # also converts what a variant derives from its parameters to float64
         for fast, slow in zip(self.progresses(sae), self.progresses(sae), strict=True):
             step = sae.backward(x, fast)
             ours = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
@@ -139,11 +139,11 @@ class SAEContract:
         assert loaded.fingerprint == saved.fingerprint
 
     def problem(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n_true d_out"]]:
-        """Raw vectors to train on, and the directions that decoder rows are to find."""
+        """Raw training vectors, and the directions that decoder rows must recover."""
         return planted(20_000)
 
     def source(self, x: Float[Tensor, "n d_in"], options: dict[str, Any]) -> ArraySource:
-        """Vectors as a source, of as many joined sites as the options say."""
+        """Vectors as a source, with as many joined sites as in the options."""
         return ArraySource(x, n_sites=options.get("n_sites", 1))
 
     def _train(self, source: ArraySource, options: dict[str, Any], cfg: TrainConfig, out: Path | None = None, **more: Any) -> SAE:
@@ -182,7 +182,7 @@ class SAEContract:
 
     def test_it_finds_a_planted_dictionary(self) -> None:
         if self.recovers is None:
-            pytest.skip("the variant does not promise it")
+            pytest.skip("the variant does not claim recovery")
         x, directions = self.problem()
         cfg = TrainConfig(batch_size=256, n_tokens=256 * self.steps, lr=self.lr)
         sae = self._train(self.source(x, self.planted_options), self.planted_options, cfg)

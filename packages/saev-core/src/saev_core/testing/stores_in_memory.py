@@ -1,4 +1,4 @@
-"""`store_of`: a store from tokens that are already in memory, for tests and examples."""
+"""`store_of`: create a store from tokens in memory, for tests and examples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store_of(
     Args:
         label: `[n_images]`; mask: `[n_images, n_patches]`; missing: `[n_images]` bool.
         batch: images per append.
-        meta: fields of `StoreMeta`; by default one row of patches, 4 images a chunk, 8 a shard.
+        meta: fields of `StoreMeta`; by default one row of patches, 4 images per chunk, 8 per shard.
     """
     n, n_tokens, d_model = next(iter(tokens.values())).shape
     fields: dict[str, Any] = {"model": {"name": "memory", "n_blocks": 12}, "dataset": {"name": "memory"}, "rows": 1, "patch_px": 16}

@@ -1,4 +1,4 @@
-"""`synthetic_run`: a run of any size, filled with numbers that look like a real one's, for load tests and benchmarks of the viewer."""
+"""`synthetic_run`: a run of any size with realistic random data, for load tests and benchmarks of the viewer."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def synthetic_run(
     recorded: bool = False,
     seed: int = 0,
 ) -> Run:
-    """A run whose pictures are `shapes`, whose SAE is untrained, and whose feature index is drawn at random.
+    """Create a run whose images are `shapes`, whose SAE is untrained, and whose feature index is random.
 
-    Its frequencies, values, heat maps, samples and labels are spread as those of trained SAEs are, and one feature in
-    fifty never fires; they have nothing to do with the pictures.
+    Its frequencies, values, heat maps, samples and labels are distributed like those of trained SAEs, and one feature in
+    fifty never fires; they are unrelated to the images.
 
     Args:
         side: rows and columns of patches.
-        recorded: write activations too, drawn at random; otherwise the store knows labels, sizes and crops alone.
+        recorded: also write random activations; otherwise the store holds only labels, sizes and crops.
     """
     rng = np.random.default_rng(seed)
     config = RunConfig.model_validate(
@@ -109,7 +109,7 @@ def _store(run: Run, labels: np.ndarray[Any, Any], d_model: int, side: int, reco
 
 
 class _Filled(FeatureAccumulator):
-    """An accumulator to which monosemanticity is given."""
+    """An accumulator with a given monosemanticity."""
 
     monosemanticity: np.ndarray[Any, Any]
 
@@ -123,14 +123,14 @@ def _filled(
     found = _Filled(d_sae, n_patches, k, n_samples=n_samples, n_labels=n_labels)
     alive = rng.random(d_sae) > 0.02
     found.n_images, found.n_vectors = n_images, n_images * n_patches
-    # Image frequency is spread over three decades, and so are values over one.
+    # Image frequency spans three decades, values one.
     firing = np.where(alive, np.clip(10 ** rng.normal(-2, 0.7, d_sae), 2 / n_images, 0.9), 0)
     scale = 10 ** rng.normal(0.3, 0.3, d_sae)
     found.images_firing[:] = np.round(firing * n_images)
     found.monosemanticity = np.where(alive, rng.beta(2, 3, d_sae), np.nan).astype(np.float32)
     n_active = found.images_firing * rng.integers(1, max(2, n_patches // 4), d_sae)
     middle = (edges()[:-1] + edges()[1:]) / 2
-    bell = np.exp(-0.5 * (np.log(middle) / 0.7) ** 2)  # of a feature of scale 1
+    bell = np.exp(-0.5 * (np.log(middle) / 0.7) ** 2)  # for a feature of scale 1
     shift = np.round(np.log2(scale) * 32).astype(int)
     for move in np.unique(shift):
         here = np.flatnonzero(shift == move)
@@ -174,7 +174,7 @@ def _filled(
 
 
 def _blobs(n_patches: int) -> np.ndarray[Any, Any]:
-    """A round spot at every patch of a square grid, `[n_patches, n_patches]`, 1 in its middle and 0 further away."""
+    """A round spot at every patch of a square grid, `[n_patches, n_patches]`, 1 at its centre and 0 far away."""
     side = round(n_patches**0.5)
     at = np.stack(np.divmod(np.arange(n_patches), side), 1).astype(np.float32)
     apart = np.square(at[:, None] - at[None]).sum(-1)

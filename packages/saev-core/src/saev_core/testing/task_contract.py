@@ -1,4 +1,4 @@
-"""`TaskContract`: what a task must keep to. Its verbs are done on a small run of `tiny` on `shapes`, which has labels and masks.
+"""`TaskContract`: tests that every task plugin must pass, on a small run of `tiny` on `shapes`, with labels and masks.
 
 class TestMine(TaskContract):
     task = Mine
@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "train": {"n_tokens": 6000, "n_init": 512, "batch_size": 256},
     "device": "cpu",
 }
-"""The run that verbs are tried on."""
+"""Configuration of the run used for the tests."""
 
 
 @functools.cache
@@ -42,39 +42,39 @@ def _prepared(settings: str, folder: Path) -> Run:
 
 
 class TaskContract:
-    """Tests of a `Task`: every verb is documented, works on a real run, answers in JSON and leaves alone what it did not make."""
+    """Tests of a `Task`: every verb is documented, works on a real run, returns JSON and changes no files but its own."""
 
     task: ClassVar[type[Task]]
     """The task's class."""
     options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Options by verb: those without a default, and whatever makes it quick. Verbs are done in the order in which they are written."""
+    """Options by verb: required ones, and any that make the verb fast. Verbs run in the order of their definition."""
     without_sae: ClassVar[frozenset[str]] = frozenset()
-    """Verbs that need no SAE, only recorded activations."""
+    """Verbs that need only recorded activations, no SAE."""
     without_store: ClassVar[frozenset[str]] = frozenset()
-    """Verbs that need neither, only the run's pictures or its model."""
+    """Verbs that need neither, only the run's images or model."""
     settings: ClassVar[Mapping[str, Any]] = SMALL
     """The run's configuration."""
 
     @pytest.fixture
     def made(self, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-        """A run of one's own with everything in it: recorded, trained, evaluated, indexed."""
+        """A private copy of a complete run: recorded, trained, evaluated, indexed."""
         settings = json.dumps(self.settings, sort_keys=True)
         ready = _prepared(settings, tmp_path_factory.getbasetemp() / f"task-contract-{abs(hash(settings))}")
         shutil.copytree(ready.path, tmp_path / "run")
         return Run.open(tmp_path / "run")
 
     def context(self, run: Run) -> TaskContext:
-        """What the verbs are given."""
+        """The context passed to the verbs."""
         return TaskContext(run, "under-test", device="cpu")
 
     def config(self, name: str) -> Config:
-        """The options that a verb is tried with."""
+        """The options used to test a verb."""
         return validate(self.task.find(name).config, dict(self.options.get(name, {})))
 
     def test_every_verb_says_in_a_line_what_it_does(self) -> None:
         for each in self.task.verbs().values():
             first = each.help.partition("\n")[0]
-            assert 5 < len(first) <= 140, f"{each.name}: the first line of its docstring is its help, and is {first!r}"
+            assert 5 < len(first) <= 140, f"{each.name}: the first line of its docstring is its help, but is {first!r}"
 
     def test_every_option_is_documented(self) -> None:
         for each in self.task.verbs().values():
@@ -113,18 +113,18 @@ class TaskContract:
         before = _listing(made.path)
         for name in self.task.verbs():
             found = self.task().call(self.context(made), name, self.config(name))
-            assert json.loads(json.dumps(found, allow_nan=False)) == found, f"{name} does not answer in plain JSON"
+            assert json.loads(json.dumps(found, allow_nan=False)) == found, f"{name} does not return plain JSON"
         after = _listing(made.path)
         changed = [path for path, state in before.items() if after.get(path) != state]
-        assert not changed, f"changed or gone: {changed}"
+        assert not changed, f"changed or removed: {changed}"
         added = [path for path in after if path not in before and path.parts[0] not in ("tasks", "results")]
         assert not added, f"written outside tasks/ and results/: {added}"
         left = [path for path in after if path not in before and path.name.startswith(".")]
-        assert not left, f"temporary files stay behind: {left}"
-        assert capfd.readouterr().out == "", "a library does not print; use cx.say and cx.table"
+        assert not left, f"temporary files left behind: {left}"
+        assert capfd.readouterr().out == "", "a task must not print; use cx.say and cx.table"
 
 
 def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of every file; results may be written again by a task."""
+    """Size and modification time of every file except results, which a task may rewrite."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "results"]
     return {path.relative_to(folder): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}

@@ -1,9 +1,9 @@
-"""`TrackerContract`: what a tracker must keep to. It hears real trainings, whole, failed and resumed.
+"""`TrackerContract`: tests that every tracker plugin must pass, on real training runs: complete, failed and resumed.
 
 class TestMine(TrackerContract):
     tracker = Mine
 
-    def logged(self, run):                 # optional: what it wrote, read back from its files
+    def logged(self, run):                 # optional: the metrics it wrote, read back from its files
         return {"topk": {10: {"nmse": 0.5}}}
 """
 
@@ -36,11 +36,11 @@ NAMES = ("one", "two")
 
 
 class Stop(Exception):
-    """Ends a training in its midst."""
+    """Aborts training midway."""
 
 
 class Heard:
-    """The events themselves, to compare with."""
+    """Records the events, for comparison."""
 
     def __init__(self) -> None:
         self.trained: Logged = {}
@@ -56,24 +56,24 @@ class Heard:
 
 
 class TrackerContract:
-    """Tests of a tracker. `logged` and `logged_heldout` let them compare what it wrote with what it was told."""
+    """Tests of a tracker. `logged` and `logged_heldout` let them compare its output with the events it received."""
 
     tracker: ClassVar[Callable[..., object]]
-    """The tracker's class, or a function of one Config."""
+    """The tracker's class, or a function that takes its Config."""
     config: ClassVar[PluginConfig | None] = None
     """Its options; by default `Config()`."""
 
     def logged(self, run: Run) -> Logged | None:
-        """Metrics of training that the tracker wrote of `run`; None: that is not tested. Numbers it leaves out are not missed."""
+        """Training metrics that the tracker wrote for `run`; None: not tested. Metrics it omits are not compared."""
         return None
 
     def logged_heldout(self, run: Run) -> Logged | None:
-        """The same of measurements on held-out images."""
+        """The same for metrics on held-out images."""
         return None
 
     def make(self) -> object:
         found = next(vars(klass)["tracker"] for klass in type(self).__mro__ if "tracker" in vars(klass))
-        # A plain function in a class body would be taken for a method.
+        # A plain function in a class body would become a method.
         factory: Any = found.__func__ if isinstance(found, staticmethod) else found
         return factory(self.config or factory.Config())
 
@@ -81,7 +81,7 @@ class TrackerContract:
         observers = Observers(discover=False)
         observers.add(self.make())  # a misspelt hook or argument fails here
         heard = [name for name in vars(Hooks) if not name.startswith("_") and getattr(observers._manager.hook, name).get_hookimpls()]
-        assert heard, "it listens to nothing: mark its methods with saev_core.hookimpl"
+        assert heard, "it implements no hook: mark its methods with saev_core.hookimpl"
 
     def test_it_follows_a_run_to_its_end(self, tmp_path: Path) -> None:
         run, heard = self._run(tmp_path), Heard()
@@ -92,8 +92,8 @@ class TrackerContract:
         run, heard = self._run(tmp_path), Heard()
         with pytest.raises(Stop):
             self.follow(run, heard, until=24)
-        self._agree(run, heard)  # it was ended in order, so all of it is there
-        # A new process: from the checkpoint of step 20, so that 24 comes once more.
+        self._agree(run, heard)  # it ended normally, so its output is complete
+        # A new process resumes from the checkpoint of step 20, so that step 24 is logged again.
         again = Heard()
         self.follow(run, again)
         assert min(again.trained["one"]) == 24
@@ -109,7 +109,7 @@ class TrackerContract:
         self._alive(observers, tracker)
 
     def follow(self, run: Run, heard: Heard, until: int = 0) -> None:
-        """Train two SAEs in `run` from where they are, told to a new tracker and to `heard`; fail at step `until`, if it is given."""
+        """Train, or resume, two SAEs in `run`, observed by a new tracker and `heard`; fail at step `until`, if given."""
         tracker = self.make()
         observers = Observers(tracker, heard, discover=False)
         observers.emit("run_started", run=run, config=run.config.model_dump(mode="json"))
@@ -146,12 +146,12 @@ class TrackerContract:
                         assert metrics[key] == pytest.approx(told[name][step][key], rel=1e-6, abs=1e-12), f"{name}, step {step}: {key}"
 
     def _alive(self, observers: Observers, tracker: object) -> None:
-        # An observer that raises is dropped; it is still there, so none of its hooks raised.
+        # An observer that raises is unregistered; it is still registered, so none of its hooks raised.
         assert observers._manager.is_registered(tracker), "a hook raised; the log has its traceback"
 
 
 def _joined(*parts: Heard) -> Heard:
-    """What was heard in several processes, the later counting."""
+    """The events of several processes, later ones taking precedence."""
     whole = Heard()
     for part in parts:
         for mine, theirs in ((whole.trained, part.trained), (whole.heldout, part.heldout)):
