@@ -134,7 +134,7 @@ def test_a_sliders_line_is_the_edit_that_the_core_makes(run: Run, strength: floa
         guess += (s * up if s > 0 else s * down) * effect
     exact = desk.after(scene, desk.edits(pairs))
     # The same by the core alone, in float64, from what is recorded.
-    peaks = Library(run)["topk"].index
+    peaks = Library(run)["topk"].index.max
     mode = "add" if strength > 0 else "scale"
     edits = [Edit.of(desk.checkpoint, peaks, f, s if s > 0 else 1 + s, mode) for f, s in pairs]
     x = apply_edits(scene.x, edits, desk.checkpoint, n_prefix=desk.n_prefix)[desk.n_prefix :].double().mean(0)

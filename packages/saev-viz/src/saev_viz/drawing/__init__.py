@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Charts, SVG and heat maps. Knows nothing of runs."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The gallery: a folder of HTML pages that needs no server."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Parts of pages as HTML text, shared by the viewer, the report and the gallery."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The report: one HTML file."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The interactive viewer, served by `saev view`."""
