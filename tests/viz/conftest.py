@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from saev_core.cli import main
+from saev_core.features.index import FeatureIndex
+from saev_core.features.naming.names import Name, Names
 from saev_core.runs.run import Run
 
 SHAPES = [(300, 200), (200, 300), (240, 240), (320, 180)]
@@ -82,3 +85,16 @@ def copied(run_of_pictures: Run, tmp_path: Path) -> Run:
     """A copy of the run, to change."""
     shutil.copytree(run_of_pictures.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def write_names() -> Callable[[Run, str, Mapping[int, tuple[str, float]]], None]:
+    """Writes names and their scores for features of an SAE, as `saev index --names` does."""
+
+    def write(run: Run, sae: str, given: Mapping[int, tuple[str, float]]) -> None:
+        index = FeatureIndex.open(run.features_path(sae))
+        names = {feature: Name(name, score, 9, "") for feature, (name, score) in given.items()}
+        made = Names("text", index.attributes["checkpoint"], 0.7, 3, names, index.d_sae, index.d_sae, 0, index.n_images, index.n_images)
+        made.save(run.features_path(sae).with_suffix(".names.json"))
+
+    return write

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ EVIL = "<script>document.title='owned'</script>"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, write_names: Callable[..., None]) -> Run:
     folder, sizes = tmp_path_factory.mktemp("export") / "run", {"d_sae": 120, "n_images": 90, "d_model": 16, "side": 6}
     made = synthetic_run(folder, n_labels=5, top_k=6, n_samples=8, recorded=True, **sizes)
-    names = {"names": {"3": {"name": EVIL, "score": 0.9}, "5": {"name": "wing & <b>tail</b>", "score": 0.8}}}
-    made.features_path("topk").with_suffix(".names.json").write_text(json.dumps(names))
+    write_names(made, "topk", {3: (EVIL, 0.9), 5: ("wing & <b>tail</b>", 0.8)})
     Library(made)["topk"].notes.write(3, f"</script>{EVIL}")
     return made
 

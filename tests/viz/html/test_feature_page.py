@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -145,10 +145,9 @@ def test_without_the_pictures_a_page_says_how_to_get_them_and_keeps_the_numbers(
     assert below.count("class=heat") + below.count('class="heat"') > 0
 
 
-def test_what_is_written_by_others_is_never_markup(copied: Run, alive: int) -> None:
+def test_what_is_written_by_others_is_never_markup(copied: Run, alive: int, write_names: Callable[..., None]) -> None:
     bad = "<script>alert(1)</script>"
-    path = copied.features_path(SAE).with_suffix(".names.json")
-    path.write_text(json.dumps({"names": {str(alive): {"name": bad, "score": 0.9}}}))
+    write_names(copied, SAE, {alive: (bad, 0.9)})
     view = Library(copied)[SAE]
     other = next(f for f, _ in view.nearest(alive))
     for text in (head(view, alive), page(view, alive), page(view, other), page(view, view.nearest(other)[0][0])):

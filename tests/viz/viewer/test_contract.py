@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
@@ -22,7 +23,8 @@ def viewer(library: Library) -> Viewer:
                 pass
         return Viewer(library, *shared, tabs, blocks)
 
-    return asyncio.run(made())
+    with ThreadPoolExecutor(1) as thread:  # this one may have a running loop: the browser's
+        return thread.submit(asyncio.run, made()).result()
 
 
 def members(protocol: type) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 
 @pytest.fixture(scope="module")
-def run(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory, write_names: Callable[..., None]) -> Run:
     """A copy with names, known truth and stability beside it."""
     path = tmp_path_factory.mktemp("features") / "run"
     shutil.copytree(run_of_pictures.path, path)
     found = Run.open(path)
-    names = {"1": {"name": "wing of a bird", "score": 0.91}, "2": {"name": BAD, "score": 0.8}}
-    found.features_path(SAE).with_suffix(".names.json").write_text(json.dumps({"names": names}))
+    write_names(found, SAE, {1: ("wing of a bird", 0.91), 2: (BAD, 0.8)})
     rows = [{"factor": "pattern", "value": "stripes", "feature": 3, "f1": 0.93}]
     found.write_result("recovery", {SAE: {"rows": rows}})
     (path / "results" / "stability").mkdir()
