@@ -176,11 +176,11 @@ _VERBS = (
     "evaluation.known_truth.recover",
     "pipeline.pipeline.Pipeline",
 )
-_LOADERS = ("models.base.load_model", "data.dataset.load_dataset", "sae.base.make_sae", "activations.sources.heldout.heldout_mask")
+_LOADERS = ("models.base.load_model", "data.dataset.load_dataset", "sae.base.make_sae")
 
 
 def names_page() -> str:
-    """Every public name of `saev_core`, and the public functions with the rooms they are imported from."""
+    """Every public name of `saev_core`, and what its verbs take and raise."""
     import saev_core
 
     lines = [
@@ -188,14 +188,14 @@ def names_page() -> str:
         "| | |\n| --- | --- |",
     ]
     lines += [f"| `{name}` | {_first_line(getattr(saev_core, name))} |" for name in saev_core.__all__]
-    for title, names in (("Verbs", _VERBS), ("Builders", _BUILDERS)):
+    for title, names in (("Verbs", _VERBS), ("Builders", _LOADERS)):
         lines.append(f"\n## {title}\n")
         for name in names:
             room, _, what = name.rpartition(".")
             found = getattr(import_module(f"saev_core.{room}"), what)
             arguments = ", ".join(inspect.signature(found).parameters)
             text = inspect.cleandoc(found.__doc__ or "").replace("\n    ", "\n- ")
-            lines.append(f"### `saev_core.{room}.{what}({arguments})`\n\n{text}\n")
+            lines.append(f"### `{what}({arguments})`\n\n{text}\n")
     return "\n".join(lines) + "\n"
 
 

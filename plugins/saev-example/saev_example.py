@@ -15,11 +15,13 @@ from torch import Tensor
 
 from saev_core import (
     SAE,
+    Config,
     DatasetConfig,
     Example,
     Grid,
     ImageDataset,
     ModelConfig,
+    PluginConfig,
     Progress,
     Run,
     SAEConfig,
@@ -29,7 +31,6 @@ from saev_core import (
     hookimpl,
     verb,
 )
-from saev_core.config.base import Config, PluginConfig
 
 # --8<-- [start:model]
 

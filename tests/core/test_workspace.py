@@ -138,7 +138,7 @@ def test_an_index_of_another_sae_is_refused(copied: Run) -> None:
     path.write_text(json.dumps(saved))
     workspace = Workspace(copied)
     assert workspace.index(checked=False).d_sae == 64
-    with pytest.raises(RunError, match="is the index of another checkpoint; make it again"):
+    with pytest.raises(RunError, match="is the index of another checkpoint; rebuild it"):
         workspace.index()
 
 

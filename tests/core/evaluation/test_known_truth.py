@@ -174,7 +174,7 @@ def test_what_cannot_be_measured_is_refused(store: ActivationStore, shapes: Shap
     class Plain(ImageDataset):
         pass
 
-    with pytest.raises(DatasetError, match="Plain does not know"):
+    with pytest.raises(DatasetError, match="Plain has no ground truth"):
         recovered(checkpoint(store), store, Plain())  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="train one on patches"):
         recovered(checkpoint(store, tokens="cls"), store, shapes)

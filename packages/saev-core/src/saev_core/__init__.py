@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from saev_core.activations.store.meta import StoreMeta as StoreMeta
     from saev_core.activations.store.store import ActivationStore as ActivationStore
     from saev_core.config.base import Config as Config
+    from saev_core.config.base import PluginConfig as PluginConfig
     from saev_core.config.base import PluginRef as PluginRef
     from saev_core.config.run import RunConfig as RunConfig
     from saev_core.config.stages import EvaluateConfig as EvaluateConfig
     from saev_core.config.stages import IndexConfig as IndexConfig
+    from saev_core.config.stages import NamesConfig as NamesConfig
     from saev_core.config.stages import ReadConfig as ReadConfig
     from saev_core.config.stages import RecordConfig as RecordConfig
     from saev_core.config.stages import TrainConfig as TrainConfig
     from saev_core.data.dataset import DatasetConfig as DatasetConfig
     from saev_core.data.dataset import ImageDataset as ImageDataset
+    from saev_core.data.dataset import KnownTruth as KnownTruth
     from saev_core.data.dataset import load_dataset as load_dataset
     from saev_core.data.decode import open_rgb as open_rgb
     from saev_core.data.download import Archive as Archive
+    from saev_core.errors import BadImageError as BadImageError
     from saev_core.errors import SaevError as SaevError
     from saev_core.evaluation.heldout import Heldout as Heldout
     from saev_core.evaluation.known_truth import recover as recover
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from saev_core.features.build import index_features as index_features
     from saev_core.features.index import FeatureIndex as FeatureIndex
     from saev_core.interventions.apply import apply_edits as apply_edits
+    from saev_core.interventions.downstream import Downstream as Downstream
     from saev_core.interventions.edit import Edit as Edit
     from saev_core.interventions.steering import steering as steering
     from saev_core.models.base import ModelConfig as ModelConfig
@@ -60,17 +65,20 @@ if TYPE_CHECKING:
     from saev_core.sae.selection import Selection as Selection
     from saev_core.sae.step import Progress as Progress
     from saev_core.sae.step import Step as Step
+    from saev_core.sae.training_defaults import TrainingDefaults as TrainingDefaults
     from saev_core.tasks.context import TaskContext as TaskContext
     from saev_core.tasks.probe import Probe as Probe
     from saev_core.tasks.task import Task as Task
     from saev_core.tasks.task import verb as verb
     from saev_core.tasks.viewer_tab import TabHost as TabHost
     from saev_core.tasks.viewer_tab import ViewerTab as ViewerTab
+    from saev_core.training.sae_trainer import TrainSpec as TrainSpec
     from saev_core.training.train import train as train
     from saev_core.types import Box as Box
     from saev_core.types import Example as Example
     from saev_core.types import Grid as Grid
     from saev_core.types import Site as Site
+    from saev_core.workspace import Workspace as Workspace
 
 __version__ = "0.1.0"
 
@@ -79,11 +87,13 @@ _HOME = {
     "ActivationStore": "saev_core.activations.store.store",
     "Archive": "saev_core.data.download",
     "ArraySource": "saev_core.activations.sources.array",
+    "BadImageError": "saev_core.errors",
     "Box": "saev_core.types",
     "Checkpoint": "saev_core.sae.checkpoint",
     "Codes": "saev_core.sae.codes",
     "Config": "saev_core.config.base",
     "DatasetConfig": "saev_core.data.dataset",
+    "Downstream": "saev_core.interventions.downstream",
     "Edit": "saev_core.interventions.edit",
     "EvaluateConfig": "saev_core.config.stages",
     "Example": "saev_core.types",
@@ -91,12 +101,15 @@ _HOME = {
     "Grid": "saev_core.types",
     "Heldout": "saev_core.evaluation.heldout",
     "ImageDataset": "saev_core.data.dataset",
-    "IndexConfig": "saev_core.config.stages",
     "ImageVectors": "saev_core.activations.sources.image_vectors",
+    "IndexConfig": "saev_core.config.stages",
+    "KnownTruth": "saev_core.data.dataset",
     "LiveSource": "saev_core.activations.sources.live",
     "ModelConfig": "saev_core.models.base",
+    "NamesConfig": "saev_core.config.stages",
     "Norm": "saev_core.sae.norm",
     "Pipeline": "saev_core.pipeline.pipeline",
+    "PluginConfig": "saev_core.config.base",
     "PluginRef": "saev_core.config.base",
     "Probe": "saev_core.tasks.probe",
     "Progress": "saev_core.sae.step",
@@ -112,15 +125,18 @@ _HOME = {
     "Site": "saev_core.types",
     "Step": "saev_core.sae.step",
     "StoreMeta": "saev_core.activations.store.meta",
-    "StoredVectors": "saev_core.activations.sources.stored_vectors",
     "StoreSource": "saev_core.activations.sources.stored",
+    "StoredVectors": "saev_core.activations.sources.stored_vectors",
     "TabHost": "saev_core.tasks.viewer_tab",
     "Task": "saev_core.tasks.task",
     "TaskContext": "saev_core.tasks.context",
     "TextSpace": "saev_core.models.base",
     "TrainConfig": "saev_core.config.stages",
+    "TrainSpec": "saev_core.training.sae_trainer",
+    "TrainingDefaults": "saev_core.sae.training_defaults",
     "ViewerTab": "saev_core.tasks.viewer_tab",
     "VisionModel": "saev_core.models.base",
+    "Workspace": "saev_core.workspace",
     "apply_edits": "saev_core.interventions.apply",
     "evaluate": "saev_core.evaluation.measure",
     "hookimpl": "saev_core.runs.hooks",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from saev_core.data.decode import open_mask, open_rgb
-from saev_core.data.download import Archive
-from saev_core.errors import BadImageError
-from saev_core.types import Example
+from saev_core import Archive, BadImageError, Example, open_rgb
+from saev_core.data.decode import open_mask
 from saev_datasets.files import FileDataset, FolderConfig, list_images, read_lines, read_table, unpacked
 
 

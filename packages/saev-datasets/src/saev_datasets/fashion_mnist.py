@@ -12,11 +12,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from saev_core.data.dataset import ImageDataset
-from saev_core.data.download import Archive
+from saev_core import Archive, Example, ImageDataset
 from saev_core.errors import DatasetError
 from saev_core.support.digest import digest
-from saev_core.types import Example
 from saev_datasets.files import FolderConfig, need_folder
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")

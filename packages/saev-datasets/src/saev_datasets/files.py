@@ -9,11 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from saev_core.data.dataset import DatasetConfig, ImageDataset
-from saev_core.data.decode import SUFFIXES, open_rgb
+from saev_core import DatasetConfig, Example, ImageDataset, open_rgb
+from saev_core.data.decode import SUFFIXES
 from saev_core.errors import DatasetError
 from saev_core.support.digest import digest
-from saev_core.types import Example
 
 
 class FolderConfig(DatasetConfig):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from saev_core.data.download import Archive
+from saev_core import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, unpacked
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from pydantic import Field
 
-from saev_core.data.dataset import DatasetConfig, ImageDataset
-from saev_core.data.decode import open_mask, open_rgb
-from saev_core.errors import BadImageError, DatasetError
+from saev_core import BadImageError, DatasetConfig, Example, ImageDataset, open_rgb
+from saev_core.data.decode import open_mask
+from saev_core.errors import DatasetError
 from saev_core.support.digest import digest
-from saev_core.types import Example
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import BadImageError, DatasetError
-from saev_core.types import Example
+from saev_core import BadImageError, Example, ImageDataset
+from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, first_folder, list_images, need_folder, read_lines, read_table
 from saev_datasets.huggingface import HuggingFace, HuggingFaceConfig
 

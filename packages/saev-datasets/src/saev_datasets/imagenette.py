@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from saev_core.data.download import Archive
+from saev_core import Archive
 from saev_core.errors import DatasetError
 from saev_datasets.files import FileDataset, FolderConfig, first_folder, list_images, unpacked
 

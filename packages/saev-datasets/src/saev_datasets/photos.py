@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from saev_core.data.dataset import DatasetConfig, ImageDataset
-from saev_core.data.decode import SUFFIXES, open_rgb
+from saev_core import DatasetConfig, Example, ImageDataset, open_rgb
+from saev_core.data.decode import SUFFIXES
 from saev_core.errors import DatasetError
 from saev_core.support.digest import digest
-from saev_core.types import Example
 
 # Only photographs: drawings, plots and icons are excluded, as is the stereo counterpart of motorcycle_left,
 # whose tiles would be near-duplicates.

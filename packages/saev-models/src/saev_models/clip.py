@@ -15,9 +15,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2  # type: ignor
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.models.base import ModelConfig, VisionModel
-from saev_core.types import Grid
 from saev_models.hub import OFFLINE, Repo, first_line, need, open_files, weight_files
 from saev_models.quiet import no_root_logging
 from saev_models.trim import Trim, pad

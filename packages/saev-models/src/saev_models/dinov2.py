@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.models.base import ModelConfig, VisionModel
 from saev_core.models.transform import ResizeCrop
-from saev_core.types import Grid
 from saev_models.hub import need, open_files, read_json, weight_files
 from saev_models.pretrained import load, pixels_of, read_transform
 

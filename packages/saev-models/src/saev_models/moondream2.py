@@ -19,10 +19,9 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.models.base import ModelConfig, VisionModel
 from saev_core.models.transform import HALF, ResizeCrop
-from saev_core.types import Grid
 from saev_models.hub import first_line, open_files, weight_files
 
 _HEAD_WIDTH = 72

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.models.base import ModelConfig, VisionModel
 from saev_core.models.transform import HALF, ResizeCrop
-from saev_core.types import Grid
 from saev_models.hub import need, open_files, read_json, weight_files
 from saev_models.pretrained import load, pixels_of, read_transform
 from saev_models.trim import Trim, pad

@@ -15,9 +15,8 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
+from saev_core import Grid, ModelConfig, VisionModel
 from saev_core.errors import ModelError
-from saev_core.models.base import ModelConfig, VisionModel
-from saev_core.types import Grid
 from saev_models.hub import Repo, first_line, need, open_files, read_json, weight_files
 from saev_models.trim import Trim, pad
 

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saev_core.runs.run import Run
-from saev_core.runs.viewer import RunViewer
+from saev_core import Run, RunViewer
 from saev_core.support.progress import Track, silent
 
 log = logging.getLogger(__name__)

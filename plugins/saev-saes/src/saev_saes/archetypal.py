@@ -11,14 +11,12 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from saev_core import Progress, SAEConfig, Step, TrainingDefaults
 from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.initialise import CALIBRATE_ON, calibrate
 from saev_core.sae.lean_step import grad
-from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK, TopKConfig
-from saev_core.sae.training_defaults import TrainingDefaults
 from saev_saes.fitted import as_buffers
 from saev_saes.kmeans import centroids
 

@@ -8,10 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
-from saev_core.sae.step import Progress, Step
+from saev_core import SAE, Codes, Progress, SAEConfig, Step
 from saev_core.sae.topk import TopK, TopKConfig
 from saev_saes.jumprelu import as_jumprelu
 from saev_saes.thresholds import encode_batch_top_k, largest

@@ -11,12 +11,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from saev_core import Codes, Progress, SAEConfig, Step
 from saev_core.errors import ConfigError
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.kernels import SPARSE_BELOW, encode_above, encode_top_k
 from saev_core.sae.lean_step import backward_codes
-from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK, TopKConfig
 
 EXCLUSIVE = 0.9

@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saev_core import SAE, Progress, SAEConfig, Step
 from saev_core.errors import ConfigError
-from saev_core.sae.base import SAE
-from saev_core.sae.config import SAEConfig
-from saev_core.sae.step import Progress, Step
 
 
 def as_buffers(sae: SAE, *names: str) -> None:

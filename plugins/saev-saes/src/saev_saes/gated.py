@@ -12,14 +12,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
+from saev_core import SAE, Codes, Progress, SAEConfig, Step, TrainingDefaults
 from saev_core.sae.initialise import calibrate
 from saev_core.sae.kernels import ROWS, SPARSE_BELOW, encode_above
 from saev_core.sae.lean_step import grad
-from saev_core.sae.step import Progress, Step
-from saev_core.sae.training_defaults import TrainingDefaults
 
 
 class GatedConfig(SAEConfig):

@@ -10,17 +10,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from saev_core import SAE, Codes, Progress, SAEConfig, Step, TrainingDefaults
 from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.initialise import calibrate
 from saev_core.sae.kernels import SPARSE_BELOW, encode_above
 from saev_core.sae.lean_step import backward_codes, grad
 from saev_core.sae.revive import ENCODER_SHARE
-from saev_core.sae.step import Progress, Step
-from saev_core.sae.training_defaults import TrainingDefaults
 
 START = 4
 """Initial number of active features over the target. On 128-wide activations of synthetic scenes (d_sae 512, l0 16, 390 steps)

@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from saev_core import Codes, SAEConfig
 from saev_core.errors import ConfigError
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.kernels import ROWS
 from saev_saes.fitted import Fitted
 

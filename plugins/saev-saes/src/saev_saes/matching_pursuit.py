@@ -9,14 +9,12 @@ from jaxtyping import Float, Int
 from pydantic import PositiveInt
 from torch import Tensor
 
+from saev_core import SAE, Codes, Progress, SAEConfig, Step
 from saev_core.config.words import Auto, settled
 from saev_core.errors import ConfigError
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig, k_of_width
+from saev_core.sae.config import k_of_width
 from saev_core.sae.kernels import ROWS
 from saev_core.sae.lean_step import grad
-from saev_core.sae.step import Progress, Step
 
 GRAM_WIDTH = 8192
 """Largest d_sae for which the inner products [d_sae, d_sae] are kept in memory (256 MB in float32)."""

@@ -11,13 +11,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from saev_core import SAE, Codes, Progress, SAEConfig, Step
 from saev_core.errors import ConfigError
 from saev_core.sae.auxk import auxk_backward, auxk_loss
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.kernels import SPARSE_BELOW, encode_above
-from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK
 from saev_saes.batchtopk import BatchTopK, BatchTopKConfig
 from saev_saes.nested import Prefixes, backward_nested, nested_error

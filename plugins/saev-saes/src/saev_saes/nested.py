@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
+from saev_core import SAE, Codes
 from saev_core.sae.lean_step import grad
 
 

@@ -10,11 +10,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from saev_core import SAE, Codes, Progress, SAEConfig, Step
 from saev_core.errors import ConfigError
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
-from saev_core.sae.step import Progress, Step
 
 
 class NMFConfig(SAEConfig):

@@ -9,12 +9,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from saev_core.sae.codes import Codes
-from saev_core.sae.config import SAEConfig
+from saev_core import Codes, Progress, SAEConfig, Step
 from saev_core.sae.kernels import SPARSE_BELOW, encode_above
 from saev_core.sae.lean_step import backward_codes
 from saev_core.sae.relu import ReLU, ReLUConfig
-from saev_core.sae.step import Progress, Step
 
 
 class PAnnealConfig(ReLUConfig):

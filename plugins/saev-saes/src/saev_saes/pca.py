@@ -9,10 +9,9 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
+from saev_core import Progress, SAEConfig
 from saev_core.config.words import Auto, settled
 from saev_core.errors import ConfigError
-from saev_core.sae.config import SAEConfig
-from saev_core.sae.step import Progress
 from saev_saes.fitted import Fitted
 
 REFIT = 100

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saev_core.sae.base import SAE
-from saev_core.sae.codes import Codes
+from saev_core import SAE, Codes
 from saev_core.sae.kernels import encode_above
 
 SLACK = 0.85

@@ -10,12 +10,11 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from saev_core import Progress, SAEConfig, Step
 from saev_core.config.words import Auto
 from saev_core.errors import ConfigError
-from saev_core.sae.config import SAEConfig
 from saev_core.sae.initialise import CALIBRATE_ON, calibrate
 from saev_core.sae.lean_step import grad
-from saev_core.sae.step import Progress, Step
 from saev_core.sae.topk import TopK, TopKConfig
 
 MIX = 0.8

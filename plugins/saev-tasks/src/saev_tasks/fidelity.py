@@ -15,22 +15,15 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from saev_core import ActivationStore, Checkpoint, Config, Downstream, SaevError, Site, Task, TaskContext, TextSpace, VisionModel, verb
 from saev_core.activations.sources.heldout import heldout_mask
 from saev_core.activations.store.shard_writer import RECORDED
-from saev_core.activations.store.store import ActivationStore
-from saev_core.config.base import Config
-from saev_core.errors import CheckpointError, ModelError, SaevError, StoreError
-from saev_core.interventions.downstream import Downstream
+from saev_core.errors import CheckpointError, ModelError, StoreError
 from saev_core.interventions.edit import writes_where_it_reads
-from saev_core.models.base import TextSpace, VisionModel
-from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.files import replace_file
-from saev_core.tasks.context import TaskContext
-from saev_core.tasks.task import Task, verb
-from saev_core.types import Site
 
 if TYPE_CHECKING:
-    from saev_core.data.dataset import ImageDataset
+    from saev_core import ImageDataset
 
 Pool = Literal["cls", "mean"]
 VARIANTS = ("original", "sae", "zero", "mean")

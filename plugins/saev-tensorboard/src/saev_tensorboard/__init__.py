@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saev_core import hookimpl
-from saev_core.config.base import PluginConfig
+from saev_core import PluginConfig, hookimpl
 from saev_core.runs.metrics_log import history, numbers, settings_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from saev_core import hookimpl
-from saev_core.config.base import PluginConfig
+from saev_core import PluginConfig, hookimpl
 from saev_core.runs.metrics_log import history, numbers, settings_of
 from saev_core.support.files import write_json
 

@@ -314,7 +314,7 @@ def test_a_model_without_text_is_told(bench: Bench, vocabulary: Path):
 
     assert isinstance(Shared(), TextSpace)
     assert not isinstance(Blind(), TextSpace)
-    with pytest.raises(ModelError, match="has no text side to name features with"):
+    with pytest.raises(ModelError, match="has no text encoder to name features with"):
         names_from_text(bench.checkpoint, bench.store, bench.index, Blind(), bench.dataset, read_vocabulary(vocabulary), NamesConfig())
 
 
@@ -416,12 +416,12 @@ def test_a_run_on_shapes_names_its_features_and_says_how_often_it_is_right(tmp_p
     assert json.loads(capsys.readouterr().out)["names"]["topk"]["n_named"] == verdict["n_named"]
     assert (run / "features/topk.names.json").stat().st_mtime_ns == before
 
-    # Another source is made again, without the index; the model has no text side, so a vocabulary falls back.
+    # Another source is made again, without the index; the model has no text encoder, so a vocabulary falls back.
     stamp = (run / "features/topk.zarr/zarr.json").stat().st_mtime_ns
     assert main(["index", str(run), "--names", "masks"]) == 0
     assert Names.load(run / "features/topk.names.json").source == "masks"
     assert main(["index", str(run), "--names"]) == 0
-    assert "has no text side" in capsys.readouterr().out
+    assert "has no text encoder" in capsys.readouterr().out
     assert Names.load(run / "features/topk.names.json").source == "truth"
     assert (run / "features/topk.zarr/zarr.json").stat().st_mtime_ns == stamp
     assert main(["index", str(run), "--names", str(tmp_path / "absent.txt")]) == 2

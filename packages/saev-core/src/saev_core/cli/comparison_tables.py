@@ -9,7 +9,7 @@ from saev_core.cli.console import Screen
 
 
 def show(screen: Screen, ranked: Mapping[str, Any] | None, stable: Mapping[str, Any] | None) -> None:
-    """What `saev evaluate` found of several SAEs; nothing for one alone."""
+    """Print what `saev evaluate` found for several SAEs; nothing for a single one."""
     if ranked:
         screen.say("")
         screen.say("SAEs by L0, on held-out images; * on the Pareto front (L0, NMSE):")

@@ -53,4 +53,4 @@ def _pass_text(one: dict[str, Any]) -> str:
 
 def _too_large(plan: dict[str, Any]) -> str:
     over = [one for one in plan["passes"] if one["memory"] > plan["memory_limit"]]
-    return "; MORE THAN THAT: lower sae.d_sae or train.batch_size" if over else ""
+    return "; OVER THE LIMIT: lower sae.d_sae or train.batch_size" if over else ""

@@ -1,4 +1,4 @@
-"""Flags of a task verb, derived from the fields of its configuration."""
+"""Command-line flags of a task verb, derived from the fields of its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--record-layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser would not take."""
+"""`--record-layers -1 -2`, `--names` alone: several values after one flag, or none, which typer's parser does not support."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 SEVERAL = {"--record-layers": r"-?\d+", "--labels": r"\d+", "--include": r"\d+", "--only": r"(?!-).+", "--set": r"[\w.-]+=.*"}
-"""Flag -> what its second and later values look like; the first that does not ends the list."""
+"""Flag -> pattern of its second and later values; the first mismatch ends the list."""
 
 ALONE = {"--names": "text"}
 """Flag -> its value if none follows."""
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """`--labels 1 2` as `--labels 1 --labels 2`, for every flag in `SEVERAL`, `--names` as `--names text`; all else as it is."""
+    """`--labels 1 2` as `--labels 1 --labels 2`, for every flag in `SEVERAL`, `--names` as `--names text`; the rest unchanged."""
     args: list[str] = []
     flag, first = "", False
     for i, arg in enumerate(argv):

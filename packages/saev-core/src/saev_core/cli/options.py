@@ -23,7 +23,7 @@ class Flag:
     key: str
     kind: Any
     help: str
-    panel: str = "How it is done"
+    panel: str = "Options"
     metavar: str | None = None
     """What stands for the value in help, where that is more than its type."""
 
@@ -55,10 +55,10 @@ FLAGS = {
             "--n-tokens", "train.n_tokens", str, "Training vectors in all; auto: 20 passes over the training images.", metavar="NUMBER|auto"
         ),
         Flag("--lr", "train.lr", str, "Peak learning rate; auto: the variant's own choice.", metavar="NUMBER|auto"),
-        Flag("--live", "train.live", bool, "Train straight from the model; nothing is recorded."),
-        Flag("--sweep", "sweep", str, "TOML file whose lists expand to a grid of SAEs, trained together where their data agree."),
-        Flag("--dry-run", "", bool, "Say what would be trained, with memory, time and disk, and write nothing."),
-        Flag("--yes", "", bool, "A sweep of more than 1,000 SAEs is meant."),
+        Flag("--live", "train.live", bool, "Train directly on the model's activations, without recording them."),
+        Flag("--sweep", "sweep", str, "TOML file whose lists expand to a grid of SAEs; those that read the same data share a pass."),
+        Flag("--dry-run", "", bool, "Show what would be trained, with memory, time and disk; write nothing."),
+        Flag("--yes", "", bool, "Skip the confirmation for sweeps of more than 1,000 SAEs."),
         Flag("--only", "", list[str], "SAE to index; may be repeated."),
         Flag("--seed", "train.seed", int, "Seed of initialisation and shuffling."),
         Flag("--heldout", "read.heldout", float, "Share of images held out from training, for evaluation."),
@@ -116,7 +116,7 @@ class Flags:
         if "--record-layers" in self.given and "--layer" not in self.given:
             place(data, "read.layer", self.given["--record-layers"][0])
         if "--live" in self.given and "--record-layers" not in self.given and (blocks := re.findall(r"-?\d+", str(data["read"]["layer"]))):
-            # What the SAE is trained on is what a later recording must hold.
+            # A later recording must include what the SAE is trained on.
             place(data, "record.layers", [int(block) for block in blocks])
         if "--stream" in self.given:
             place(data, "read.stream", self.given["--stream"])
@@ -141,7 +141,7 @@ def _recording_swept_layers(config: RunConfig) -> RunConfig:
 
     read = [point.config.read.layer for point in expand(config).points]
     if any(isinstance(layer, str) for layer in read):
-        return config  # `all` and `mean` are those that --record-layers names
+        return config  # `all` and `mean` refer to the blocks that --record-layers names
     blocks = [block for layer in read for block in (layer if isinstance(layer, tuple) else [layer])]
     data = config.model_dump(mode="json")
     place(data, "record.layers", list(dict.fromkeys(blocks)))

@@ -70,7 +70,7 @@ def _of_store(url: str) -> RunConfig | None:
 
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    """The table at the end of `saev run`."""
+    """Rows of the summary table at the end of `saev run`."""
     rows = [("images", f"{summary.n_images:,}" + (f" ({summary.n_missing:,} missing)" if summary.n_missing else ""))]
     cards = summary.sae or {}
     for name, card in cards.items() if not summary.pareto else ():
@@ -82,7 +82,7 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
             if key in card:
                 rows.append((f"  {key}", _share(card[key])))
         if recovered := (summary.recovery or {}).get(name):
-            rows.append(("  recovered truth", f"mean F1 {recovered['mean']:.3f}"))
+            rows.append(("  ground truth recovered", f"mean F1 {recovered['mean']:.3f}"))
     seconds = summary.seconds
     if len(cards) > 1:
         kinds = dict.fromkeys(stage.partition(":")[0] for stage in seconds)
@@ -96,7 +96,7 @@ def _share(value: float) -> str:
 
 
 def _recovery(screen: Screen, summary: Summary) -> None:
-    """Of every factor of the truth, the best and worst value that a feature recovers; of several SAEs, for the best."""
+    """Print the best and worst recovered value of every ground-truth factor; of several SAEs, for the best one."""
     for name, found in (summary.recovery or {}).items():
         if summary.pareto and name != summary.pareto["best"]:
             continue

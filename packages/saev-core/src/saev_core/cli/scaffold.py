@@ -126,7 +126,7 @@ _TASK = '''\
 
 from pydantic import Field
 from saev_core import Task, TaskContext, verb
-from saev_core.config.base import Config
+from saev_core import Config
 
 
 class {klass}Config(Config):

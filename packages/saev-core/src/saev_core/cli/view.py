@@ -19,7 +19,7 @@ def serve(path: str, *, others: Sequence[str] = (), dataset: str, host: str, por
 
     Raises:
         NoViewerError: no viewer is installed, or none that can do this.
-        RunError: it is not a run, nothing is indexed yet, or the port is taken.
+        RunError: it is not a run, nothing is indexed yet, or the port is in use.
     """
     screen = Screen(as_json=False, debug=debug)
     run, beside = Run.open(path), [Run.open(other) for other in others]
@@ -34,8 +34,8 @@ def export_gallery(path: str, folder: str, *, features: str, query: str, n: int 
 
     Raises:
         NoViewerError: no viewer is installed, or none that can do this.
-        UsageError: `features` is something else.
-        RunError: it is not a run, nothing is indexed yet, nothing is chosen, or the folder holds something else.
+        UsageError: `features` has another form.
+        RunError: it is not a run, nothing is indexed yet, no feature is selected, or the folder holds something else.
     """
     screen = Screen(as_json=False, debug=debug)
     run = Run.open(path)

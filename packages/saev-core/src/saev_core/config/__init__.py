@@ -1,5 +1,5 @@
 """Configuration: frozen pydantic models with one line of documentation and a range per field.
 
-Import `Config`, `PluginConfig`, `PluginRef`, `RunConfig` and the stages' own classes from here. It imports no torch and no
-plugin: what the options of a plugin are is known to that plugin alone.
+`saev_core` exports `Config`, `PluginConfig`, `PluginRef`, `RunConfig` and the class of each stage. This room imports no torch and no plugin;
+only a plugin knows its own options.
 """

@@ -164,7 +164,7 @@ def _feature_axes(wide: SAE, narrow: SAE) -> dict[str, int | None]:
         changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, small[name].shape, strict=True)) if a != b]
         if len(changed) > 1 or any(tensor.shape[axis] != wide.d_sae for axis in changed):
             raise CheckpointError(
-                f"{type(wide).__name__}'s {name} {list(tensor.shape)} has not one axis of features; set evaluate.consensus=none."
+                f"{type(wide).__name__}'s {name} {list(tensor.shape)} does not have exactly one feature axis; set evaluate.consensus=none."
             )
         axes[name] = changed[0] if changed else None
     return axes

@@ -56,10 +56,10 @@ class Recovery:
     n_patches: int
     """Number of held-out patches that were counted."""
     n_left_out: int
-    """Held-out patches that were not: the data set does not say what they show."""
+    """Number of held-out patches that were not: their ground truth is undefined."""
     best_value: tuple[tuple[int, str, float], ...] = ()
-    """Of every feature that fires on one, the value it tells best, chosen on training images, such as `colour: red`, and its
-    F1 there with the best threshold."""
+    """For every feature that fires on any value, the one it predicts best on training images, such as `colour: red`, and the F1
+    there at the best threshold."""
 
     @property
     def mean(self) -> float:
@@ -72,7 +72,7 @@ class Recovery:
         return {name: float(np.mean([r.f1 for r in self.rows if r.factor == name and r.n_positive] or [0.0])) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `mean`, `factors`, `rows`, the counts, and `best_value` as `tells`."""
+        """JSON-serialisable: `mean`, `factors`, `rows`, the counts, and `best_value` as `tells`."""
         counts = {"n_images": self.n_images, "n_patches": self.n_patches, "n_left_out": self.n_left_out}
         return {
             "mean": self.mean,
@@ -92,17 +92,17 @@ class Recovery:
 
 
 def recover(checkpoint: Checkpoint, vectors: ImageVectors, dataset: KnownTruth, track: Track = silent) -> Recovery:
-    """The best feature of every factor value: chosen on the images the SAE was trained on, measured on the held-out ones.
+    """Find the best feature for every factor value on the training images, and score it on the held-out ones.
 
-    One pass over the images, in blocks. Memory: 72 counts per (factor value, feature), four bytes each, twice. Thresholds are
-    bin edges, so a reported F1 is exact for the threshold it names.
+    One pass over the images, in blocks. Memory: twice 72 counts of four bytes per (factor value, feature). Thresholds are
+    bin edges, so a reported F1 is exact for the reported threshold.
 
     Args:
         vectors: as `measure`.
 
     Raises:
-        CheckpointError: the SAE reads no patches, or no image is held out; the vectors are of another store or model.
-        DatasetError: the data set does not know the truth of its patches.
+        CheckpointError: the SAE does not read patches, no image is held out, or the vectors are of another store or model.
+        DatasetError: the data set has no ground truth for its patches.
     """
     from saev_core.activations.sources.heldout import heldout_mask
 
@@ -110,11 +110,11 @@ def recover(checkpoint: Checkpoint, vectors: ImageVectors, dataset: KnownTruth, 
     if not isinstance(dataset, KnownTruth):
         raise DatasetError(f"{type(dataset).__name__} has no ground truth for patches; recovery needs `factors` and `patch_factors`.")
     if read.tokens != "patches":
-        raise CheckpointError(f"recovered truth is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
+        raise CheckpointError(f"recovery is per patch, but the SAE was trained on read.tokens={read.tokens}; train one on patches.")
     checkpoint.check(vectors)
     heldout = heldout_mask(vectors.n_images, read.heldout, read.split_seed)
     if not heldout.any():
-        raise CheckpointError("recovered truth is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
+        raise CheckpointError("recovery is measured on held-out images, but read.heldout is 0; train with read.heldout=0.1.")
     counts = [_Counts(len(dataset.factors), checkpoint.sae.d_sae) for _ in range(2)]  # training, held out
     grid = vectors.grid
     with track("recover", vectors.n_images, "images") as meter:

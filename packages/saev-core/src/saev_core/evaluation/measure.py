@@ -145,7 +145,7 @@ def measure(
     if joined sites are reconstructed, and the variant's own facts about its dictionary (`SAE.facts`).
 
     Raises:
-        CheckpointError: they are not of the store or model that the SAE was trained on, or there is no vector to measure.
+        CheckpointError: they are not of the store or model that the SAE was trained on, or there are no vectors to evaluate on.
     """
     from saev_core.activations.sources.heldout import heldout_mask
 
@@ -170,7 +170,7 @@ def measure(
     with track("evaluate", len(chosen), "images") as meter:
         for index, x, _ in vectors.in_order(chosen, max(1, cfg.batch_size // per_image)):
             tally.answer(sae, checkpoint.norm(x.reshape(-1, x.shape[-1]).to(device)))
-            # With read.layer "all" an image comes once per site.
+            # With read.layer "all" an image appears once per site.
             fresh = set(index.tolist()) - seen
             seen |= fresh
             meter.update(len(fresh))
@@ -187,5 +187,5 @@ def evaluate(
     images: Literal["heldout", "train", "all"] | np.ndarray[Any, Any] = "heldout",
     track: Track = silent,
 ) -> dict[str, Any]:
-    """The card alone, as it goes into the checkpoint; see `measure`."""
+    """Only the card, as saved in the checkpoint; see `measure`."""
     return measure(checkpoint, vectors, cfg, images=images, track=track).card

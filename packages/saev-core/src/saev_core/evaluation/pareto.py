@@ -66,13 +66,13 @@ class Pareto:
 
 
 def pareto(points: Iterable[EvaluatedSAE], best_l0: float | Literal["auto"] = "auto") -> Pareto:
-    """The L0 / NMSE front of evaluated SAEs and the best of them.
+    """The L0 / NMSE front of evaluated SAEs and the best SAE.
 
     An SAE is on the front if no other one is at least as low in both L0 and NMSE and lower in one of them.
 
     Args:
-        best_l0: largest L0 of the best one; `auto`: 1.1 times the median L0 of those that were trained,
-            so that a denser SAE does not win for being denser.
+        best_l0: largest L0 of the best one; `auto`: 1.1 times the median L0 of the trained SAEs,
+            so that an SAE does not win merely by being denser.
     """
     given = list(points)
     scores = {point.name: (point.l0, point.nmse) for point in given}

@@ -20,7 +20,7 @@ from saev_core.evaluation.match_features import EXACT, match
 from saev_core.sae.checkpoint import Checkpoint
 
 LEVELS = (0.9, 0.7)
-"""Cosines above which a feature's share is told."""
+"""Cosine thresholds; the share of features above each is reported."""
 
 
 @dataclass(frozen=True)

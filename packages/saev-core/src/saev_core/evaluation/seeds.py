@@ -81,9 +81,9 @@ def compare_seeds(
     """Match the seeds of one point, save each feature's stability, and build their consensus.
 
     Args:
-        name: of the point; the consensus is called `<name>-consensus`.
-        above: least cosine of a feature of the consensus; None: there is none.
-        x: raw training vectors that it is scaled on.
+        name: name of the point; the consensus is named `<name>-consensus`.
+        above: minimum cosine of a feature of the consensus; None: no consensus.
+        x: raw training vectors used to rescale it.
 
     Returns:
         The point's entry in `results/stability.json`.
@@ -108,7 +108,7 @@ def compare_seeds(
 
 
 def write_stability(run: Run, entries: Mapping[str, Mapping[str, Any]], evaluated: Iterable[EvaluatedSAE]) -> dict[str, Any]:
-    """Write `results/stability.json`: the entries, each consensus with its error beside its parents'."""
+    """Write `results/stability.json`: the entries, and for each consensus its error and its parents'."""
     by_name = {point.name: point for point in evaluated}
     whole = {}
     for name, entry in entries.items():

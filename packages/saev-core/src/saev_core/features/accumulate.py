@@ -151,7 +151,7 @@ class FeatureAccumulator:
                 self._fill(new, attributes, percentiles)
         except OSError as error:
             why = error.strerror or error
-            raise StoreError(f"{path}: the feature index cannot be written ({why}); free space or choose another --out.") from None
+            raise StoreError(f"{path}: the feature index cannot be written ({why}); free some space or choose another --out.") from None
 
     def _fill(self, path: Path, attributes: dict[str, Any], percentiles: Sequence[float]) -> None:
         group = zarr.open_group(path, mode="w-", zarr_format=3)

@@ -69,7 +69,7 @@ def index_features(checkpoint: Checkpoint, store: ActivationStore, path: Path, c
             layers.append(checkpoint.codes(x))
             pooled = x.mean(1) - mean
             embedding = pooled if len(layers) == 1 else embedding + pooled
-            if len(layers) == vectors.n_series:  # the same images came once per layer
+            if len(layers) == vectors.n_series:  # the same images appeared once per layer
                 found.add(index, layers, labels[index], embedding.numpy())
                 layers = []
                 meter.update(len(index))

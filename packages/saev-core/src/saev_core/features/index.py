@@ -93,7 +93,7 @@ class FeatureIndex:
             raise RunError(f"{path} is not a readable feature index ({error}); rebuild it with saev index RUN.") from None
         if attributes.get("saev_features") != FORMAT:
             have = attributes.get("saev_features", "none")
-            raise RunError(f"{path}: feature index format {have}, this version reads {FORMAT}; make it again with saev index RUN.")
+            raise RunError(f"{path}: feature index format {have}, this version reads {FORMAT}; rebuild it with saev index RUN.")
         found = cls(path, attributes)
         if checkpoint is not None:
             found.check(checkpoint)
@@ -102,10 +102,10 @@ class FeatureIndex:
     def check(self, checkpoint: Checkpoint) -> None:
         """
         Raises:
-            RunError: it is the index of another checkpoint.
+            RunError: the index belongs to another checkpoint.
         """
         if self.attributes.get("checkpoint") != checkpoint.fingerprint:
-            raise RunError(f"{self.path} is the index of another checkpoint; make it again with saev index RUN.")
+            raise RunError(f"{self.path} is the index of another checkpoint; rebuild it with saev index RUN.")
 
     @staticmethod
     def counts_labels(path: str | Path) -> bool:

@@ -16,7 +16,7 @@ IN_MEMORY = 1 << 30
 
 
 def zeros_on_disk_if_large(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Shaped[np.ndarray, "..."]:
-    """A zeroed array; above `IN_MEMORY` bytes, and given a folder, a temporary file there that vanishes with it."""
+    """A zeroed array; above `IN_MEMORY` bytes, and given a folder, it is backed by a temporary file there that is deleted with it."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if folder is None or size <= IN_MEMORY:
         return np.zeros(shape, dtype)

@@ -1,4 +1,4 @@
-"""`DatasetContract`: what every data set plugin must keep to."""
+"""`DatasetContract`: tests that every data set plugin must pass."""
 
 from __future__ import annotations
 

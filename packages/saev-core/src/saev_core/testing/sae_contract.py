@@ -1,4 +1,4 @@
-"""`SAEContract`: what every SAE variant must keep."""
+"""`SAEContract`: tests that every SAE variant must pass."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _filled(
     samples.token[:] = np.where(kept, rng.integers(0, n_patches, (d_sae, n_samples)), -1)
     samples.value[:] = np.where(kept, scale[:, None] * rng.lognormal(0, 0.6, (d_sae, n_samples)), 0)
     samples.coactive[:] = rng.integers(0, d_sae, (d_sae, n_samples, N_COACTIVE))
-    samples.coactive[..., :2] = (np.arange(d_sae)[:, None, None] + [1, 17]) % d_sae  # two that often fire with it
+    samples.coactive[..., :2] = (np.arange(d_sae)[:, None, None] + [1, 17]) % d_sae  # two features that often co-occur
     samples.coactive[~kept] = -1
     if n_labels:
         found.label_images[:] = np.bincount(labels, minlength=n_labels)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from saev_core.types import Box
+from saev_core import Box
 
 COLOUR_MAPS = {
     # Ten evenly spaced samples each; perceptually even and readable for colour-blind people.

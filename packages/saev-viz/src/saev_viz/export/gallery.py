@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from saev_core import Run, SaevError
 from saev_core.config.stages import ReportConfig
-from saev_core.errors import RunError, SaevError
-from saev_core.runs.run import Run
+from saev_core.errors import RunError
 from saev_core.support.files import recover_folder, replace_folder
 from saev_core.support.progress import Track, silent
 from saev_viz.export.pages import card, feature_page, index_page, note_of

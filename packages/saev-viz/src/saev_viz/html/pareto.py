@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from saev_core import Run
 from saev_core.errors import RunError
-from saev_core.runs.run import Run
 from saev_core.support.files import replace_file
 from saev_viz.drawing.charts import frame, log_ticks, number, percent, ticks
 from saev_viz.drawing.svg import Drawing, Mark, Words, width_of

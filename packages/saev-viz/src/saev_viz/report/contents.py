@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import ChangedDatasetError, RunError, SaevError
-from saev_core.runs.run import Run
-from saev_core.workspace import Workspace
+from saev_core import ImageDataset, Run, SaevError, Workspace
+from saev_core.errors import ChangedDatasetError, RunError
 from saev_viz.run_view.choose_features import Album, Entry, choose, entry
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from saev_core import Run
 from saev_core.errors import RunError
-from saev_core.runs.run import Run
 from saev_core.support.files import replace_file
 from saev_viz.drawing.charts import percent
 from saev_viz.drawing.heat_maps import heat_map

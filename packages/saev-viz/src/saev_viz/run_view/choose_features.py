@@ -11,12 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, BadImageError, Box, FeatureIndex, ImageDataset, SaevError
 from saev_core.config.stages import ReportConfig
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import BadImageError, SaevError
-from saev_core.features.index import FeatureIndex, LabelShare
-from saev_core.types import Box
+from saev_core.features.index import LabelShare
 from saev_viz.drawing.heat_maps import map_pixels
 
 RULE = (

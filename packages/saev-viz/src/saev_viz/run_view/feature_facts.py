@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from saev_core import Run
 from saev_core.errors import RunError
 from saev_core.features.naming.names import Names
-from saev_core.runs.run import Run
 
 log = logging.getLogger(__name__)
 

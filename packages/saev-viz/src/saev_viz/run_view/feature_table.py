@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saev_core.features.index import FeatureIndex
+from saev_core import FeatureIndex
 from saev_viz.run_view.choose_features import common_label, purity
 
 Numbers = Float[np.ndarray, " d_sae"]

@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import RunError, SaevError, StoreError
-from saev_core.runs.run import Run
+from saev_core import Box, ImageDataset, Run, SaevError, Workspace
+from saev_core.errors import RunError, StoreError
 from saev_core.sae.checkpoint_card import CheckpointCard
-from saev_core.types import Box
-from saev_core.workspace import Workspace
 from saev_viz.run_view.addresses import image_url
 from saev_viz.run_view.feature_facts import known_truth, read_names, read_stability
 from saev_viz.run_view.feature_table import FeatureTable
@@ -27,9 +24,7 @@ from saev_viz.run_view.thumbnails import Pictures
 from saev_viz.run_view.uploads import Uploads
 
 if TYPE_CHECKING:
-    from saev_core.activations.store.store import ActivationStore
-    from saev_core.models.base import VisionModel
-    from saev_core.sae.checkpoint import Checkpoint
+    from saev_core import ActivationStore, Checkpoint, VisionModel
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from saev_core import Box, Grid
 from saev_core.errors import RunError
-from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saev_core.activations.store.store import ActivationStore
-    from saev_core.models.base import VisionModel
-    from saev_core.sae.checkpoint import Checkpoint
-    from saev_core.sae.selection import Selection
-    from saev_core.types import Site
+    from saev_core import ActivationStore, Checkpoint, Selection, Site, VisionModel
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen
         RunError: it is not there, or was recorded as missing.
         StoreError: the store is damaged.
     """
-    from saev_core.activations.sources.stored_vectors import StoredVectors
+    from saev_core import StoredVectors
 
     if not 0 <= index < store.n_images:
         raise RunError(f"image {index}: this run has images 0 to {store.n_images - 1}.")

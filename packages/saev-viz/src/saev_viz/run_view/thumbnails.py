@@ -8,8 +8,7 @@ from threading import Lock
 
 from PIL import Image, ImageDraw
 
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import BadImageError, SaevError
+from saev_core import BadImageError, ImageDataset, SaevError
 
 KEEP_BYTES = 256 << 20
 """Encoded thumbnails above this are forgotten, the longest unused first."""

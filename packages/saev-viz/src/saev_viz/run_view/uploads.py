@@ -10,8 +10,8 @@ from threading import Lock
 
 from PIL import Image
 
-from saev_core.data.decode import open_rgb
-from saev_core.errors import BadImageError, RunError
+from saev_core import BadImageError, open_rgb
+from saev_core.errors import RunError
 
 MAX_BYTES = 50_000_000
 """A larger file is refused unread."""

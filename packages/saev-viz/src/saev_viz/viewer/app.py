@@ -23,9 +23,8 @@ from typing import Any, cast
 import gradio as gr
 from fastapi import FastAPI
 
+from saev_core import Run, ViewerTab
 from saev_core.runs.hooks import Observers
-from saev_core.runs.run import Run
-from saev_core.tasks.viewer_tab import ViewerTab
 from saev_viz.run_view.library import Library
 from saev_viz.static import read_asset
 from saev_viz.viewer.contract import Viewer, show_errors

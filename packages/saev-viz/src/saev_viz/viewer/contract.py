@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import gradio as gr
 
-from saev_core.errors import SaevError
+from saev_core import SaevError
 from saev_viz.run_view.addresses import map_url
 from saev_viz.run_view.library import Library, View
 

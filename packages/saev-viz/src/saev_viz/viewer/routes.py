@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from saev_core.errors import BadImageError, RunError, SaevError
+from saev_core import BadImageError, SaevError
+from saev_core.errors import RunError
 from saev_viz.html.feature_page import heat
 from saev_viz.run_view.addresses import PREFIX
 from saev_viz.run_view.library import Library

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import uvicorn
 
+from saev_core import Run
 from saev_core.errors import RunError, UsageError
-from saev_core.runs.run import Run
 from saev_viz.run_view.library import Library
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, Probe, Run, Site, TaskContext
 from saev_core.errors import ProbeError
-from saev_core.runs.run import Run
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import train_test_indices
-from saev_core.tasks.probe import Probe
-from saev_core.types import Site
 from saev_tasks.shared.pooling import parse_tokens
 
 

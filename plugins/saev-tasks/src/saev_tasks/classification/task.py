@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from saev_core import Box, Probe, Task, TaskContext, verb
 from saev_core.errors import ProbeError, UsageError
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import ProbeSetting, Scaling, train_test_indices
-from saev_core.tasks.probe import Probe
-from saev_core.tasks.task import Task, plain, verb
-from saev_core.types import Box
+from saev_core.tasks.task import plain
 from saev_tasks.classification import report
 from saev_tasks.classification.bench import ImageBench
 from saev_tasks.classification.control import control_images

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, FeatureIndex, ViewerTab, hookimpl
 from saev_core.errors import StoreError
-from saev_core.features.index import FeatureIndex
-from saev_core.runs.hooks import hookimpl
-from saev_core.tasks.viewer_tab import ViewerTab
 from saev_tasks.control_tabs.page import ControlTab
 
 if TYPE_CHECKING:
-    from saev_core.runs.run import Run
+    from saev_core import Run
 
 
 class ControlTabs:

@@ -19,12 +19,9 @@ import torch
 from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
+from saev_core import Codes, Edit, Probe, apply_edits
 from saev_core.errors import ProbeError, RunError
-from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.edit import Edit
-from saev_core.sae.codes import Codes
 from saev_core.tasks.fit_probes import train_test_indices
-from saev_core.tasks.probe import Probe
 from saev_core.tasks.viewer_tab import SAEView
 from saev_tasks.shared.readout import Readout
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from saev_core.tasks.viewer_tab import TabHost
+from saev_core import TabHost
 from saev_tasks.control_tabs.static import read_asset
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from saev_core.errors import SaevError, UsageError
-from saev_core.tasks.viewer_tab import RunLibrary, SAEView, TabHost
+from saev_core import SaevError, TabHost
+from saev_core.errors import UsageError
+from saev_core.tasks.viewer_tab import RunLibrary, SAEView
 from saev_tasks.control_tabs.edited_picture import EditedPicture, Picture
 from saev_tasks.control_tabs.state import State
 

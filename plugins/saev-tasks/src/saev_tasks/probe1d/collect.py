@@ -12,15 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.activations.sources.stored_vectors import StoredVectors
+from saev_core import ActivationStore, Checkpoint, KnownTruth, StoredVectors, TaskContext
 from saev_core.activations.store.meta import NO_CLASS
-from saev_core.activations.store.store import ActivationStore
-from saev_core.data.dataset import KnownTruth
 from saev_core.errors import CheckpointError, DatasetError, RunError
 from saev_core.features.naming.concepts import Concepts, Labels, Masks, Truth
-from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.progress import Track, silent
-from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d.gather import Gathered
 from saev_tasks.shared.peaks import peaks
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int
 from safetensors.numpy import save
 
+from saev_core import TaskContext
 from saev_core.errors import RunError
 from saev_core.support.files import replace_file
-from saev_core.tasks.context import TaskContext
 from saev_tasks.probe1d.pairs import Pairs, best
 
 Row = dict[str, Any]

@@ -11,12 +11,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from saev_core.activations.sources.stored_vectors import StoredVectors
-from saev_core.config.base import Config
+from saev_core import Config, StoredVectors, Task, TaskContext, verb
 from saev_core.errors import ConfigError, RunError
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import train_test_indices
-from saev_core.tasks.task import Task, verb
 from saev_tasks.probe1d.collect import Side, Source, Units, collect, concepts_of, sides
 from saev_tasks.probe1d.newton import RIDGE
 from saev_tasks.probe1d.pairs import Pairs, best, probe_pairs

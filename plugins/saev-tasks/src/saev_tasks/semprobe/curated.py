@@ -11,16 +11,10 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from saev_core.activations.sources.image_vectors import ImageVectors
-from saev_core.activations.sources.live import LiveSource
-from saev_core.activations.sources.stored_vectors import StoredVectors
-from saev_core.data.dataset import ImageDataset
-from saev_core.data.decode import SUFFIXES, open_rgb
+from saev_core import Box, Checkpoint, Example, ImageDataset, ImageVectors, LiveSource, StoredVectors, TaskContext, open_rgb
+from saev_core.data.decode import SUFFIXES
 from saev_core.errors import CheckpointError, DatasetError, RunError
-from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.digest import digest
-from saev_core.tasks.context import TaskContext
-from saev_core.types import Box, Example
 
 NEGATIVES = "negatives"
 """Name of the folder that holds pictures of no concept."""

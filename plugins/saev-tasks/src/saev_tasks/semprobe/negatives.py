@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from saev_core import BadImageError, ImageDataset
 from saev_core.activations.recording.load_images import read
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import BadImageError, DatasetError
+from saev_core.errors import DatasetError
 from saev_core.support.files import new_folder
 from saev_core.support.progress import Track, silent
 

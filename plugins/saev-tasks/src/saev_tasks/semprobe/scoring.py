@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csc_array
 
-from saev_core.sae.checkpoint import Checkpoint
+from saev_core import Checkpoint
 from saev_core.support.progress import Track, silent
 from saev_tasks.semprobe.curated import Curated
 from saev_tasks.shared.peaks import peaks

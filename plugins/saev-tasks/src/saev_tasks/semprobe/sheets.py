@@ -12,12 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
+from saev_core import Box, Checkpoint, FeatureIndex, TaskContext
 from saev_core.errors import RunError
-from saev_core.features.index import FeatureIndex
-from saev_core.sae.checkpoint import Checkpoint
 from saev_core.support.files import replace_folder
-from saev_core.tasks.context import TaskContext
-from saev_core.types import Box
 from saev_tasks.semprobe.curated import Curated
 
 if TYPE_CHECKING:

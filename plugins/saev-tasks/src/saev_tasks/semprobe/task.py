@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from saev_core.data.dataset import load_dataset
+from saev_core import Task, TaskContext, load_dataset, verb
 from saev_core.errors import DatasetError, RunError
 from saev_core.support.files import replace_file
-from saev_core.tasks.context import TaskContext
-from saev_core.tasks.task import Task, verb
 from saev_tasks.semprobe.curated import NEGATIVES, Curated, from_folders, from_labels
 from saev_tasks.semprobe.negatives import sample
 from saev_tasks.semprobe.options import NegativesConfig, ScoreConfig, SheetsConfig, _Pictures

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from saev_core import Probe, Run, Site, TaskContext
 from saev_core.errors import ProbeError
-from saev_core.runs.run import Run
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import train_test_indices
-from saev_core.tasks.probe import Probe
-from saev_core.types import Site
 from saev_tasks.shared.patch_vectors import Classes, Truth, recorded
 
 

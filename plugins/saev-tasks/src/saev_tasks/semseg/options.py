@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from saev_core.config.base import Config
+from saev_core import Config
 from saev_tasks.shared.option_kinds import Decays, Rates, Sizes
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saev_core.types import Grid
+from saev_core import Grid
 from saev_tasks.shared.intervals import interval
 from saev_tasks.shared.patch_vectors import Classes
 

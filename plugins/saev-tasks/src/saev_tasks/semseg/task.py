@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, Box, Probe, Site, Task, TaskContext, verb
 from saev_core.errors import DatasetError, ProbeError, UsageError
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.fit_probes import ProbeSetting
-from saev_core.tasks.probe import Probe
-from saev_core.tasks.task import Task, plain, verb
-from saev_core.types import Box, Site
+from saev_core.tasks.task import plain
 from saev_tasks.semseg import panels, report
 from saev_tasks.semseg.bench import PatchBench
 from saev_tasks.semseg.control import Sight, control_pixels

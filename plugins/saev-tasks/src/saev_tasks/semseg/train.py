@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saev_core import Grid, Site
 from saev_core.errors import DatasetError
 from saev_core.support.progress import Track, silent
 from saev_core.tasks.fit_probes import Fitted, ProbeSetting, fit_probes
-from saev_core.types import Grid, Site
 from saev_tasks.semseg.scores import Counts, majority, predict
 from saev_tasks.shared.patch_vectors import Targets, Truth, listed, mixed, patch_shares, stored
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from saev_core import Box, Grid
 from saev_core.support.files import replace_file
-from saev_core.types import Box, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,15 +17,11 @@ import torch
 from jaxtyping import Float, Int, UInt16
 from torch import Tensor
 
-from saev_core.activations.sources.stored_vectors import StoredVectors
+from saev_core import ActivationStore, BadImageError, Box, Grid, ImageDataset, ReadConfig, Site, StoredVectors
 from saev_core.activations.store.meta import NO_CLASS
-from saev_core.activations.store.store import ActivationStore
-from saev_core.config.stages import ReadConfig
-from saev_core.data.dataset import ImageDataset
-from saev_core.errors import BadImageError, DatasetError, StoreError, UsageError
+from saev_core.errors import DatasetError, StoreError, UsageError
 from saev_core.support.progress import Track, silent
 from saev_core.tasks.fit_probes import Batches
-from saev_core.types import Box, Grid, Site
 
 BATCH_VECTORS = 8192
 """Vectors that are read at once."""

@@ -12,13 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.activations.sources.stored_vectors import StoredVectors
-from saev_core.activations.store.store import ActivationStore
-from saev_core.config.stages import ReadConfig
+from saev_core import ActivationStore, Probe, ReadConfig, Site, StoredVectors
 from saev_core.errors import ProbeError, StoreError
 from saev_core.support.progress import Track, silent
-from saev_core.tasks.probe import Probe
-from saev_core.types import Site
 
 IN_MEMORY = 2**30
 """Bytes of image vectors up to which they stay in memory; more are laid aside on disk."""

@@ -12,16 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, Checkpoint, Codes, Downstream, Edit, Probe, Site, VisionModel, apply_edits
 from saev_core.errors import SteerError, StoreError
-from saev_core.interventions.apply import apply_edits
-from saev_core.interventions.downstream import Downstream
-from saev_core.interventions.edit import Edit, writes_where_it_reads
-from saev_core.models.base import VisionModel
-from saev_core.sae.checkpoint import Checkpoint
-from saev_core.sae.codes import Codes
-from saev_core.tasks.probe import Probe
-from saev_core.types import Site
+from saev_core.interventions.edit import writes_where_it_reads
 from saev_tasks.shared.pooling import pool_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from saev_core import TaskContext
 from saev_core.support.files import replace_file
-from saev_core.tasks.context import TaskContext
 from saev_core.tasks.task import plain
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from saev_core.activations.store.store import ActivationStore
+from saev_core import ActivationStore, Site, TaskContext
 from saev_core.errors import UsageError
-from saev_core.tasks.context import TaskContext
-from saev_core.types import Site
 
 
 def site_of(cx: TaskContext, text: str) -> Site:

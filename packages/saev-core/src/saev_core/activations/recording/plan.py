@@ -61,7 +61,7 @@ def plan(model: VisionModel, dataset: ImageDataset, url: str | Path, cfg: Record
     sites = resolve_sites(model, cfg)
     meta = describe(model, dataset, cfg, sites)
     if ActivationStore.exists(url):
-        # Which plugin made it is the caller's to say; everything else must agree.
+        # Only the caller knows the plugin references; everything else must agree.
         there = ActivationStore.open(url).meta
         meta = meta.model_copy(update={"model": {**there.model, **meta.model}, "dataset": {**there.dataset, **meta.dataset}})
     todo = remaining(existing(url, meta), meta, sites, cfg)

@@ -1,4 +1,4 @@
-"""`Temporary`: a file of a store that is written at many places, and appears whole, at once, or not at all."""
+"""`Temporary`: a store file, written at arbitrary offsets under a temporary name and renamed when it is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`StoreMeta`: what a store of activations holds. Imports no torch."""
+"""`StoreMeta`: what a store was recorded from and how its arrays are laid out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StoreMeta(Config):
     transform: str = ""
     """The transform that fed the model, as text."""
     versions: dict[str, str] = affects("nothing", default_factory=dict)
-    """Versions of the distributions that recorded; not part of the fingerprint."""
+    """Versions of the distributions used to record; not part of the fingerprint."""
     rows: int = Field(ge=1)
     """Rows of patches."""
     cols: int = Field(ge=1)

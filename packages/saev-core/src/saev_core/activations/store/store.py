@@ -71,7 +71,7 @@ class ActivationStore:
         except OSError as error:
             if _attributes(url) is not None:  # another process was first
                 return cls.open(url)._expect(meta)
-            raise StoreError(f"{path}: cannot make a store there ({error.strerror or error}); choose another folder.") from None
+            raise StoreError(f"{path}: cannot create a store there ({error.strerror or error}); choose another folder.") from None
         return cls.open(url)._expect(meta)
 
     @classmethod
@@ -101,7 +101,7 @@ class ActivationStore:
         except ValidationError as error:
             detail = error.errors()[0]
             where = ".".join(map(str, detail["loc"]))
-            raise StoreError(f"{url}: the store's description is damaged ({where}: {detail['msg']}); record it again.") from None
+            raise StoreError(f"{url}: the store's metadata are damaged ({where}: {detail['msg']}); record it again.") from None
 
     def _expect(self, meta: StoreMeta) -> ActivationStore:
         if self.meta.fingerprint == meta.fingerprint:

@@ -1,4 +1,4 @@
-"""Which features fire on which images, and which images names are chosen and scored on."""
+"""Which features fire on which images or patches, and which images are used to choose and to score names."""
 
 from __future__ import annotations
 

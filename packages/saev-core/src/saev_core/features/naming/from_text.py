@@ -65,15 +65,15 @@ def names_from_text(
     *,
     track: Track = silent,
 ) -> Names:
-    """Names from a vocabulary. `cfg.n_images` images go through the model: a third of them held out; of the rest half drawn
-    at random and half among the features' top images.
+    """Names from a vocabulary. `cfg.n_images` images are run through the model: a third of them held out; of the rest, half
+    are drawn at random and half are features' top images.
 
     Raises:
         ModelError: the model has no text encoder.
         CheckpointError: no image is held out.
     """
     if not isinstance(model, TextSpace):
-        raise ModelError(f"{type(model).__name__} has no text side to name features with; use clip or siglip, or names from labels.")
+        raise ModelError(f"{type(model).__name__} has no text encoder to name features with; use clip or siglip, or names from labels.")
     parts = division_of(checkpoint, store, cfg.n_images)
     wanted, drawn = with_top_images(parts, index)
     train, on_train = _embed(model, dataset, wanted, _IMAGES, track)

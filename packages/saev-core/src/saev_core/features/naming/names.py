@@ -81,7 +81,7 @@ class Names:
             raise RunError(f"{path} cannot be read ({error}); redo it with saev index RUN --names, or delete it.") from None
 
     def summary(self) -> str:
-        """One line for a person."""
+        """One-line human-readable summary."""
         n_below = self.n_alive - self.n_few - len(self.names)
         return (
             f"{len(self.names):,} of {self.n_alive:,} features that fire have a name, from {SOURCES[self.source]}; {n_below:,} stay "

@@ -9,7 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from saev_core.errors import RunError, SaevError
+from saev_core import SaevError
+from saev_core.errors import RunError
 from saev_viz.html.comparison import for_concept, on_picture, only, same_pictures, selected, twins
 from saev_viz.html.feature_page import missing
 from saev_viz.run_view.addresses import upload_url

@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from saev_core.errors import RunError, SaevError
+from saev_core import SaevError
+from saev_core.errors import RunError
 from saev_viz.drawing.heat_maps import COLOUR_MAPS
 from saev_viz.html.feature_list import PAGE, Asked, Ranges, about, chips, choices, results
 from saev_viz.html.feature_page import head, missing, page

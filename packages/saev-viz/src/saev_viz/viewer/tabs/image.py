@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from saev_core.errors import RunError, SaevError
+from saev_core import SaevError
+from saev_core.errors import RunError
 from saev_viz.drawing.heat_maps import colours
 from saev_viz.html.comparison import only, selected
 from saev_viz.html.feature_page import _top
