@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_is_one_clear_line(tmp_path: Path, images: torch
     checkpoint = trained(store, ReadConfig(layer=1, heldout=0.0))
     with pytest.raises(CheckpointError, match=r"no image to evaluate on.*heldout is 0"):
         evaluate(checkpoint, vectors(checkpoint, store), EvaluateConfig())
-    with pytest.raises(CheckpointError, match="no vector to evaluate on"):
+    with pytest.raises(CheckpointError, match="no vectors to evaluate on"):
         Tally(3, 3).result(EvaluateConfig())
     other = store_of(tmp_path / "other", images[:40])
     checkpoint = trained(store, ReadConfig(layer=1))

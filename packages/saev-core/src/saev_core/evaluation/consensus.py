@@ -142,7 +142,8 @@ def _build(like: SAE, width: int) -> SAE:
     """A new SAE of the same class and options with another width."""
     options = like.describe()
     kind = type(like)
-    limits = {key: min(options[key], width) for key in kind.Config.at_most_width}
+    # What stands at `auto` or `none` follows the width by itself.
+    limits = {key: min(options[key], width) for key in kind.Config.at_most_width if isinstance(options[key], int | float)}
     try:
         cfg: SAEConfig = validate(kind.Config, {**options, **limits, "d_sae": width}, where="sae")
         return kind(cfg)
