@@ -122,7 +122,7 @@ def speed(store: ActivationStore, live: Callable[[int], LiveSource], batch: int,
     def trained(source: Source) -> float:
         sae = TopK(TopKConfig(d_in=source.d_model, d_sae=1024, k=16))
         cfg = TrainConfig(batch_size=batch, n_tokens=source.n_vectors, n_init=8192)
-        source.norm  # noqa: B018 - estimated beforehand: this is about the steps
+        source.norm  # noqa: B018 - estimate it before timing, to measure only the steps
         train(source, [TrainSpec("topk", sae)], cfg)
         return float(source.n_vectors)
 

@@ -141,5 +141,5 @@ def test_rows_have_length_one_over_all_sites_together() -> None:
 
 
 def test_one_site_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"read.layer names one; name two recorded blocks or more, as --layer 6,10"):
+    with pytest.raises(ConfigError, match=r"read.layer names one; give two or more recorded blocks, such as --layer 6,10"):
         small(n_sites=1)

@@ -172,7 +172,7 @@ def test_ghost_gradients_reach_the_encoder_of_the_earlier_site() -> None:
 
 @pytest.mark.parametrize("n_sites", [1, 3])
 def test_other_than_two_sites_are_refused_in_one_line(n_sites: int) -> None:
-    with pytest.raises(ConfigError, match=r"names \d; name two recorded blocks, as --layer 6,10"):
+    with pytest.raises(ConfigError, match=r"names \d; give two recorded blocks, such as --layer 6,10"):
         small(n_sites=n_sites)
 
 

@@ -45,7 +45,7 @@ class KMeans(Fitted):
         """Raises ConfigError if normalize_w_dec is set."""
         super().__init__(cfg, generator)
         if cfg.normalize_w_dec:
-            raise ConfigError("rows of k-means are centroids, which have a length; leave sae.normalize_w_dec out.")
+            raise ConfigError("rows of k-means are centroids and cannot be normalised; remove sae.normalize_w_dec.")
         self.register_buffer("seen", torch.zeros(self.d_sae, dtype=torch.float64))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:

@@ -57,7 +57,7 @@ class MatchingPursuit(SAE):
     cfg: MatchingPursuitConfig
 
     def __init__(self, cfg: MatchingPursuitConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where k exceeds d_sae, or rows are not kept at length 1."""
+        """Raises ConfigError if k exceeds d_sae, or rows are not normalised."""
         cfg = cfg.sized(cfg.d_in) if cfg.k == "auto" else cfg
         super().__init__(cfg, generator)
         self.k = settled(cfg.k)

@@ -59,7 +59,7 @@ class Matryoshka(BatchTopK):
         super().__init__(cfg, generator)
         if self.smallest < 1:
             raise ConfigError(
-                f"sae.n_groups {cfg.n_groups} at ratio {cfg.ratio:g} leaves no feature for the first of {self.d_sae}; lower n_groups."
+                f"sae.n_groups {cfg.n_groups} at ratio {cfg.ratio:g} leaves the first prefix of {self.d_sae} empty; lower n_groups."
             )
 
     @property

@@ -36,9 +36,9 @@ class PCAConfig(SAEConfig):
         """
         k: int = self._components(d_in) if self.k == "auto" else self.k
         if k > d_in:
-            raise ConfigError(f"sae.k is {k}, but activations {d_in} wide have only {d_in} components; lower sae.k.")
+            raise ConfigError(f"sae.k is {k}, but activations of width {d_in} have only {d_in} components; lower sae.k.")
         if self.d_sae not in ("auto", 2 * k):
-            raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; leave sae.d_sae out or change sae.k.")
+            raise ConfigError(f"pca has 2 sae.k = {2 * k} features, not {self.d_sae}; remove sae.d_sae or change sae.k.")
         return super().sized(d_in, n_vectors).model_copy(update={"k": k, "d_sae": 2 * k})
 
     def _components(self, d_in: int) -> int:
@@ -100,7 +100,7 @@ class PCA(Fitted):
         mean = self.total / self.count
         _, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))  # ascending
         rows = vectors.T.flip(0)[: self.k]
-        # An eigenvector's sign is arbitrary: the coordinate furthest from 0 is positive.
+        # An eigenvector's sign is arbitrary: make the coordinate of largest magnitude positive.
         sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
         rows = rows * sign
         self.W_dec.copy_(torch.cat([rows, -rows]))

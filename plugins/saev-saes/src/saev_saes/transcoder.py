@@ -27,7 +27,7 @@ class TranscoderConfig(TopKConfig):
     main = "k"
 
     skip: bool = False
-    """Add a linear map of the input to the prediction, which leaves the features what is not linear."""
+    """Add a linear map of the input to the prediction, so that features model only the nonlinear part."""
     k_aux: Auto[PositiveInt] = "auto"
     """Dead features that reconstruct each vector's error; `auto`: half of a site's width."""
 
