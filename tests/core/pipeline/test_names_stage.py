@@ -15,6 +15,6 @@ def test_names_made_when_their_settings_were_part_of_the_index_stay_valid(tmp_pa
     config = RunConfig()
     stamps = Stamps(Run.create(tmp_path / "run", config), print)
     # As written to stages.json by that version.
-    assert stamps._key(_settings(config.names, None), config.index.top_k, "x", "y") == "a27c2359b7115d1c"
+    assert stamps.key(_settings(config.names, None), config.index.top_k, "x", "y") == "a27c2359b7115d1c"
     other = NamesConfig(threshold=0.9)
-    assert stamps._key(_settings(other, None), config.index.top_k, "x", "y") != "a27c2359b7115d1c"
+    assert stamps.key(_settings(other, None), config.index.top_k, "x", "y") != "a27c2359b7115d1c"
