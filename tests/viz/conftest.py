@@ -1,4 +1,4 @@
-"""What the viewer's tests share: a small real run on a folder of pictures, a server on it, and a browser."""
+"""Fixtures of the viewer's tests: a small real run on a folder of pictures, a server on it, and a browser."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sweep_of_pictures(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def run_of_another_model(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on the same pictures of a model with other patches and another crop, its weights random. Read only."""
+    """A run on the same pictures with another model: other patches, another crop, random weights. Read-only."""
     folder = tmp_path_factory.mktemp("another")
     data = f"image-folder:{run_of_pictures.path.parent / 'pictures'}"
     command = ["run", "--out", str(folder / "another"), "--model", "timm:vit_tiny_patch16_224", "--dataset", data, "--record-layers", "1"]

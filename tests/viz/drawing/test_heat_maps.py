@@ -90,7 +90,7 @@ def test_colour_maps_grow_lighter_all_the_way(name: str) -> None:
 
 
 def test_an_unknown_colour_map_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'jet'; there are inferno"):
+    with pytest.raises(ValueError, match="'jet'; choose one of inferno"):
         colours("jet")
 
 

@@ -1,4 +1,4 @@
-"""One feature's page as HTML: every feature of a real run, and the runs that lack something."""
+"""One feature's page as HTML: every feature of a real run, and runs with missing parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_feature_of_a_run_has_a_page(view: View) -> None:
         assert f"<h2>Feature {feature} " in above
         assert above.count("<dt>") == len(view.table.columns)
         if view.table.alive[feature]:
-            for title in ("Top pictures", "How strongly it fires", "Labels of the pictures", "Where in the picture", "Nearest features"):
+            for title in ("Top pictures", "Activation values", "Labels of the pictures", "Position in the picture", "Nearest features"):
                 assert title in below, (feature, title)
             assert below.count('class="patch"') == len(view.index.samples(feature))
         else:
@@ -106,7 +106,7 @@ def at(*places: tuple[int, int], side: int = 8) -> np.ndarray:
 @pytest.mark.parametrize(
     ("place", "n", "says"),
     [
-        (at((2, 5)), 200, "Nearly always at the same place, around row 3 of 8, column 6 of 8"),
+        (at((2, 5)), 200, "Nearly always at the same position, around row 3 of 8, column 6 of 8"),
         (np.pad(np.zeros((6, 6)), 1, constant_values=1.0) / 28, 200, "Mostly along the border: 100 % of its strength"),
         (np.full((8, 8), 1 / 64), 200, "All over the picture"),
         (np.pad(np.full((6, 6), 1 / 36), 1), 200, "Away from the border: 0 % of its strength"),
@@ -166,6 +166,6 @@ def test_an_sae_on_one_vector_a_picture_has_a_page_without_maps(run_of_pictures:
     assert "no heat maps" in below
     assert "img class=" not in below
     assert 'class="patch"' not in below
-    assert "Where in the picture" not in below
+    assert "Position in the picture" not in below
     assert "Show heat maps" not in below
     assert "Top pictures" in strongest(view, feature)

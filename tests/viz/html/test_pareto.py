@@ -37,7 +37,7 @@ def test_names_never_cover_one_another_or_leave_the_picture() -> None:
         for width, by_number in ((900, False), (380, True)):
             drawing = chart(many(seed=seed), width, 520, by_number=by_number)
             named = [w for w in drawing.words if w.style == "name" and w.y > 100]
-            assert any("(best)" in w.text for w in named), "the best one is always named"
+            assert any("(best)" in w.text for w in named), "the best one is always labelled"
             for mark in drawing.marks:
                 assert 0 < mark.x < width
                 assert 0 < mark.y < 520

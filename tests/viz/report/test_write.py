@@ -1,4 +1,4 @@
-"""The report of a real small run, opened in a real browser where there is one."""
+"""The report of a small real run, opened in a real browser if available."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_data_set_that_moved_gives_a_clear_line_and_maps_alone(made: Any, tmp_
     moved = Run(run.path, run.config.model_copy(update={"dataset": PluginRef(name="image-folder", options=options)}), run.plugins)
     have = Contents(moved)
     assert have.dataset is None
-    assert "cannot be shown, for the data set cannot be opened" in have.no_pictures
+    assert "cannot be shown because the data set cannot be opened" in have.no_pictures
     text = page_of(have)
     assert 'class="map"' in text
     assert "image/jpeg" not in text
@@ -222,7 +222,7 @@ def test_a_data_set_that_changed_is_not_shown(made: Any, tmp_path: Path) -> None
         Image.new("RGB", (20, 20)).save(tmp_path / f"{i}.png")
     ref = PluginRef(name="image-folder", options={"root": str(tmp_path)})
     have = Contents(Run(run.path, run.config.model_copy(update={"dataset": ref}), run.plugins))
-    assert "has changed since it was recorded" in have.no_pictures
+    assert "has changed since recording" in have.no_pictures
 
 
 def test_one_unreadable_picture_is_counted_and_the_rest_are_shown(made: Any, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_one_unreadable_picture_is_counted_and_the_rest_are_shown(made: Any, tmp
 
 def test_a_run_without_an_index_is_refused_in_one_line(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", RunConfig())
-    with pytest.raises(RunError, match="no feature index yet; make one with saev index"):
+    with pytest.raises(RunError, match="no feature index yet; build one with saev index"):
         write_report(run)
     assert not run.report_path.exists()
 

@@ -1,4 +1,4 @@
-"""The table of features against plain float64 definitions, and what a search, a filter and a sort find in it."""
+"""The table of features against plain float64 definitions, and its search, filter and sort."""
 
 from __future__ import annotations
 
@@ -150,9 +150,9 @@ def test_a_search_for_a_number_finds_that_feature_and_comparisons_narrow(table: 
 
 
 def test_an_unknown_number_is_named_with_those_there_are(table: FeatureTable) -> None:
-    with pytest.raises(ValueError, match=r"no number called 'bogus'; there are max, mean, frequency"):
+    with pytest.raises(ValueError, match=r"unknown column 'bogus'; choose one of max, mean, frequency"):
         table.find(Query("bogus<3"))
-    with pytest.raises(ValueError, match="no number called 'ma x'"):
+    with pytest.raises(ValueError, match="unknown column 'ma x'"):
         table.find(Query(sort="ma x"))
 
 

@@ -18,7 +18,7 @@ from saev_viz.run_view.library import Library
 
 
 def opened(run: Run) -> dict[str, Callable[[], object]]:
-    """The pictures of a run, as each of those who show or compute opens them."""
+    """Opening a run's pictures, for display and for computation."""
 
     def viewer() -> object:
         library = Library(run)
@@ -60,7 +60,7 @@ def test_the_store_of_other_saes_is_not_shown(copied: Run) -> None:
     assert "is not the store that topk was trained on" in library.lost
     with pytest.raises(StoreError, match="is not the store"):
         _ = library.store
-    assert library["topk"].checkpoint.sae.d_sae == library["topk"].index.d_sae, "the rest is shown as where the store is gone"
+    assert library["topk"].checkpoint.sae.d_sae == library["topk"].index.d_sae, "everything else works as with a missing store"
     assert library.dataset is not None
 
 

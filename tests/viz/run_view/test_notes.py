@@ -26,7 +26,7 @@ def test_two_windows_on_one_feature_keep_both_texts(tmp_path: Path) -> None:
     first, second = Notes(tmp_path / "n.json"), Notes(tmp_path / "n.json")
     first.write(3, "one", seen="")
     assert second.write(3, "two", seen="") == f"one{BOTH}two"
-    # Who saw the text and changed it replaces it; who saw it and clears it takes it away.
+    # A writer who saw the text replaces it by editing and deletes it by clearing.
     assert first.write(3, "both", seen=f"one{BOTH}two") == "both"
     assert second.write(3, "", seen="both") == ""
     assert first.all() == {}

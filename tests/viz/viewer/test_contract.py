@@ -16,7 +16,7 @@ from saev_viz.viewer.contract import Viewer
 
 
 def viewer(library: Library) -> Viewer:
-    async def made() -> Viewer:  # without a running loop gradio opens some that nobody closes
+    async def made() -> Viewer:  # without a running loop, gradio opens event loops and never closes them
         with gr.Blocks() as blocks:
             shared = gr.Dropdown(), gr.Number(), gr.Number(), gr.Textbox(), gr.JSON()
             with gr.Tabs() as tabs:

@@ -1,4 +1,4 @@
-"""What the viewer's server gives away, to whom, and what it refuses."""
+"""What the viewer's server serves, to whom, and what it rejects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def address(guard: Guard, serving: Serving) -> Iterator[str]:
 
 
 def ask(address: str, path: str, method: str = "GET", body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """A request whose path goes out as it is: no client tidies it. Of an endless answer only the start."""
+    """A request with its path sent verbatim, not normalised by a client. Reads only the start of an endless response."""
     host, port = address.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
     try:
@@ -74,7 +74,7 @@ def templates(app: Any, prefix: str = "") -> Iterator[str]:
 
 
 def tries(file: Path) -> list[str]:
-    """Ways to ask for a file that is not to be had."""
+    """Requests for files that must not be served."""
     up = "../" * 12 + str(file)[1:]
     return [
         str(file),
@@ -161,7 +161,7 @@ def test_doors_of_gradio_that_no_page_needs_are_shut(address: str, path: str) ->
 
 
 def _calls(address: str) -> list[tuple[int, int]]:
-    """Callbacks with inputs: number, and how many."""
+    """Callbacks with inputs: index and number of inputs."""
     config = httpx.get(f"{address}/config", timeout=60).json()
     return [(d["id"], len(d["inputs"])) for d in config["dependencies"] if d["inputs"] and d["backend_fn"]]
 
@@ -296,7 +296,7 @@ def test_old_uploads_are_forgotten_and_that_is_told() -> None:
     held = Uploads(keep_bytes=2 * len(data))
     first, second, third = (held.add(data) for _ in range(3))
     assert held[third].image().size == held[second].image().size == (200, 200)
-    with pytest.raises(RunError, match="choose it once more"):
+    with pytest.raises(RunError, match="choose it again"):
         held[first]
     with pytest.raises(BadImageError):
         held.add(b"no")
@@ -367,7 +367,7 @@ def test_a_password_stands_before_everything(run_of_pictures: Run, serving: Serv
         for path in paths:
             for headers in wrong:
                 status, body = ask(url, path, headers=headers)
-                assert (status, body) == (401, b"This viewer asks for a name and a password."), (path, headers)
+                assert (status, body) == (401, b"This viewer requires a user name and password."), (path, headers)
         assert "Basic" in httpx.get(url, timeout=60).headers["www-authenticate"]
         for method in ("POST", "HEAD", "OPTIONS", "PUT"):
             assert ask(url, "/gradio_api/run/predict", method)[0] == 401

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 class Person:
-    """Clicks as the page does: every event is one POST, without a queue."""
+    """Sends clicks like the page: one POST per event, without a queue."""
 
     def __init__(self, address: str, seed: int) -> None:
         self.rng, self.number = random.Random(seed), seed
@@ -61,7 +61,7 @@ class Person:
 
 
 def crowd(address: str, n: int, each: int) -> list[Exception]:
-    """`n` people click `each` times at once; what went wrong."""
+    """`n` users click `each` times concurrently; returns the failures."""
     wrong: list[Exception] = []
     together = threading.Barrier(n)
 

@@ -1,4 +1,4 @@
-"""`Viz`: what this package registers as a viewer. Importing it imports neither gradio nor torch."""
+"""`Viz`: the viewer plugin that this package registers. Imports neither gradio nor torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Viz(RunViewer):
     """The report, the figure of the Pareto front, the interactive viewer and the gallery."""
 
     def report(self, run: Run) -> Path:
-        """As `saev_viz.report.write.write_report`."""
+        """See `saev_viz.report.write.write_report`."""
         from saev_viz.report.write import write_report
 
         return write_report(run)
 
     def pareto(self, run: Run) -> Path:
-        """As `saev_viz.html.pareto.write_pareto`."""
+        """See `saev_viz.html.pareto.write_pareto`."""
         from saev_viz.html.pareto import write_pareto
 
         return write_pareto(run)
@@ -38,7 +38,7 @@ class Viz(RunViewer):
         dataset: str = "",
         say: Callable[[str], None] = log.info,
     ) -> None:
-        """As `saev_viz.viewer.serve.serve`."""
+        """See `saev_viz.viewer.serve.serve`."""
         from saev_viz.viewer.serve import serve
 
         serve(run, others=others, host=host, port=port, auth=auth, dataset=dataset, say=say)
@@ -56,7 +56,7 @@ class Viz(RunViewer):
         say: Callable[[str], None] = log.info,
         track: Track = silent,
     ) -> Path:
-        """As `saev_viz.export.gallery.export`."""
+        """See `saev_viz.export.gallery.export`."""
         from saev_viz.export.gallery import export
 
         return export(run, folder, features=features, query=query, n=n, sae=sae, dataset=dataset, say=say, track=track)

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 @pytest.fixture(scope="module")
 def run(run_of_pictures: Run, tmp_path_factory: pytest.TempPathFactory, write_names: Callable[..., None]) -> Run:
-    """A copy with names, known truth and stability beside it."""
+    """A copy with names, ground truth and stability added."""
     path = tmp_path_factory.mktemp("features") / "run"
     shutil.copytree(run_of_pictures.path, path)
     found = Run.open(path)
@@ -48,7 +48,7 @@ def address(library: Library, serving: Serving) -> Iterator[str]:
 
 
 class Tab:
-    """The features tab as a person sees it."""
+    """The Features tab as a user sees it."""
 
     def __init__(self, page: Any, address: str) -> None:
         self.page, self.address = page, address
@@ -139,7 +139,7 @@ def test_a_filter_is_seen_and_cleared_with_one_press(tab: Tab, library: Library)
     tab.page.locator("#saev-filter button").first.click()
     tab.page.locator("#saev-by input").click()
     tab.page.get_by_role("option", name="Largest value").click()
-    tab.reads("#saev-about", "The largest value the feature takes")
+    tab.reads("#saev-about", "The feature's maximum value over all patches")
     tab.page.locator("#saev-low").locator("input, textarea").fill(f"{middle:.6f}")
     tab.page.locator("#saev-add").click()
     both = order(library, "label:stripes", ranges={"max": (float(f"{middle:.6f}"), np.inf)})
@@ -159,12 +159,12 @@ def test_a_number_that_is_none_is_told_and_the_page_lives_on(tab: Tab, library: 
     tab.page.locator("#saev-filter button").first.click()
     tab.page.locator("#saev-low").locator("input, textarea").fill("many")
     tab.page.locator("#saev-add").click()
-    tab.reads("#saev-told", "'many' is not a number; type one such as 0.01 or 1%")
+    tab.reads("#saev-told", "'many' is not a number; enter one such as 0.01 or 1%")
     tab.said = [said for said in tab.said if "500" not in said]  # the browser's own line about the refused call
     tab.page.get_by_label("close this message").click()
     assert tab.page.locator("#saev-told div").count() == 0
     tab.search("bogus<3")
-    tab.reads("#saev-list .empty", "there is no number called 'bogus'; there are max, mean")
+    tab.reads("#saev-list .empty", "unknown column 'bogus'; choose one of max, mean")
     tab.search("")
     tab.reads("#saev-list .count", f"^{len(order(library))} feature")
     tab.page.locator("#saev-next").click()
@@ -174,7 +174,7 @@ def test_a_number_that_is_none_is_told_and_the_page_lives_on(tab: Tab, library: 
 def test_the_list_has_pages_and_sorts_by_any_number(tab: Tab, library: Library) -> None:
     tab.open(order(library)[0])
     tab.page.locator("#saev-filter button").first.click()
-    tab.page.get_by_label("also features that never fire").check()
+    tab.page.get_by_label("include features that never fire").check()
     tab.reads("#saev-list .turns", "page 1 of 2")
     tab.page.locator("#saev-sort input").click()
     tab.page.get_by_role("option", name="Stability across seeds").click()
@@ -221,7 +221,7 @@ def test_two_windows_writing_one_note_lose_nothing(tab: Tab, chromium: Any, addr
     kept = Notes(run.path / "notes" / f"{SAE}.json").all()[feature]
     assert "first thought" in kept
     assert "second thought" in kept
-    tab.reads("#saev-note [role=status]", "with what another window wrote meanwhile")
+    tab.reads("#saev-note [role=status]", "merged with changes from another window")
     assert tab.page.input_value("#saev-note textarea") == kept
     other.page.context.close()
 
@@ -264,7 +264,7 @@ def test_what_is_listed_beside_a_feature_opens_and_a_picture_opens_in_its_tab(ta
 def test_names_truth_and_stability_are_told_and_no_name_is_markup(tab: Tab) -> None:
     tab.open(1).reads("#saev-head h2", "wing of a bird")
     tab.reads("#saev-head .told", "score 0.91")
-    tab.open(3).reads("#saev-head .told", r"tells pattern: stripes \(F1 0.93\)")
+    tab.open(3).reads("#saev-head .told", r"detects pattern: stripes \(F1 0.93\)")
     assert "Stability across seeds" in tab.page.inner_text("#saev-head .numbers")
     tab.open(2).reads("#saev-head h2", re.escape(BAD))
     assert tab.page.locator("#saev-head h2 img").count() == 0

@@ -1,4 +1,4 @@
-"""The image tab: which features fire where on a recorded picture and on one's own, and the pane that shows it."""
+"""The image tab: which features fire where on a recorded picture and on an upload, and the pane that shows it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_keyboard_walks_patches_and_features(opened: Any) -> None:
     page.keyboard.press("ArrowDown")
     assert "row 2, column 2" in page.inner_text("#saev-look .what")
     page.keyboard.press("Enter")
-    assert "kept" in page.inner_text("#saev-look .what")
+    assert "pinned" in page.inner_text("#saev-look .what")
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowUp")
     assert "row 1, column 2" in page.inner_text("#saev-look .what")
@@ -225,7 +225,7 @@ def test_a_picture_of_ones_own_is_shown_and_what_is_none_is_told(opened: Any, tm
     page.set_input_files("#saev-look input[type=file]", tmp_path / "letter.png")
     page.get_by_text("letter.png cannot be shown: unknown image format.").wait_for()
     page.set_input_files("#saev-look input[type=file]", tmp_path / "mine.png")
-    caption(page, "mine.png · your picture, 300 × 100 pixels · the model did not see the part that is pale")
+    caption(page, "mine.png · your picture, 300 × 100 pixels · the pale part is outside the model's input")
     assert not page.is_visible("#saev-look .trouble")
     assert page.get_attribute("#saev-look .seen img", "src").startswith("/saev/upload/")
     assert numbers(page)
@@ -241,7 +241,7 @@ def test_the_tab_fits_a_phone_and_opens_a_picture_by_link(opened: Any, chromium:
     caption(page, "Image 5 ·")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.tap('[data-patch="9"]')
-    assert "kept" in page.inner_text("#saev-look .what")
+    assert "pinned" in page.inner_text("#saev-look .what")
     left, right = page.evaluate("(r => [r.left, r.right])(document.querySelector('#saev-look .seen').getBoundingClientRect())")
     assert 0 <= left < right <= 390
     page.close()

@@ -1,4 +1,4 @@
-"""The overview in a real browser: what was trained, the sweep, and the map by mouse, by finger and by keys."""
+"""The overview in a real browser: training facts, the sweep, and the map by mouse, touch and keyboard."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_row_or_a_point_switches_the_sae_and_one_without_index_says_how_to_mak
     page.locator(f'#saev-sweep .broad [data-sae="{library.first}"]').click()
     page.wait_for_selector(f'#saev-sweep tr.on [data-sae="{library.first}"]')
     page.locator(f'#saev-sweep tbody [data-sae="{bare}"]').click()
-    page.get_by_text(f"--only {bare}, then start").wait_for()
+    page.get_by_text(f"--only {bare}, then restart").wait_for()
     assert page.locator(f'#saev-sweep tr.on [data-sae="{library.first}"]').count() == 1
 
 

@@ -1,1 +1,1 @@
-"""Charts, SVG and heat maps from plain numbers and pictures. It knows nothing of runs, HTML pages or gradio."""
+"""Charts, SVG and heat maps from plain numbers and pictures. Independent of runs, HTML pages and gradio."""

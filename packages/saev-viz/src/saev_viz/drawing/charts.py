@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 POINTS = 8
-"""Paths that the scatter's points are divided into: within one path points do not darken each other."""
+"""Number of paths that the scatter's points are split into: within one path, overlapping points do not darken."""
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: `0.0042`, `12.3`, `1,234`, `2.1e-07`."""
+    """A formatted number: `0.0042`, `12.3`, `1,234`, `2.1e-07`."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     size = abs(value)
@@ -26,7 +26,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as per cent: `12 %`, `0.042 %`."""
+    """A fraction as a percentage: `12 %`, `0.042 %`."""
     return f"{number(100 * share, 2)} %"
 
 
@@ -36,11 +36,11 @@ def bars(
     """A small histogram without axes.
 
     Args:
-        mark: where to draw a line, as a share of the width.
+        mark: position of a line, as a fraction of the width.
     """
     top = max(float(np.max(counts)), 1e-30)
     step = width / len(counts)
-    # Square roots: the few strongest values are what one looks for, and would vanish beside the many weak ones.
+    # Square roots, so that the few strong values stay visible beside the many weak ones.
     tall = [math.sqrt(float(c) / top) * (height - 1) for c in counts]
     path = "".join(f"M{i * step:.1f} {height}v-{h:.1f}h{step * 0.86:.1f}v{h:.1f}z" for i, h in enumerate(tall) if h > 0)
     line = f'<path class="mark" d="M{mark * width:.1f} 0v{height}"/>' if mark is not None else ""
@@ -48,17 +48,17 @@ def bars(
 
 
 def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"], numbers: Sequence[int], shown: Sequence[int]) -> str:
-    """log10 frequency against log10 mean value of every living feature, with histograms of both along the edges.
+    """log10 mean value against log10 frequency of every live feature, with histograms along the edges.
 
     Args:
         numbers: the features' numbers, one per point.
-        shown: features of the gallery; they are links to `#f<number>`.
+        shown: features of the gallery, drawn as links to `#f<number>`.
     """
     width, height, left, bottom, strip = 720, 480, 64, 52, 78
     x0, x1 = left, width - 72
     y0, y1 = strip + 12, height - bottom
     if len(numbers) == 0:
-        return '<p class="note">No feature fires at all: there is nothing to draw.</p>'
+        return '<p class="note">No feature fires, so there is nothing to plot.</p>'
     fx, fy = frame(log_freq), frame(log_value)
 
     def px(v: Float[np.ndarray, " n"] | float) -> Float[np.ndarray, " n"]:
@@ -84,7 +84,7 @@ def scatter(log_freq: Float[np.ndarray, " n"], log_value: Float[np.ndarray, " n"
             f'<text class="tick" x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(tick)}</text>'
         )
     out.append(
-        f'<text class="axis" x="{(x0 + x1) / 2}" y="{height - 8}" text-anchor="middle">share of patches that fire the feature</text>'
+        f'<text class="axis" x="{(x0 + x1) / 2}" y="{height - 8}" text-anchor="middle">fraction of patches that fire the feature</text>'
     )
     out.append('<text class="axis" x="4" y="16">mean value where it fires</text>')
     xs, ys = px(log_freq), py(log_value)
@@ -158,14 +158,14 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
 
 
 def frame(values: Float[np.ndarray, " n"] | Sequence[float], margin: float = 0.04) -> tuple[float, float]:
-    """Ends of an axis that shows all values, with a little room."""
+    """Axis limits that cover all values, with a margin."""
     low, high = float(np.min(values)), float(np.max(values))
     room = margin * (high - low) or max(abs(high) * 0.1, 0.5)
     return low - room, high + room
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between two ends."""
+    """Round numbers between two limits."""
     rough = (high - low) / most
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough)
@@ -174,7 +174,7 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Exponents of round numbers: whole powers of ten, and 2 and 5 between them where there is room."""
+    """Exponents of round numbers: powers of ten, and 2 and 5 between them if there is room."""
     digits = (1,) if high - low > 2.5 else (1, 2, 5)
     exponents = range(math.floor(low), math.ceil(high) + 1)
     found = [e + math.log10(d) for e in exponents for d in digits if low <= e + math.log10(d) <= high]
@@ -182,7 +182,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _power(exponent: float) -> str:
-    """10 to the `exponent` as people write it."""
+    """10 to the `exponent`, formatted."""
     value = 10**exponent
     if float(exponent).is_integer() and not -3 <= exponent <= 4:
         return f'10<tspan class="sup" dy="-5">{int(exponent)}</tspan>'

@@ -1,4 +1,4 @@
-"""Heat maps laid over original pictures, through the crop that the model saw. Knows no gradio and no matplotlib."""
+"""Heat maps over original pictures, aligned with the model's input crop. Does not import gradio or matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from saev_core import Box
 
 COLOUR_MAPS = {
-    # Ten evenly spaced samples each; perceptually even and readable for colour-blind people.
+    # Ten evenly spaced samples each; perceptually uniform and colour-blind safe.
     # Source: N. Smith and S. van der Walt, https://bids.github.io/colormap (CC0).
     "inferno": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
     "magma": "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf",
@@ -25,10 +25,10 @@ def colours(name: str) -> UInt8[np.ndarray, "256 3"]:
     """A colour map as a table, dark to light.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: unknown colour map.
     """
     if name not in COLOUR_MAPS:
-        raise ValueError(f"no colour map is called {name!r}; there are {', '.join(COLOUR_MAPS)}.")
+        raise ValueError(f"unknown colour map {name!r}; choose one of {', '.join(COLOUR_MAPS)}.")
     anchors = np.array([[int(text[i : i + 2], 16) for i in (0, 2, 4)] for text in COLOUR_MAPS[name].split()], float)
     at = np.linspace(0, len(anchors) - 1, 256)
     table = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], 1)
@@ -38,15 +38,15 @@ def colours(name: str) -> UInt8[np.ndarray, "256 3"]:
 def map_pixels(
     values: Float[np.ndarray, "rows cols"], *, upper: float, opacity: float = 0.75, colour_map: str = "inferno"
 ) -> UInt8[np.ndarray, "rows cols 4"]:
-    """One RGBA pixel per patch: the colour says how strong, and so does the alpha, so that a quiet patch hides nothing.
+    """One RGBA pixel per patch: colour and alpha both encode strength, so that weak patches stay transparent.
 
     Args:
         values: patch values; 0 is transparent.
-        upper: the value at and above which colour and alpha are full, such as the feature's 99th percentile.
-        opacity: alpha there, 0 to 1.
+        upper: the value from which colour and alpha are full, such as the feature's 99th percentile.
+        opacity: maximum alpha, 0 to 1.
     """
     share = np.clip(np.nan_to_num(np.asarray(values, float) / max(upper, 1e-30)), 0, 1)
-    # The darkest fifth of the map is left out: over a picture it reads as shadow, not as a weak value.
+    # Skip the darkest fifth of the map: over a picture it looks like shadow, not like a weak value.
     rgb = colours(colour_map)[np.round((0.25 + 0.75 * share) * 255).astype(int)]
     alpha = np.where(share > 0, opacity * (0.08 + 0.92 * share), 0)
     return np.concatenate([rgb, np.round(alpha * 255).astype(np.uint8)[..., None]], -1)
@@ -63,14 +63,14 @@ def heat_map(
     smooth: bool = False,
     size_px: int | None = None,
 ) -> Image.Image:
-    """The original picture with patch values over the part that the model saw; the rest is dimmed.
+    """The original picture with patch values over the model's input crop; the rest is dimmed.
 
     Args:
         image: the original, any shape.
         values: patch values as a map, `Grid.to_map`.
         crop: what the map covers, in pixels of the original (`ActivationStore.crop`).
         upper, opacity, colour_map: as `map_pixels`.
-        smooth: blend between patch centres; by default every patch has the edges it really has.
+        smooth: interpolate between patch centres; by default patches have sharp edges.
         size_px: longer side of the result; by default that of the original.
     """
     image = image.convert("RGB")
@@ -78,7 +78,7 @@ def heat_map(
     width, height = (max(1, round(side * scale)) for side in image.size)
     picture = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), float)
     rows, cols = np.shape(values)
-    # Where each pixel's centre lies in the map, in patches: 0 to cols inside the crop.
+    # Position of each pixel's centre in the map, in patches: 0 to cols inside the crop.
     x = ((np.arange(width) + 0.5) / width * image.width - crop.left) / (crop.right - crop.left) * cols
     y = ((np.arange(height) + 0.5) / height * image.height - crop.top) / (crop.bottom - crop.top) * rows
     layer = map_pixels(values, upper=upper, opacity=opacity, colour_map=colour_map).astype(float)
@@ -110,10 +110,10 @@ def _blended(layer: Float[np.ndarray, "rows cols 4"], y: Float[np.ndarray, " h"]
 def sheet(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], *, row_px: int = 150, width_px: int = 1240, gap_px: int = 6, dark: bool = False
 ) -> Image.Image:
-    """A contact sheet: captioned rows of pictures of equal height, for a README or a paper.
+    """A contact sheet: captioned rows of pictures of equal height.
 
     Args:
-        rows: caption and pictures of each row; pictures that would pass the right edge are left out.
+        rows: caption and pictures of each row; pictures beyond the right edge are left out.
     """
     paper, ink = ((21, 23, 28), (222, 226, 232)) if dark else ((255, 255, 255), (40, 44, 52))
     caption_px, margin = 22, 14

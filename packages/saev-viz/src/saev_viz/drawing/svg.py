@@ -1,4 +1,4 @@
-"""`Drawing`: lines, marks and words at fixed places, as SVG for a page or as pixels for a file, both alike."""
+"""`Drawing`: lines, marks and text at fixed positions, rendered as SVG or pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Told apart by every kind of colour vision; marks differ in shape as well.
+"""Colour-blind safe; marks differ in shape as well.
 
 Source: Okabe and Ito 2008, Color Universal Design. https://jfly.uni-koeln.de/color/
 """
@@ -18,9 +18,9 @@ SHAPES = ("circle", "square", "up", "diamond", "down", "cross")
 PAPER, INK, SOFT, RULE = "#ffffff", "#20242c", "#5c6470", "#e5e1da"
 _STYLES = {"grid": (RULE, 1.0), "front": (INK, 1.6), "bound": (SOFT, 1.2), "leader": (SOFT, 1.0)}
 _CORNERS = {"square": (45, 90, 4, 1.25), "diamond": (0, 90, 4, 1.3), "up": (-90, 120, 3, 1.35), "down": (90, 120, 3, 1.35)}
-"""First angle in degrees, angle between corners, how many, and size over that of a circle: all shapes look equally large."""
+"""First angle in degrees, angle between corners, number of corners, and size relative to a circle, so that shapes look equally large."""
 _SMOOTH = 4
-"""Pixels are drawn this many times as large as points, then averaged."""
+"""Supersampling factor."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,25 @@ class Mark:
     x: float
     y: float
     kind: int
-    """Number of its colour and shape."""
+    """Index of its colour and shape."""
     size: float = 5.0
     faint: bool = False
     hollow: bool = False
     title: str = ""
     key: str = ""
-    """What it stands for, in a page's `data-sae`."""
+    """Value of `data-sae` in a page."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """Text whose baseline starts, ends or has its middle at a place."""
+    """Text anchored at the start, middle or end of its baseline."""
 
     x: float
     y: float
     text: str
     anchor: str = "start"
     style: str = "tick"
-    """`tick`, `axis` or `name`: the page's style sheet colours them."""
+    """`tick`, `axis` or `name`: coloured by the page's style sheet."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Drawing:
     words: list[Words] = field(default_factory=list)
 
     def svg(self, extra: str = "") -> str:
-        """Inline SVG; `extra` are more classes of it."""
+        """Inline SVG; `extra` are additional CSS classes."""
         out = [f'<svg class="chart {extra}" viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{escape(self.label)}">']
         for style, corners in self.lines:
             out.append(f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in corners)}"/>')
@@ -82,7 +82,7 @@ class Drawing:
         return "".join(out) + "</svg>"
 
     def picture(self, scale: float = 2.0) -> Image.Image:
-        """Pixels on white, `scale` to a point."""
+        """Rasterised on white, `scale` pixels per point."""
         fine = scale * _SMOOTH / 2
         page = Image.new("RGB", (round(self.width * fine), round(self.height * fine)), PAPER)
         draw = ImageDraw.Draw(page)
@@ -108,7 +108,7 @@ class Drawing:
 
 def outline(mark: Mark) -> list[tuple[float, float]]:
     """A mark's corners."""
-    shape = SHAPES[(mark.kind + mark.kind // len(COLOURS)) % len(SHAPES)]  # beyond six kinds a colour comes with another shape
+    shape = SHAPES[(mark.kind + mark.kind // len(COLOURS)) % len(SHAPES)]  # beyond six kinds, colours repeat with another shape
     if shape == "cross":
         a, b = mark.size * 1.2, mark.size * 0.42
         corners = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
@@ -119,12 +119,12 @@ def outline(mark: Mark) -> list[tuple[float, float]]:
 
 
 def size_of(style: str) -> float:
-    """Height of letters in points."""
+    """Font size in points."""
     return 14.0 if style == "axis" else 13.0
 
 
 def width_of(text: str, style: str = "name") -> float:
-    """About how wide a text is."""
+    """Approximate width of a text in points."""
     return float(ImageFont.load_default(size_of(style)).getlength(text))
 
 
@@ -137,5 +137,5 @@ def _dashes(corners: Sequence[tuple[float, float]], on: float = 5, off: float = 
 
 
 def _mixed(colour: str, share: float) -> tuple[int, ...]:
-    """A colour over white."""
+    """A colour blended with white."""
     return tuple(round(part * share + 255 * (1 - share)) for part in ImageColor.getrgb(colour)[:3])

@@ -1,11 +1,11 @@
-"""`export`: a gallery of chosen features as a folder of plain files, for papers and collaborators. It needs no server.
+"""`export`: a gallery of selected features as a folder of static files, for papers and collaborators. Needs no server.
 
 <folder>/index.html             all features, with search, filter and sort
-<folder>/features/<n>.html      one feature each
+<folder>/features/<n>.html      one page per feature
 <folder>/pictures/<image>.jpg   thumbnails, each image once
-<folder>/maps/*.png             heat maps, a pixel a patch
-<folder>/gallery.css, .js       what the pages look like and how they are searched
-<folder>/gallery.json           what was exported from which run; by it the folder is known as ours
+<folder>/maps/*.png             heat maps, one pixel per patch
+<folder>/gallery.css, .js       style sheet and search
+<folder>/gallery.json           what was exported from which SAE; marks the folder as a gallery
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OURS = re.compile(r"index\.html|gallery\.(css|js|json)|features/\d+\.html|pictu
 
 
 class _Chosen(View):
-    """A view whose nearest features are sought among the exported ones."""
+    """A view whose nearest features are limited to the exported ones."""
 
     among: Sequence[int] = ()
 
@@ -64,17 +64,17 @@ def export(
     say: Callable[[str], None] = log.info,
     track: Track = silent,
 ) -> Path:
-    """Write a gallery into `folder`, whole or not at all; an earlier gallery there is replaced. Returns its first page.
+    """Write a gallery into `folder` atomically, replacing an earlier one. Returns its index page.
 
     Args:
-        features: which features, in this order; with none and no query those that the report would choose.
-        query: what the viewer's search takes; the strongest that match.
-        n: how many at most; by default the report's `n_features`.
-        sae: which SAE; by default the one that the viewer shows first.
-        dataset: where the pictures lie now, as `--dataset` takes it.
+        features: features to export, in this order; without features and query, those that the report would choose.
+        query: a search as in the viewer; exports the strongest matches.
+        n: maximum number of features; by default the report's `n_features`.
+        sae: name of the SAE; by default the one that the viewer shows first.
+        dataset: location of the pictures, in the syntax of `--dataset`.
 
     Raises:
-        RunError: nothing is indexed, there is no such feature, nothing matches, or the folder holds something else.
+        RunError: nothing is indexed, there is no such feature, nothing matches, or the folder holds other files.
     """
     folder = Path(folder).resolve()
     recover_folder(folder)
@@ -97,7 +97,7 @@ def export(
 
 
 def selection(view: View, features: Sequence[int] = (), query: str = "", n: int | None = None) -> list[int]:
-    """The features that are exported, see `export`.
+    """The features to export, see `export`.
 
     Raises:
         RunError: there is no such feature, nothing matches, or both features and a query are given.
@@ -105,18 +105,18 @@ def selection(view: View, features: Sequence[int] = (), query: str = "", n: int 
     cfg: ReportConfig = view.library.run.config.report
     most = cfg.n_features if n is None else n
     if most < 1:
-        raise RunError(f"a gallery of {most} features is none; give --n 1 or more.")
+        raise RunError(f"--n must be at least 1, got {most}.")
     if features:
         if query:
-            raise RunError("give --features or --query, not both.")
-        return view.index.select((1, 0), include=list(dict.fromkeys(features)))  # an empty range: the included alone, checked
+            raise RunError("--features and --query are mutually exclusive; give only one.")
+        return view.index.select((1, 0), include=list(dict.fromkeys(features)))  # empty range: validates and returns the included ones only
     if query:
         try:
             found = view.table.find(Query(query), view.notes.all())[:most]
         except ValueError as error:
             raise RunError(str(error)) from None
         if not len(found):
-            raise RunError(f"no feature matches {query!r}; look for other words, or try it in the viewer first.")
+            raise RunError(f"no feature matches {query!r}; try other words, or test the query in the viewer first.")
         return [int(feature) for feature in found]
     cfg = cfg.model_copy(update={"n_features": most})
     telling = [int(feature) for feature in view.table.truth][: most // 2]
@@ -124,7 +124,7 @@ def selection(view: View, features: Sequence[int] = (), query: str = "", n: int 
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder in which anything lies that no export wrote."""
+    """Reject a folder that contains files not written by an export."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -137,20 +137,20 @@ def _refuse_foreign(folder: Path) -> None:
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
-        raise RunError(f"{folder} is not empty and not a gallery; choose another folder.")
+        raise RunError(f"{folder} is neither empty nor a gallery; choose another folder.")
     if foreign := [name for name in there if not _OURS.fullmatch(name)]:
-        raise RunError(f"{folder} also holds {foreign[0]}, which no export wrote; move it away or choose another folder.")
+        raise RunError(f"{folder} contains {foreign[0]}, which is not part of a gallery; move it away or choose another folder.")
 
 
 def _write(view: _Chosen, folder: Path, track: Track) -> int:
-    """All files of the gallery; returns how many pictures there are."""
+    """Write all files of the gallery; return the number of pictures."""
     library, chosen = view.library, view.among
     still = Still(chosen, heats=_can_heat(view))
     for name in ("features", "pictures", "maps"):
         (folder / name).mkdir()
     notes = view.notes.all()
     for at, feature in enumerate(chosen):
-        found = page(view, feature).replace("Press a picture to look into it.", "Press a picture to see it without its heat map.")
+        found = page(view, feature).replace("Click a picture to open it in the Image tab.", "Click a picture to hide its heat map.")
         body = still.rewrite(head(view, feature) + note_of(notes.get(feature, "")) + found, "../")
         before, after = chosen[at - 1] if at else None, chosen[at + 1] if at + 1 < len(chosen) else None
         (folder / "features" / f"{feature}.html").write_text(feature_page(view, feature, body, before, after), encoding="utf-8")
@@ -158,7 +158,7 @@ def _write(view: _Chosen, folder: Path, track: Track) -> int:
     (folder / "index.html").write_text(index_page(view, chosen, cards, notes), encoding="utf-8")
     for name, data in still.maps.items():
         (folder / "maps" / f"{name}.png").write_bytes(data)
-    # In ascending order of images: a data set that only runs forward does so, and each image is encoded once for all its maps.
+    # In ascending order of images: works with sequential data sets, and encodes each image once for all its maps.
     with track("export", len(still.pictures) + len(still.asked), "files") as meter:
         for image in sorted(still.pictures):
             (folder / "pictures" / f"{image}.jpg").write_bytes(library.pictures.jpeg(image, PICTURE_PX))
@@ -174,13 +174,13 @@ def _write(view: _Chosen, folder: Path, track: Track) -> int:
 
 
 def _can_heat(view: _Chosen) -> bool:
-    """Whether heat maps of samples can be made: they need the recorded activations."""
+    """Whether heat maps of samples can be drawn: they need the recorded activations."""
     image = next((sample.index for feature in view.among for sample in view.index.samples(feature)), None)
     if image is None:
         return False
     try:
         view.seen(image)
     except SaevError as error:
-        log.warning("the samples come without heat maps: %s", error)
+        log.warning("exporting samples without heat maps: %s", error)
         return False
     return True

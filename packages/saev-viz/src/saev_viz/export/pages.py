@@ -1,4 +1,4 @@
-"""The pages of an exported gallery as HTML, see `export`. Knows no gradio."""
+"""The pages of an exported gallery as HTML, see `export`. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from saev_viz.run_view.choose_features import relative
 from saev_viz.run_view.library import View
 
 ON_CARD = 6
-"""Top pictures that the first page shows of each feature."""
+"""Top pictures per feature on the index page."""
 LABELS = 5
-"""Labels of a feature that a search finds it by."""
-# Nothing from elsewhere, not even by accident. `file:`, because a page opened from a disk has no origin of its own.
+"""Number of searchable labels per feature."""
+# Block all external sources. `file:`, because a page opened from disk has no origin of its own.
 _POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'self' file: 'unsafe-inline'; script-src 'self' file:"
 
 
 def note_of(text: str) -> str:
-    """What a person wrote of a feature."""
+    """A user's note on a feature."""
     return f"<blockquote>{escape(text)}</blockquote>" if text else ""
 
 
 def feature_page(view: View, feature: int, body: str, before: int | None, after: int | None) -> str:
-    """A feature's own page: what leads to its neighbours, then `body`."""
+    """A feature's page: links to its neighbours, then `body`."""
 
     def turn(other: int | None, key: str, says: str) -> str:
         return f'<a id={key} href="{other}.html">{says}</a>' if other is not None else f"<span>{says}</span>"
@@ -43,7 +43,7 @@ def feature_page(view: View, feature: int, body: str, before: int | None, after:
 
 
 def index_page(view: View, chosen: Sequence[int], cards: str, notes: Mapping[int, str]) -> str:
-    """The first page: every card, and what its search looks through."""
+    """The index page: all cards, and the data for its search."""
     config, table = view.library.run.config, view.table
     columns = {key: column for key, column in table.columns.items() if any(math.isfinite(column.values[f]) for f in chosen)}
     rows = []
@@ -68,25 +68,25 @@ def index_page(view: View, chosen: Sequence[int], cards: str, notes: Mapping[int
     lead = (
         f"<p>{len(chosen)} of the {view.index.d_sae:,} features of an SAE on {escape(view.saved.site)} of "
         f"{escape(config.model.name)}, indexed over {view.index.n_images:,} pictures of {escape(config.dataset.name)}. "
-        "The pictures are bright where a feature fires; its strongest pictures come first. "
-        "Press a feature's number to see it whole.</p>"
+        "Pictures are bright where the feature fires, strongest first. "
+        "Click a feature's number for details.</p>"
     )
     missing = f"<p class=empty>{escape(view.library.no_pictures)}</p>" if view.library.no_pictures else ""
     body = (
         f"<header class=top><h1>{escape(what)}</h1>{lead}{missing}</header><header class=controls>{bar}</header>"
         f"<main><div id=cards>{cards}</div>"
-        "<p id=none class=empty hidden>No feature matches. Take a word away, or look for another one.</p>"
-        "<details><summary>What the numbers mean, and how to search by them</summary><p>Words are looked for in names, labels and notes; "
-        "every one must occur. <code>#123</code> is a feature's number. <code>frequency&lt;1%</code> and <code>max&gt;=5</code> compare a "
-        f"number.</p><dl>{helps}</dl></details></main>"
+        "<p id=none class=empty hidden>No feature matches. Remove a word, or try another one.</p>"
+        "<details><summary>What the numbers mean, and how to search</summary><p>Words are searched in names, labels and notes; "
+        "all must occur. <code>#123</code> is a feature number. <code>frequency&lt;1%</code> and <code>max&gt;=5</code> compare a "
+        f"column.</p><dl>{helps}</dl></details></main>"
     )
-    # A label called </script> must not end the script.
+    # A label named </script> must not end the script.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return _html(f"{what}: SAE features", f'{body}<script type="application/json" id=data>{text}</script>', "")
 
 
 def card(view: View, feature: int, note: str) -> str:
-    """A feature on the index page: name, numbers, its strongest pictures."""
+    """A feature on the index page: name, numbers, top pictures."""
     index, name = view.index, view.table.title(feature)
     upper, library = view.upper(feature), view.library
     pictures = []

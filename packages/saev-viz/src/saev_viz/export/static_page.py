@@ -1,4 +1,4 @@
-"""`Still`: the viewer's HTML made into a page that needs no server: pictures become files, buttons become links. Knows no gradio."""
+"""`Still`: turns the viewer's HTML into static pages: pictures become files, buttons become links. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ Attributes = list[tuple[str, str | None]]
 
 
 class Still(HTMLParser):
-    """Rewrites pages and remembers which files they need. One object for a whole gallery, so that every file is there once."""
+    """Rewrites pages and collects the files they need. Use one object per gallery, so that every file is written once."""
 
     def __init__(self, features: Collection[int], *, heats: bool = True) -> None:
         """
         Args:
-            features: those that have a page; others become plain text.
-            heats: whether heat maps of samples will be there; otherwise their places and the button for them are left out.
+            features: features with a page; references to others become plain text.
+            heats: whether heat maps of samples will be written; otherwise their images and button are left out.
         """
         super().__init__(convert_charrefs=False)
         self._features, self._heats = frozenset(features), heats
         self.pictures: set[int] = set()
-        """Images that some page shows."""
+        """Images shown on any page."""
         self.maps: dict[str, bytes] = {}
-        """PNG files by name: heat maps that the pages brought with them."""
+        """PNG files by name: heat maps embedded in the pages."""
         self.asked: set[tuple[int, int]] = set()
-        """Feature and image of heat maps that must still be made, as `maps/<feature>-<image>.png`."""
+        """Feature and image of heat maps still to be drawn, as `maps/<feature>-<image>.png`."""
         self._out: list[str] = []
         self._ends: list[str] = []
         self._skip = 0
         self._root = ""
 
     def rewrite(self, html: str, root: str = "") -> str:
-        """The same page without a server.
+        """Return the page rewritten for use without a server.
 
         Args:
-            root: what leads from the page to the gallery's folder, such as `../`.
+            root: relative path from the page to the gallery's folder, such as `../`.
         """
         self._out, self._ends, self._skip, self._root = [], [], 0, root
         self.feed(html)
@@ -95,7 +95,7 @@ class Still(HTMLParser):
         self.handle_data(f"&#{name};")
 
     def _feature(self, feature: int, given: dict[str, str | None]) -> str:
-        """Opens a link to a feature's page, or plain text where it has none; returns the tag."""
+        """Open a link to a feature's page, or plain text if it has none; return the tag."""
         if feature in self._features:
             self._out.append(_tag("a", {**given, "href": f"{self._root}features/{feature}.html"}))
             return "a"

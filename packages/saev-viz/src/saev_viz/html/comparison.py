@@ -1,4 +1,4 @@
-"""Two SAEs side by side: on one picture, for one concept, and the same feature in the other one, as HTML. Knows no gradio."""
+"""Two SAEs side by side: on one picture, for one concept, or matching features, as HTML. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from saev_viz.run_view.library import View
 from saev_viz.run_view.picture_codes import Seen
 
 N_FEATURES = 12
-"""Features listed on a side."""
+"""Features listed per side."""
 N_TOP = 5
-"""Top pictures shown for each."""
+"""Top pictures shown per feature."""
 
 ALIKE = 0.2
-"""Overlap below which features are not called alike."""
+"""Overlap below which features do not count as similar."""
 
 Keep = Bool[np.ndarray, " d_sae"]
 
 
 def same_pictures(a: View, b: View) -> bool:
-    """Whether both SAEs' runs number the same pictures alike: their data sets have the same identity."""
+    """Whether both SAEs' runs use the same data set, so that image numbers agree."""
     one, other = (view.saved.store["dataset"].get("identity") for view in (a, b))
     return a.library is b.library or (one is not None and one == other)
 
 
 def selected(view: View, box: Mapping[str, Sequence[float]] | None) -> Keep | None:
-    """Features inside the box that is drawn on the map of all features; None: there is none."""
+    """Features inside the box drawn on the map of all features; None: no box."""
     if not box:
         return None
     keep = np.zeros(len(view.table), bool)
@@ -42,20 +42,20 @@ def selected(view: View, box: Mapping[str, Sequence[float]] | None) -> Keep | No
 
 
 def only(seen: Seen, keep: Keep | None) -> Seen:
-    """A picture with some of its features alone."""
+    """A picture's codes restricted to some features."""
     if keep is None:
         return seen
     here = keep[seen.feature]
     offsets = np.concatenate([[0], np.cumsum(here)])[seen.offsets]
-    about = f"{seen.about} Only the features selected on the map of the overview.".strip()
+    about = f"{seen.about} Only features selected on the map in the Overview tab.".strip()
     return replace(seen, offsets=offsets, feature=seen.feature[here], value=seen.value[here], about=about)
 
 
 def on_picture(view: View, seen: Seen, *, chosen: int = -1, twins: bool = True) -> str:
-    """The picture's strongest features, with top pictures of their own.
+    """The picture's strongest features, each with its own top pictures.
 
     Args:
-        chosen: a feature that comes first, whether or not it is among them.
+        chosen: a feature to list first, even if it is not among the strongest.
     """
     features = [feature for feature in seen.strongest(view.uppers, N_FEATURES) if feature != chosen]
     if chosen >= 0:
@@ -65,18 +65,18 @@ def on_picture(view: View, seen: Seen, *, chosen: int = -1, twins: bool = True) 
     rows = []
     for feature in features:
         value = float(seen.value[seen.feature == feature].max(initial=0))
-        said = f"value {number(value)}, {100 * value / max(float(view.uppers[feature]), 1e-12):.0f} % of its usual strongest"
+        said = f"value {number(value)}, {100 * value / max(float(view.uppers[feature]), 1e-12):.0f} % of its usual maximum"
         rows.append(row(view, feature, said, twins=twins, chosen=feature == chosen))
     return f"<h4>Strongest on this picture, with their own top pictures</h4>{''.join(rows)}"
 
 
 def row(view: View, feature: int, said: str, *, twins: bool, shared: Collection[int] = (), chosen: bool = False) -> str:
-    """A feature with its strongest pictures; pressing it opens it.
+    """A feature with its top pictures; clicking it opens it.
 
     Args:
-        said: what is told of it, beside its name.
-        twins: whether to offer the search for the same feature on the other side.
-        shared: pictures that are marked.
+        said: remark shown beside its name.
+        twins: whether to offer a search for the matching feature on the other side.
+        shared: pictures to mark.
     """
     shots = []
     for image in view.index.top_index[feature, :N_TOP]:
@@ -89,12 +89,12 @@ def row(view: View, feature: int, said: str, *, twins: bool, shared: Collection[
             if view.library.dataset is not None
             else f"<i{mark}>{escape(says)}</i>"
         )
-    pictures = "".join(shots) or '<span class="hint">It fires on no indexed picture.</span>'
+    pictures = "".join(shots) or '<span class="hint">It never fires on the indexed pictures.</span>'
     name = escape(view.table.title(feature))
     twin = ""
     if twins:
-        why = "Which feature of the other side has the same top pictures?"
-        twin = f'<button class="small" data-twin="{feature}" title="{why}">same over there?</button>'
+        why = "Find the feature of the other SAE with the same top pictures"
+        twin = f'<button class="small" data-twin="{feature}" title="{why}">find match</button>'
     classes = "twin on" if chosen else "twin"
     return (
         f'<article class="{classes}"><div class="who"><button data-feature="{feature}" title="Open feature {feature}"><b>{feature}</b> '
@@ -103,10 +103,10 @@ def row(view: View, feature: int, said: str, *, twins: bool, shared: Collection[
 
 
 def for_concept(view: View, concept: str, keep: Keep | None, *, twins: bool) -> str:
-    """A side's features that go best with a label of its pictures, and those that are named so."""
+    """A side's features most associated with a label, and those named after it."""
     word = concept.strip()
     if not word:
-        return '<p class="empty">Choose a label, or type a word, above.</p>'
+        return '<p class="empty">Choose a label or type a word above.</p>'
     parts, listed = [], set()
     numbers = [i for i, name in enumerate(view.library.classes) if name.casefold() == word.casefold()]
     if numbers and view.index.has_labels:
@@ -117,22 +117,20 @@ def for_concept(view: View, concept: str, keep: Keep | None, *, twins: bool) -> 
         ]
         if rows:
             what = (
-                f"How many times more often than by chance pictures that fire it are labelled “{escape(view.library.classes[numbers[0]])}”"
+                f"How many times more often than chance the pictures that fire it are labelled “{escape(view.library.classes[numbers[0]])}”"
             )
             parts.append(
-                f"<h4>By the label</h4><p class=hint>{what} (lift), and on which share of all such pictures it fires.</p>{''.join(rows)}"
+                f"<h4>By the label</h4><p class=hint>{what} (lift), and the fraction of such pictures on which it fires.</p>{''.join(rows)}"
             )
     named = _named(view, word, keep, listed)
     if named:
         rows = [row(view, f, said, twins=twins) for f, said in named]
-        parts.append(
-            f"<h4>By what they are called</h4><p class=hint>Features whose name, or known meaning, has this word.</p>{''.join(rows)}"
-        )
+        parts.append(f"<h4>By name</h4><p class=hint>Features whose name or ground truth contains this word.</p>{''.join(rows)}")
     return "".join(parts) or f'<p class="empty">{_nothing(view, word, bool(numbers), keep)}</p>'
 
 
 def _named(view: View, word: str, keep: Keep | None, without: Collection[int]) -> list[tuple[int, str]]:
-    """Features whose proposed name or known truth has the word, the surest first, and how sure."""
+    """Features whose proposed name or ground truth contains the word, best score first, with the score."""
     found: dict[int, tuple[float, str]] = {}
     for feature, told in view.table.truth.items():
         for what, f1 in told:
@@ -140,54 +138,54 @@ def _named(view: View, word: str, keep: Keep | None, without: Collection[int]) -
                 found.setdefault(feature, (f1, f"{escape(what)}, F1 {f1:.2f}"))
     for feature, score in view.table.scores.items():
         if word.casefold() in view.table.names[feature].casefold():
-            found.setdefault(feature, (score, f"name's score {score:.2f}"))
+            found.setdefault(feature, (score, f"name score {score:.2f}"))
     order = sorted(found, key=lambda feature: (-found[feature][0], feature))
     return [(f, found[f][1]) for f in order if f not in without and (keep is None or keep[f])][:N_FEATURES]
 
 
 def _nothing(view: View, word: str, labelled: bool, keep: Keep | None) -> str:
     if labelled and not view.index.has_labels:
-        return "This index holds no label counts; index the run again."
+        return "This index has no label counts; rebuild it with saev index."
     if labelled and keep is None:
         return f"No feature fires on a picture labelled “{escape(word)}”."
-    what = "its pictures have no labels" if not view.library.classes else f"none of its {len(view.library.classes):,} labels is called so"
+    what = "its pictures have no labels" if not view.library.classes else f"it is not one of the {len(view.library.classes):,} labels"
     names = (
         ""
         if view.table.scores
-        else f" Its features have no names yet: saev index {escape(str(view.library.run.path))} --names proposes some."
+        else f" Its features have no names yet; propose some with saev index {escape(str(view.library.run.path))} --names."
     )
     within = " (of those selected on the map)" if keep is not None else ""
-    return f"No feature{within} goes with “{escape(word)}” here: {what}, and no feature is named so.{names}"
+    return f"No feature{within} matches “{escape(word)}”: {what}, and no feature has that name.{names}"
 
 
 def counterparts(a: View, feature: int, b: View, n: int = N_FEATURES) -> list[tuple[int, float, set[int]]]:
-    """Features of `b` whose top pictures are most nearly those of `a`'s `feature`, with the overlap and the shared pictures.
+    """Features of `b` whose top pictures overlap most with those of `a`'s `feature`, with the overlap and the shared pictures.
 
-    The overlap is Jaccard's: pictures among the top ones of both over those among the top ones of either. Both must number the
-    same pictures.
+    The overlap is the Jaccard index of the two sets of top pictures. Both SAEs must use the same
+    data set.
     """
     mine = a.index.top_index[feature]
     mine = mine[mine >= 0]
     top = b.index.top_index
-    member = np.zeros(max(int(mine.max(initial=-1)), int(top.max(initial=-1))) + 2, bool)  # the last one stands for -1: none
+    member = np.zeros(max(int(mine.max(initial=-1)), int(top.max(initial=-1))) + 2, bool)  # the last entry is for -1: none
     member[mine] = True
     both = member[top].sum(1)
     overlap = both / np.maximum(len(mine) + (top >= 0).sum(1) - both, 1)
     if a is b:
         overlap[feature] = 0
-    # Of equal overlaps the one that fires about as often.
+    # Break ties by similar frequency.
     apart = np.abs(np.log(np.maximum(b.index.image_frequency, 1e-9)) - math.log(max(float(a.index.image_frequency[feature]), 1e-9)))
     order = np.lexsort((apart, -overlap))[:n]
     return [(int(f), float(overlap[f]), set(np.intersect1d(mine, top[f]).tolist())) for f in order if overlap[f] > 0]
 
 
 def twins(a: View, feature: int, b: View) -> tuple[str, str]:
-    """A feature with its top pictures, and those of the other SAE that are most like it."""
+    """A feature with its top pictures, and the best-matching features of the other SAE."""
     found = counterparts(a, feature, b)
     shared = found[0][2] if found else set()
     own = row(a, feature, _rarity(a, feature), twins=False, shared=shared, chosen=True)
     if not found:
-        return own, '<p class="empty">No feature over there shares a top picture with this one.</p>'
+        return own, '<p class="empty">No feature of the other SAE shares a top picture with this one.</p>'
     rows = [
         row(
             b,
@@ -199,7 +197,7 @@ def twins(a: View, feature: int, b: View) -> tuple[str, str]:
         for f, overlap, pictures in found
     ]
     best = found[0][1]
-    weak = '<p class="hint">None is much like it: even the first shares few of its top pictures.</p>' if best < ALIKE else ""
+    weak = '<p class="hint">No close match: even the best one shares few of its top pictures.</p>' if best < ALIKE else ""
     return own, weak + "".join(rows)
 
 

@@ -1,4 +1,4 @@
-"""The list of features found: the active filters, one page of lines, and what to do when there is none. Knows no gradio."""
+"""The result list: the active filters, one page of features, and a hint if nothing matches. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from saev_viz.run_view.feature_table import NUMBER, Column, FeatureTable, Query
 from saev_viz.run_view.library import View
 
 PAGE = 40
-"""Features listed at once."""
+"""Features per page."""
 
 Ranges = Mapping[str, Sequence[float | None]]
-"""Column -> least and largest value; None: open on that side."""
+"""Column -> minimum and maximum; None: unbounded on that side."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the page's search fields say."""
+    """State of the page's search fields."""
 
     text: str = ""
     sort: str = "max"
     ascending: bool = False
     box: Ranges | None = None
-    """What is selected on the map of all features."""
+    """The selection on the map of all features."""
     ranges: Ranges | None = None
     dead: bool = False
-    """Also features that never fire."""
+    """Include features that never fire."""
 
     @property
     def query(self) -> Query:
-        """The same as a query; of two ranges of one column both must hold."""
+        """The state as a query; two ranges of one column are intersected."""
         both: dict[str, tuple[float, float]] = {}
         for key, (low, high) in [*(self.box or {}).items(), *(self.ranges or {}).items()]:
             before = both.get(key, (-np.inf, np.inf))
@@ -46,7 +46,7 @@ class Asked:
 
 
 def results(view: View, found: Int[np.ndarray, " n"], asked: Asked, at: int = 0) -> str:
-    """What is looked for, each part with a button that clears it, and page `at` of the features found."""
+    """The active filters, each with a button to clear it, and page `at` of the matches."""
     n_pages = max(1, -(-len(found) // PAGE))
     at = min(max(at, 0), n_pages - 1)
     column = view.table.columns.get(asked.sort)
@@ -77,13 +77,13 @@ def _turns(at: int, n_pages: int) -> str:
 def _nothing(view: View, text: str) -> str:
     asked = text.strip().removeprefix("#")
     if asked.isdigit():
-        left_out = f"Feature {asked} is there, but a filter leaves it out, or it never fires. Press Enter to open it."
+        left_out = f"Feature {asked} exists, but is filtered out or never fires. Press Enter to open it."
         return missing(view, int(asked)) or left_out
-    return "No feature matches. Clear a filter above, or look for another word."
+    return "No feature matches. Clear a filter above, or search for another word."
 
 
 def chips(table: FeatureTable, asked: Asked) -> str:
-    """The active filters, a button each that clears it."""
+    """The active filters, each with a button to clear it."""
     found: list[tuple[str, str]] = []
     if asked.text and asked.text.strip():
         found.append(("text", f"“{asked.text.strip()}”"))
@@ -91,7 +91,7 @@ def chips(table: FeatureTable, asked: Asked) -> str:
         found.append(("box", "selected on the map: " + ", ".join(_range(table.columns[key], ends) for key, ends in asked.box.items())))
     found += [(f"range {key}", _range(table.columns[key], ends)) for key, ends in (asked.ranges or {}).items() if key in table.columns]
     if asked.dead:
-        found.append(("dead", "with features that never fire"))
+        found.append(("dead", "including features that never fire"))
     if len(found) > 1:
         found.append(("all", "clear all"))
     buttons = "".join(
@@ -109,17 +109,17 @@ def _range(column: Column, ends: Sequence[float | None]) -> str:
 
 
 def choices(table: FeatureTable) -> list[tuple[str, Any]]:
-    """What features can be sorted by, as titles and keys; the last one is the feature's number."""
+    """Sort options as titles and keys; the last one is the feature number."""
     return [*((column.title, key) for key, column in table.columns.items()), ("Feature number", NUMBER)]
 
 
 def about(table: FeatureTable, by: str) -> str:
-    """What a column is, and which values it takes, so that one knows what to type."""
+    """The explanation of a column, and its range of values as a hint for filters."""
     column = table.columns.get(by)
     if column is None:
         return ""
     known = column.values[np.isfinite(column.values) & table.alive]
     if not len(known):
-        return f'<p class="hint">{escape(column.help)} No feature of this SAE has it.</p>'
+        return f'<p class="hint">{escape(column.help)} No feature of this SAE has a value.</p>'
     low, middle, high = (number(float(v)) for v in np.percentile(known, (0, 50, 100)))
-    return f'<p class="hint">{escape(column.help)} Here from {low} to {high}, half of the features above {middle}.</p>'
+    return f'<p class="hint">{escape(column.help)} Range {low} to {high}, median {middle}.</p>'

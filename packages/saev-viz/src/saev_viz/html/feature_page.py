@@ -1,4 +1,4 @@
-"""One feature as HTML: its numbers, its pictures from the strongest to the weakest, and what goes with it. Knows no gradio."""
+"""One feature as HTML: its numbers, its pictures from strongest to weakest, and related features. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from saev_viz.run_view.library import View
 TENTHS = 10
 """Rows of samples, from the strongest to the weakest."""
 SHARES = ("frequency", "image_frequency", "purity")
-"""Columns that are told in per cent."""
+"""Columns shown in percent."""
 FEW = 12
-"""Pictures that fire below which nothing is said of where."""
+"""Minimum number of firing pictures for a statement about position."""
 
 
 def shown(column: str, value: float) -> str:
-    """A column's number for people; a dash where there is none."""
+    """A column's value, formatted; a dash if there is none."""
     if not math.isfinite(value):
         return "–"
     if column in SHARES:
@@ -40,14 +40,14 @@ def shown(column: str, value: float) -> str:
 
 
 def missing(view: View, feature: int) -> str:
-    """Why there is no such feature; empty where there is."""
+    """Why there is no such feature; empty if there is."""
     if 0 <= feature < view.index.d_sae:
         return ""
-    return f"There is no feature {feature}: {view.name} has features 0 to {view.index.d_sae - 1}. Search for one, or press r for any."
+    return f"There is no feature {feature}: {view.name} has features 0 to {view.index.d_sae - 1}. Search, or press r for a random one."
 
 
 def head(view: View, feature: int) -> str:
-    """What the feature is called, and its numbers, each explained where one points at it."""
+    """The feature's name and numbers, each with an explanatory tooltip."""
     if why := missing(view, feature):
         return f'<p class="empty">{escape(why)}</p>'
     table = view.table
@@ -57,7 +57,7 @@ def head(view: View, feature: int) -> str:
         told.append(f'proposed name <b title="{escape(table.columns["name_score"].help)}">score {score:.2f}</b>')
     for what, f1 in table.truth.get(feature, ())[:3]:
         told.append(
-            f'tells <b>{escape(what)}</b> <span title="F1 of the feature as a yes-or-no test of this, on held-out pictures; 1 is perfect">'
+            f'detects <b>{escape(what)}</b> <span title="F1 of the feature as a classifier for this, on held-out pictures; 1 is perfect">'
             f"(F1 {f1:.2f})</span>"
         )
     if not table.names[feature] and feature not in table.truth and (label := table.label(int(table.common[feature]))):
@@ -67,7 +67,7 @@ def head(view: View, feature: int) -> str:
         for key, column in table.columns.items()
         if key != "name_score"
     )
-    name = escape(table.names[feature]) or '<i title="No name was sure enough, or none were proposed.">unnamed</i>'
+    name = escape(table.names[feature]) or '<i title="No name scored high enough, or none were proposed.">unnamed</i>'
     address = f"?sae={quote(view.key)}&amp;feature={feature}"
     return (
         f'<div class="title"><h2>Feature {feature} <span>{name}</span></h2>'
@@ -87,8 +87,8 @@ def page(view: View, feature: int, colours: str = "inferno", end: str = "percent
         return ""
     if not view.table.alive[feature]:
         return (
-            '<p class="empty">This feature never fires on the indexed pictures, so there is nothing to show but its neighbours. '
-            "Press n for the next one that does.</p>" + f'<div class="cards">{_nearest(view, feature)}</div>'
+            '<p class="empty">This feature never fires on the indexed pictures, so only its nearest features are shown. '
+            "Press n for the next live feature.</p>" + f'<div class="cards">{_nearest(view, feature)}</div>'
         )
     samples = view.index.samples(feature)
     note = f'<p class="empty">{escape(view.library.no_pictures)}</p>' if view.library.no_pictures else ""
@@ -110,7 +110,8 @@ def strongest(view: View, feature: int, colours: str = "inferno", end: str = "pe
     )
     pictures = "".join(_top(view, found, upper, colours) for found in top)
     return (
-        f"<h3>Top pictures</h3><p class=hint>Strongest first. {what} Press a picture to look into it.</p><div class=shots>{pictures}</div>"
+        f"<h3>Top pictures</h3><p class=hint>Strongest first. {what} Click a picture to open it in the Image tab.</p>"
+        f"<div class=shots>{pictures}</div>"
     )
 
 
@@ -123,7 +124,7 @@ def _top(view: View, top: TopImage, upper: float, colours: str) -> str:
 
 
 def _shot(view: View, index: int, over: str, value: str, *, px: int = 224, more: str = "", data: str = "") -> str:
-    """One picture, what lies over it, and its caption; pressing it opens it in the image tab."""
+    """One picture with its overlay and caption; clicking it opens it in the Image tab."""
     width, height = (max(int(side), 1) for side in view.library.sizes[index])
     label = view.library.label(index)
     says = f"picture {index}" + (f", {label}" if label else "")
@@ -140,7 +141,7 @@ def _shot(view: View, index: int, over: str, value: str, *, px: int = 224, more:
 
 
 def _box(view: View, index: int, token: int | None = None) -> str:
-    """Where on the picture the model's crop, or one patch of it, lies, as a style."""
+    """CSS position of the model's crop, or of one patch of it, on the picture."""
     width, height = (max(int(side), 1) for side in view.library.sizes[index])
     left, top, wide, high = relative(view.library.crop(index), (width, height))
     if token is not None:
@@ -152,10 +153,10 @@ def _box(view: View, index: int, token: int | None = None) -> str:
 
 
 def _tenths(view: View, feature: int, samples: Sequence[Sample], colours: str, end: str) -> str:
-    """Samples of all strengths, a row for each tenth; their heat maps come when they are asked for."""
-    title = "<h3>Samples from the strongest to the weakest</h3>"
+    """Samples of all strengths, one row per decile; heat maps are loaded on demand."""
+    title = "<h3>Samples from strongest to weakest</h3>"
     if not samples:
-        return f'{title}<p class="empty">No samples were kept: set index.n_samples to 40 and index again to see weaker pictures too.</p>'
+        return f'{title}<p class="empty">The index has no samples: set index.n_samples to 40 and rebuild it to see weaker pictures too.</p>'
     patches = view.index.grid.n_patches > 1
     n_rows = min(TENTHS, len(samples))
     rows = []
@@ -166,12 +167,12 @@ def _tenths(view: View, feature: int, samples: Sequence[Sample], colours: str, e
         shots = "".join(_sample(view, feature, sample, colours, end, patches) for sample in reversed(some))
         rows.append(f'<div class="tenth"><p><b>{low}–{high} %</b><span>{span}</span></p><div class="shots">{shots}</div></div>')
     n_firing = round(float(view.index.image_frequency[feature]) * view.index.n_images)
-    drawn = "all of them" if len(samples) >= n_firing else f"{len(samples)} of them, drawn at random"
+    drawn = "all of them" if len(samples) >= n_firing else f"{len(samples)} of them, sampled at random"
     mark = " The square marks the patch with the largest value." if patches else ""
     button = '<button class="small" data-heats aria-pressed="false">Show heat maps</button>' if patches else ""
     return (
-        f'{title}<p class="hint">{n_firing:,} pictures fire this feature; here are {drawn}, in rows of equal size from the strongest '
-        f"to the weakest, so that you see what its weak values mean.{mark} {button}</p><div class=tenths>{''.join(rows)}</div>"
+        f'{title}<p class="hint">{n_firing:,} pictures fire this feature; shown are {drawn}, in rows of equal size from strongest '
+        f"to weakest, to show what its weak values mean.{mark} {button}</p><div class=tenths>{''.join(rows)}</div>"
     )
 
 
@@ -189,7 +190,7 @@ def _sample(view: View, feature: int, sample: Sample, colours: str, end: str, pa
 
 
 def heat(view: View, feature: int, index: int, colours: str, end: str) -> bytes:
-    """The heat map of any picture as a PNG file, a pixel a patch; reads the picture's vectors and encodes them.
+    """The heat map of any picture as a PNG file, one pixel per patch; encodes the picture's vectors.
 
     Raises:
         RunError: there is no such feature, picture or colour map.
@@ -197,7 +198,7 @@ def heat(view: View, feature: int, index: int, colours: str, end: str) -> bytes:
     if why := missing(view, feature):
         raise RunError(why)
     if colours not in COLOUR_MAPS:
-        raise RunError(f"no colour map is called {colours!r}; there are {', '.join(COLOUR_MAPS)}.")
+        raise RunError(f"unknown colour map {colours!r}; choose one of {', '.join(COLOUR_MAPS)}.")
     return png(map_pixels(view.seen(index).map(feature), upper=view.upper(feature, end), opacity=1, colour_map=colours))
 
 
@@ -211,14 +212,14 @@ def _values(view: View, feature: int) -> str:
     mark = float(view.index.percentile(level)[feature])
     chart = value_chart(view.index.values(feature), view.index.histogram_edges, mark, f"{level:g}th percentile: {number(mark)}")
     return _card(
-        "How strongly it fires",
-        f"{chart}<p class=hint>Patches by the feature's value there; bar heights are square roots, so that the rare strong values stay "
+        "Activation values",
+        f"{chart}<p class=hint>Number of patches by feature value; bar heights are square roots, so that rare strong values stay "
         "visible.</p>",
     )
 
 
 def value_chart(counts: Int[np.ndarray, " n_bins"], edges: Float[np.ndarray, " n_bins_plus_1"], mark: float, says: str) -> str:
-    """A histogram over bins that grow with the value, with an axis and one value marked."""
+    """A histogram over bins that widen with the value, with an axis and one marked value."""
     used = np.flatnonzero(counts)
     if len(used) == 0:
         return ""
@@ -250,42 +251,42 @@ def _place(view: View, feature: int) -> str:
     n_firing = round(float(view.index.image_frequency[feature]) * view.index.n_images)
     pixels = map_pixels(place, upper=float(place.max()), opacity=1)
     return _card(
-        "Where in the picture it fires",
+        "Position in the picture",
         f'<div class="place"><img src="{uri(pixels)}" style="--r:{grid.cols / grid.rows:.3f}" '
-        f'alt="Map of the places where it fires"><p>{escape(where(place, n_firing))}</p></div>',
+        f'alt="Map of the positions where it fires"><p>{escape(where(place, n_firing))}</p></div>',
     )
 
 
 def where(place: Float[np.ndarray, "rows cols"], n_images: int) -> str:
-    """What a mean map says: a feature of one place, of the border, of the middle, or of none.
+    """Describe a mean map: tied to one position, the border, the centre, or none.
 
     Args:
-        place: each place's share of the feature's summed value.
-        n_images: pictures that fire it; of too few nothing can be said.
+        place: each position's share of the feature's summed value.
+        n_images: number of pictures that fire it; too few allow no statement.
     """
     if n_images < FEW:
-        return f"Only {n_images} pictures fire it: too few to say whether the place matters."
+        return f"Only {n_images} pictures fire it: too few to tell whether position matters."
     share = place.reshape(-1)
     share = share / max(share.sum(), 1e-30)
-    # Places it uses, as if all were used equally: the exponential of the entropy.
+    # Effective number of positions: the exponential of the entropy.
     effective = float(np.exp(-(share * np.log(np.maximum(share, 1e-30))).sum()))
     rows, cols = place.shape
     if effective < 0.12 * min(len(share), n_images):
         row, col = divmod(int(share.argmax()), cols)
         return (
-            f"Nearly always at the same place, around row {row + 1} of {rows}, column {col + 1} of {cols}: "
-            "it may tell the place and not what is seen there."
+            f"Nearly always at the same position, around row {row + 1} of {rows}, column {col + 1} of {cols}: "
+            "it may encode position rather than content."
         )
     ring = np.ones((rows, cols), bool)
     ring[1:-1, 1:-1] = False
     if 0 < ring.sum() < ring.size:
         of_ring, chance = float(share[ring.reshape(-1)].sum()), float(ring.mean())
-        told = f"{percent(of_ring)} of its strength lies on the outermost patches, which are {percent(chance)} of all"
+        told = f"{percent(of_ring)} of its strength is on the outermost patches, which are {percent(chance)} of all"
         if of_ring > min(2 * chance, (1 + chance) / 2):
-            return f"Mostly along the border: {told}. It may tell the picture's edge and not what is seen there."
+            return f"Mostly along the border: {told}. It may encode the picture's edge rather than content."
         if of_ring < chance / 4:
             return f"Away from the border: {told}."
-    return "All over the picture: where it fires depends on what is seen there."
+    return "All over the picture: where it fires depends on content."
 
 
 def _labels(view: View, feature: int) -> str:
@@ -300,16 +301,16 @@ def _labels(view: View, feature: int) -> str:
     )
     return _card(
         "Labels of the pictures that fire it",
-        "<table class=labels><thead><tr><th>label</th><th title='Of the pictures that fire the feature, those with this label'>share</th>"
+        "<table class=labels><thead><tr><th>label</th><th title='Fraction of the pictures that fire the feature with this label'>share</th>"
         "<th title='Pictures with this label that fire the feature'>pictures</th>"
         "<th title='How many times more often than by chance'>lift</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table><p class=hint>Lift: how many times more often than by chance. Near 1, the label says nothing.</p>",
+        f"<tbody>{rows}</tbody></table><p class=hint>Lift: how many times more often than by chance. Near 1: uninformative.</p>",
     )
 
 
 def _together(view: View, feature: int) -> str:
     found = [(other, percent(share)) for other, share in view.index.together(feature) if other != feature]
-    why = "On which share of its sampled patches these are among the strongest; ahead are those that would be rarest there by chance."
+    why = "Fraction of its sampled patches on which each is among the strongest features; the most surprising ones come first."
     return _card(
         "Fires together with", _features(view, found, "No other feature fires with it more than once.") + f"<p class=hint>{why}</p>"
     )
@@ -317,8 +318,8 @@ def _together(view: View, feature: int) -> str:
 
 def _nearest(view: View, feature: int) -> str:
     found = [(other, f"{cosine:.2f}") for other, cosine in view.nearest(feature)]
-    why = "By the direction it writes into the model (cosine of decoder rows): 1 is the same direction, 0 unrelated."
-    return _card("Nearest features", _features(view, found, "No other feature fires.") + f"<p class=hint>{why}</p>")
+    why = "Cosine similarity of decoder directions: 1 is the same direction, 0 unrelated."
+    return _card("Nearest features", _features(view, found, "No other feature is live.") + f"<p class=hint>{why}</p>")
 
 
 def _features(view: View, found: Sequence[tuple[int, str]], none: str) -> str:
@@ -328,7 +329,7 @@ def _features(view: View, found: Sequence[tuple[int, str]], none: str) -> str:
 
 
 def line(view: View, feature: int, said: str) -> str:
-    """A feature in a list: its strongest picture, its number and name, and something about it; pressing it opens it."""
+    """A feature in a list: its top picture, number, name and a remark; clicking it opens it."""
     top = int(view.index.top_index[feature, 0])
     there = top >= 0 and view.library.dataset is not None
     image = f'<img src="{escape(view.library.src(top, 96))}" loading="lazy" alt="" width="40" height="40">' if there else "<i></i>"
@@ -340,7 +341,7 @@ def _card(title: str, inside: str) -> str:
 
 
 def uri(pixels: np.ndarray[Any, Any]) -> str:
-    """RGBA pixels as a PNG address."""
+    """RGBA pixels as a PNG data URI."""
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
 
 

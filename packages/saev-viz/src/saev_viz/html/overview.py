@@ -1,4 +1,4 @@
-"""What was trained on what and how good it is, all SAEs of a sweep side by side, and how features spread, as HTML. Knows no gradio."""
+"""Training facts and metrics, all SAEs of a sweep, and feature distributions, as HTML. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ METRICS = (
     (
         "nmse",
         "Reconstruction error (NMSE)",
-        "The share of the activations' variance that the SAE does not give back, on images that training never saw. "
-        "0: perfect; 1: no better than always answering their mean.",
+        "Fraction of the activations' variance that the SAE does not reconstruct, on held-out images. "
+        "0: perfect; 1: no better than predicting the mean.",
     ),
-    ("l0", "Active features (L0)", "How many features are active on one patch, mean over images that training never saw."),
-    ("dead", "Dead", "The share of features that never fire on those images."),
+    ("l0", "Active features (L0)", "Mean number of active features per patch, on held-out images."),
+    ("dead", "Dead", "Fraction of features that never fire on those images."),
     (
         "almost_dead",
         "Almost dead",
-        "The share of features that fire there on fewer than one patch in {almost_dead}, without those that never do.",
+        "Fraction of features that fire there, but on fewer than one patch in {almost_dead}.",
     ),
-    ("dense", "Dense", "The share of features that fire there on more than {dense} of all patches; so common, they seldom mean one thing."),
+    ("dense", "Dense", "Fraction of features that fire there on more than {dense} of all patches; they rarely have a single meaning."),
 )
-"""Key in the evaluation card, title, and what it is."""
+"""Key in the evaluation card, title and explanation."""
 COLUMNS = {"l0": "L0", "nmse": "NMSE", "dead": "Dead", "almost_dead": "Almost dead", "dense": "Dense"}
-"""Those of the table of a sweep."""
+"""Columns of the sweep table."""
 
 
 def trained(view: View) -> str:
-    """What was trained on what, and the evaluation card of the SAE."""
+    """Model, data, training facts and evaluation card of the SAE."""
     run, saved = view.library.run, view.saved
     rows = [
-        ("Model", _named(saved.store.get("model", run.config.model.model_dump(mode="json"))), "The vision model that is explained."),
-        ("Pictures", _named(saved.store.get("dataset", run.config.dataset.model_dump(mode="json"))), "The data set it looked at."),
+        ("Model", _named(saved.store.get("model", run.config.model.model_dump(mode="json"))), "The vision model under analysis."),
+        ("Pictures", _named(saved.store.get("dataset", run.config.dataset.model_dump(mode="json"))), "The data set it was run on."),
         (
-            "Where in the model",
+            "Site",
             f"{saved.site}, {saved.read.tokens}",
-            "The block (counted from 0) and stream, and which of its vectors were read.",
+            "Block (counted from 0) and stream, and which tokens were read.",
         ),
-        ("SAE", f"{saved.ref['name']}, {view.index.d_sae:,} features", "The kind of sparse autoencoder, and how many features it has."),
+        ("SAE", f"{saved.ref['name']}, {view.index.d_sae:,} features", "SAE variant and number of features."),
         (
             "Trained on",
             _training(saved.train),
-            "Vectors seen in training: one a patch; how large its steps were; where its random numbers began.",
+            "Training vectors (one per patch), learning rate and random seed.",
         ),
         (
             "Indexed",
             f"{view.index.n_images:,} images, {view.index.n_vectors:,} vectors",
-            "What the numbers and top pictures of every feature come from.",
+            "Source of every feature's numbers and top pictures.",
         ),
     ]
     facts = "".join(f'<div title="{escape(why)}"><dt>{key}</dt><dd>{escape(value)}</dd></div>' for key, value, why in rows)
@@ -69,11 +69,11 @@ def trained(view: View) -> str:
 
 def _training(train: Mapping[str, Any]) -> str:
     if "consensus" in train:
-        return "nothing itself: made from the features that several seeds agree on"
+        return "not trained: consensus of the features that several seeds agree on"
     parts = [f"{train['n_vectors']:,} vectors"] if "n_vectors" in train else []
     parts += [f"learning rate {train['lr']:g}"] if train.get("lr") is not None else []
     parts += [f"seed {train['seed']}"] if train.get("seed") is not None else []
-    return ", ".join(parts) or "not known"
+    return ", ".join(parts) or "unknown"
 
 
 def _named(ref: Mapping[str, Any]) -> str:
@@ -84,7 +84,7 @@ def _named(ref: Mapping[str, Any]) -> str:
 def _metrics(view: View) -> str:
     card = view.card
     if not card:
-        return f'<p class="hint">How good this SAE is was not measured yet: saev evaluate {escape(str(view.library.run.path))}</p>'
+        return f'<p class="hint">Not evaluated yet; run saev evaluate {escape(str(view.library.run.path))}</p>'
     bounds = card.get("thresholds", {})
     rare = bounds.get("almost_dead", 1e-7)
     said = {"almost_dead": f"{1 / rare:,.0f}" if rare else "any number", "dense": percent(bounds.get("dense", 0.01))}
@@ -106,14 +106,14 @@ def _number(key: str, card: Mapping[str, Any]) -> str:
 
 
 def sweep(view: View) -> str:
-    """All SAEs of the run on the plane of L0 and error, and as a table that begins with the sparsest; empty for one."""
+    """All SAEs of the run as a plot of error against L0 and as a table, sparsest first; empty if there is only one."""
     library = view.library
     run, names = library.run, library.run.sae_names
     if len(names) < 2:
         return ""
     ranked = run.result("pareto")
     points = {point["name"]: point for point in ranked.get("points", ())}
-    charts = f'<p class="hint">They were not compared yet: saev evaluate {escape(str(run.path))}</p>'
+    charts = f'<p class="hint">Not compared yet; run saev evaluate {escape(str(run.path))}</p>'
     if len(points) > 1:
         wide, small = chart(ranked, 900, 460).svg("broad"), chart(ranked, 380, 400, by_number=True).svg("narrow")
         mark = f'data-sae="{escape(view.name)}"'
@@ -126,13 +126,13 @@ def sweep(view: View) -> str:
     how = ""
     if n_missing:
         how = (
-            f" {n_missing} of them (grey in the table) have no feature index yet, so their features cannot be shown; make one with "
-            f"<code>saev index {escape(str(run.path))} --only NAME</code> and start the viewer again."
+            f" {n_missing} of them (grey in the table) have no feature index yet, so their features cannot be shown; build one with "
+            f"<code>saev index {escape(str(run.path))} --only NAME</code> and restart the viewer."
         )
     return (
-        f"<h3>The {len(names)} SAEs of this run</h3><p class=hint>Each point is one SAE: further left it is sparser (fewer features on a "
-        "patch), further down it is closer to the model's activations. The line joins those that no other beats in both. Press a "
-        f"point, or a name in the table, to look at that one.{how}</p>{charts}"
+        f"<h3>The {len(names)} SAEs of this run</h3><p class=hint>Each point is one SAE: further left is sparser (fewer features per "
+        "patch), further down is a lower reconstruction error. The line is the Pareto front. Click a "
+        f"point, or a name in the table, to open that SAE.{how}</p>{charts}"
         f'<div class="cards" tabindex="0" role="region" aria-label="All SAEs of this run"><table><thead><tr><th>#</th><th>SAE</th>{heads}'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
     )
@@ -141,7 +141,7 @@ def sweep(view: View) -> str:
 def _row(i: int, view: View, name: str, card: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     indexed = name in view.library.own
     mark = "best" if point.get("best") else "front" if point.get("on_front") else ""
-    why = {"best": "the least error among those that are sparse enough", "front": "no other is both sparser and closer"}.get(mark, "")
+    why = {"best": "lowest error within the L0 limit", "front": "on the Pareto front (L0, NMSE)"}.get(mark, "")
     badge = f' <span class="badge" title="{why}">{mark}</span>' if mark else ""
     lr, seed = point.get("lr"), point.get("seed")
     d_sae = card.get("d_sae", point.get("d_sae"))
@@ -156,7 +156,7 @@ def _row(i: int, view: View, name: str, card: Mapping[str, Any], point: Mapping[
 
 
 def points(view: View, box: Mapping[str, Sequence[float]] | None) -> str:
-    """log10 frequency and log10 mean value of every living feature, packed for `map.js`; empty where none fires."""
+    """log10 frequency and log10 mean value of every live feature, packed for `map.js`; empty if there is none."""
     index = view.index
     alive = np.flatnonzero((index.frequency > 0) & (index.mean > 0))
     if len(alive) == 0:
@@ -182,18 +182,18 @@ def _pack(array: np.ndarray[Any, Any]) -> str:
 
 
 def spread(view: View) -> str:
-    """Histograms over the features and over the images, and how many features are dead, almost dead or dense."""
+    """Histograms over features and images, and the number of dead, almost dead and dense features."""
     index = view.index
     alive = index.frequency > 0
     charts = []
     for values, title, ends, what in (
         (
             index.frequency[alive],
-            "How often features fire",
+            "Feature frequency",
             percent,
-            "share of patches (powers of 10), over the features",
+            "fraction of patches (log scale), over features",
         ),
-        (index.mean[alive & (index.mean > 0)], "How strongly features fire", number, "mean value where it fires (powers of 10)"),
+        (index.mean[alive & (index.mean > 0)], "Feature strength", number, "mean value where it fires (log scale)"),
     ):
         if len(values):
             logs = np.log10(values.astype(float))
@@ -206,18 +206,18 @@ def spread(view: View) -> str:
         active(index.patch_active, "Features active on a patch (L0)", "patch", "patches"),
         active(index.image_active, "Different features on an image (L0 per image)", "image", "images"),
     ]
-    return f"<h3>How features spread</h3><div class=histograms>{''.join(charts)}</div>{_counted(view)}"
+    return f"<h3>Feature distributions</h3><div class=histograms>{''.join(charts)}</div>{_counted(view)}"
 
 
 def active(counts: Int[np.ndarray, " n"], title: str, one: str, many: str) -> str:
-    """Histogram of how many features are active at once; in words where it is always the same number."""
+    """Histogram of the number of simultaneously active features; a sentence if it is constant."""
     total, numbers = int(counts.sum()), np.arange(len(counts))
     found = np.flatnonzero(counts)
     if total == 0:
         return ""
     mean, middle = float((counts * numbers).sum() / total), int(np.searchsorted(np.cumsum(counts), total / 2))
     if len(found) == 1:
-        return f"<figure><figcaption>{title}</figcaption><p>Exactly {found[0]:,} on every {one}: this kind of SAE has it so.</p></figure>"
+        return f"<figure><figcaption>{title}</figcaption><p>Exactly {found[0]:,} on every {one}, fixed by this SAE variant.</p></figure>"
     low, high = int(found[0]), int(found[-1])
     wide = max(1, -(-(high - low + 1) // BINS))
     shown = np.bincount((found - low) // wide, weights=counts[found], minlength=-(-(high - low + 1) // wide))
@@ -241,12 +241,12 @@ def _counted(view: View) -> str:
 
 
 def histogram(counts: np.ndarray[Any, Any], title: str, low: str, high: str, what: str, told: str, mark: float) -> str:
-    """A histogram with its two ends named and a line at the median.
+    """A histogram with labelled ends and a line at the median.
 
     Args:
-        what: names the axis.
-        told: what the line is.
-        mark: its place, as a share of the width.
+        what: axis label.
+        told: meaning of the line.
+        mark: position of the line, as a fraction of the width.
     """
     width, height = 360, 110
     step, top = width / len(counts), max(float(counts.max()), 1)

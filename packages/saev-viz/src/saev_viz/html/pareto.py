@@ -1,4 +1,4 @@
-"""Several SAEs of a run: L0 against reconstruction error as a chart, a table below, and how well seeds agree."""
+"""The SAEs of a run compared: reconstruction error against L0 as chart and table, and agreement between seeds."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from saev_viz.drawing.charts import frame, log_ticks, number, percent, ticks
 from saev_viz.drawing.svg import Drawing, Mark, Words, width_of
 
 MOST_ROWS = 40
-"""Rows of the table above which what is not on the front is folded away."""
+"""Maximum number of rows before those not on the front are collapsed."""
 NEAR = ((10, -7, "start"), (10, 15, "start"), (-10, 15, "end"), (-10, -7, "end"), (0, -13, "middle"), (0, 23, "middle"))
-"""Where a name may stand beside its point: right, down, how it is aligned; the first free place is taken."""
+"""Candidate positions of a label near its point: right, down, alignment; the first free one is used."""
 FAR = tuple(
     (s * dx, t * dy, "start" if s > 0 else "end") for dy in (40, 70, 110, 160) for dx in (24, 60, 110) for s in (-1, 1) for t in (1, -1)
 )
-"""Where it may stand otherwise."""
+"""Fallback positions."""
 Box = tuple[float, float, float, float]
 
 
 def write_pareto(run: Run) -> Path:
-    """Draw `results/pareto.json` as `results/pareto.png` and give its path.
+    """Draw `results/pareto.json` as `results/pareto.png` and return its path.
 
     Raises:
         RunError: the run's SAEs were not compared, or the file cannot be written.
     """
     ranked = run.result("pareto")
     if not ranked.get("points"):
-        raise RunError(f"{run.path} has no comparison of SAEs; train several, then saev evaluate {run.path}.")
+        raise RunError(f"{run.path} has no comparison of SAEs; train several, then run saev evaluate {run.path}.")
     path = run.results_path("pareto").with_suffix(".png")
     png = io.BytesIO()
     chart(ranked, 900, 560).picture().save(png, "PNG", optimize=True)
@@ -47,17 +47,17 @@ def write_pareto(run: Run) -> Path:
 
 
 def section(ranked: Mapping[str, Any], stable: Mapping[str, Any]) -> str:
-    """The report's part on several SAEs; empty for one."""
+    """The report's section comparing SAEs; empty if there is only one."""
     points = ranked.get("points", [])
     if len(points) < 2:
         return ""
     best = next((p for p in points if p["best"]), None)
     bound = number(ranked["best_l0"])
-    chosen = f"<b>{escape(best['name'])}</b> has the lowest error" if best else "None is"
+    chosen = f"<b>{escape(best['name'])}</b> has the lowest error" if best else "No SAE is"
     charts = chart(ranked, 900, 520).svg("broad") + chart(ranked, 380, 400, by_number=True).svg("narrow")
     return (
-        f'<p class="note">Each point is an SAE, measured on images that training never saw. Left is sparser, down is closer to the '
-        f"activations. The line joins those that no other beats in both; faint ones are beaten. {chosen} among those with an "
+        f'<p class="note">Each point is an SAE, evaluated on held-out images. Left is sparser, down is a lower reconstruction '
+        f"error. The line is the Pareto front; faint points are dominated. {chosen} among those with an "
         f'L0 of at most {bound}.</p><div class="pareto">{charts}</div>{_table(points)}{_stability(stable)}'
     )
 
@@ -103,17 +103,17 @@ def _stability(stable: Mapping[str, Any]) -> str:
     heads = ("Seeds", "Live features", "Mean cosine", "Above .9", "Above .7")
     top = "<th></th>" + "".join(f'<th class="num">{head}</th>' for head in heads) + "<th>Consensus</th>"
     return (
-        '<h3 class="after">Do seeds agree?</h3><p class="note">SAEs that differ in their seed alone are matched feature by feature, one to '
-        "one, by the cosine of their decoder rows; a feature without a partner counts as 0. What all seeds found makes the consensus.</p>"
+        '<h3 class="after">Do seeds agree?</h3><p class="note">SAEs that differ only in their seed are matched feature by feature, one to '
+        "one, by the cosine of their decoder rows; an unmatched feature counts as 0. Features found by all seeds form the consensus.</p>"
         f'<div class="wide"><table class="saes"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
 def chart(ranked: Mapping[str, Any], width: float, height: float, *, by_number: bool = False) -> Drawing:
-    """L0 against NMSE: a mark for each SAE by its variant, the front as a line, the bound that the best one keeps.
+    """NMSE against L0: one mark per SAE, styled by variant, the front as a line, and the L0 bound of the best one.
 
     Args:
-        by_number: points of the front are named by their row in the table, where names would not fit.
+        by_number: label points of the front with their row in the table, for charts too small for names.
     """
     points = ranked["points"]
     variants = list(dict.fromkeys(sorted(p["variant"] for p in points)))
@@ -142,7 +142,7 @@ def chart(ranked: Mapping[str, Any], width: float, height: float, *, by_number: 
 
 
 def _legend(drawing: Drawing, variants: Sequence[str], hollow: bool) -> float:
-    """Marks and names of variants in lines at the top; the height below which there is room."""
+    """Draw the variants' marks and names at the top; return the height at which the plot area begins."""
     x, y = 14.0, 20.0
     entries = [(name, i, False) for i, name in enumerate(variants)] + ([("hollow: consensus of seeds", -1, True)] if hollow else [])
     for name, kind, _ in entries:
@@ -159,10 +159,10 @@ def _legend(drawing: Drawing, variants: Sequence[str], hollow: bool) -> float:
 def _axes(
     drawing: Drawing, area: Box, points: Sequence[Mapping[str, Any]], bound: float
 ) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    """Grid, ticks and titles; functions from L0 and NMSE to places."""
+    """Draw grid, ticks and titles; return functions from L0 and NMSE to positions."""
     x0, y0, x1, y1 = area
     l0 = [p["l0"] for p in points]
-    # Of SAEs that aim at one k, what they miss it by must not look like much.
+    # For SAEs with the same target k, keep small deviations from it small on the axis.
     l0 += [0.9 * min(l0), 1.15 * max(l0)] if max(l0) < 1.3 * min(l0) else []
     to_x, ticks_x = _scale([*l0, bound] if min(l0) < bound < 1.3 * max(l0) else l0, x0, x1, 5 if drawing.width < 600 else 8)
     to_y, ticks_y = _scale([p["nmse"] for p in points], y1, y0, 6)
@@ -178,7 +178,7 @@ def _axes(
 
 
 def _scale(values: Sequence[float], start: float, stop: float, most: int) -> tuple[Callable[[float], float], list[float]]:
-    """A function from values to places and its ticks; logarithmic where values differ more than fourfold."""
+    """A function from values to positions, and ticks; logarithmic if values differ more than fourfold."""
     log = min(values) > 0 and max(values) / min(values) > 4
     shown = [math.log10(v) for v in values] if log else list(values)
     low, high = frame(shown, 0.08)
@@ -202,7 +202,7 @@ def _scale(values: Sequence[float], start: float, stop: float, most: int) -> tup
 def _name(
     drawing: Drawing, area: Box, points: Sequence[Mapping[str, Any]], at: Mapping[str, tuple[float, float]], by_number: bool, bound: float
 ) -> None:
-    """Names beside the points of the front, the best one first, each where nothing else is; one without room stays unnamed."""
+    """Label the points of the front, the best first, without overlaps; points without room stay unlabelled."""
     taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
     taken += [(w.x - (width_of(w.text) if w.anchor == "end" else 0), w.y - 12, w.x + width_of(w.text), w.y + 3) for w in drawing.words[-1:]]
     front = [at[p["name"]] for p in points if p["on_front"]]
@@ -216,7 +216,7 @@ def _name(
         text = (f"#{i}" if by_number else p["name"]) + (" (best)" if p["best"] else "")
         x, y = at[p["name"]]
         wide = width_of(text)
-        # The best one is named in any case, from afar by a line.
+        # The best one may be labelled from farther away, with a leader line.
         for dx, dy, anchor in NEAR + (FAR if p["best"] else FAR[:8]):
             left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
             box = (left - 2, y + dy - 12, left + wide + 2, y + dy + 4)

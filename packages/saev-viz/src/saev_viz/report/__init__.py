@@ -1,1 +1,1 @@
-"""The report: a run in one self-contained HTML file. It knows the run as `run_view` shows it, and no server."""
+"""The report: a run in one self-contained HTML file. Reads the run through `run_view`; needs no server."""

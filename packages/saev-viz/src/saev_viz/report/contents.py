@@ -18,13 +18,13 @@ from saev_viz.run_view.choose_features import Album, Entry, choose, entry
 log = logging.getLogger(__name__)
 
 TELLING = 0.6
-"""F1 from which a feature counts as telling a known truth; such features head the gallery."""
+"""Minimum F1 for a feature to count as detecting a ground-truth value; such features come first in the gallery."""
 MAX_PICTURE_BYTES = 5_500_000
-"""Bytes of thumbnails above which they are made smaller, so that the file can be mailed."""
+"""Upper limit for all thumbnails; above it they are scaled down, so that the file can be e-mailed."""
 THUMBNAILS = ((224, 82), (192, 78), (160, 74), (128, 70), (96, 65))
 """Height in pixels and JPEG quality, tried in this order."""
 CURVES = ("nmse", "l0", "dead", "loss")
-"""Training metrics that are drawn."""
+"""Training metrics to plot."""
 
 
 class Contents:
@@ -37,42 +37,42 @@ class Contents:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        # A report is also written of a run whose pictures have moved, which `store` would refuse: each SAE says whether the store fits.
+        # Unchecked: `store` would reject a run whose data set has moved, but its report can still be written.
         self.workspace = Workspace(run, sae_device="cpu")
         self.checkpoints = {name: self.workspace.checkpoint(name) for name in run.sae_names if run.features_path(name).exists()}
         if not self.checkpoints:
-            raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
+            raise RunError(f"{run.path} has no feature index yet; build one with saev index {run.path}.")
         self.store = self.workspace.store(checked=False)
-        # Of several the best by `saev evaluate` is shown, or else the one with the lowest error; one without a card comes last.
+        # Show the best SAE by `saev evaluate`, else the one with the lowest error; SAEs without a card come last.
         self.name = min(self.checkpoints, key=lambda name: (name != run.best, self.checkpoints[name].card.get("nmse", np.inf)))
         self.checkpoint = self.checkpoints[self.name]
         self.index = self.workspace.index(self.name)
         self.no_pictures = ""
-        """Why there are none; empty where there are."""
+        """Why there are no pictures; empty if there are."""
         self.dataset = self._dataset()
 
     def _dataset(self) -> ImageDataset | None:
         try:
             return self.workspace.dataset()
         except ChangedDatasetError:
-            self.no_pictures = "The data set has changed since it was recorded, so its pictures are not shown; record it again to see them."
+            self.no_pictures = "The data set has changed since recording, so its pictures are not shown; record it again to show them."
         except SaevError as error:
-            self.no_pictures = f"The pictures cannot be shown, for the data set cannot be opened: {error}"
+            self.no_pictures = f"The pictures cannot be shown because the data set cannot be opened: {error}"
         log.warning("the report has no pictures: %s", self.no_pictures)
         return None
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the labels, by number; empty where there are none."""
+        """Label names by number; empty if there are none."""
         return [str(name) for name in (self.dataset.classes if self.dataset is not None else None) or ()]
 
     @property
     def level(self) -> float:
-        """The percentile that heat maps take as their upper end."""
+        """The percentile at which heat maps reach full colour."""
         return float(self.index.attributes["percentile"])
 
     def entries(self) -> tuple[list[Entry], Album]:
-        """The gallery, its thumbnails as large as `MAX_PICTURE_BYTES` allows."""
+        """The gallery entries, with thumbnails as large as `MAX_PICTURE_BYTES` allows."""
         cfg = self.run.config.report
         W_dec = self.checkpoint.sae.W_dec.detach().cpu().numpy()
         features = choose(self.index, W_dec, cfg, first=self._telling(), labels=self.store.labels)
@@ -87,13 +87,13 @@ class Contents:
 
     @cached_property
     def recovery(self) -> dict[str, Any]:
-        """How well features tell what the data set knows of its pictures (`evaluation.known_truth`); empty where it knows nothing."""
+        """How well features recover the data set's ground truth (`evaluation.known_truth`); empty if there is none."""
         found = self.run.result("recovery").get(self.name, {})
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def best_values(self) -> dict[int, list[tuple[str, float]]]:
-        """Feature -> what it tells, such as `colour: red`, with its F1; best first."""
+        """Feature -> the ground-truth values it detects, such as `colour: red`, with F1; best first."""
         found: dict[int, list[tuple[str, float]]] = {}
         for row in sorted(self.recovery.get("rows", []), key=lambda row: -float(row["f1"])):
             if float(row["f1"]) >= TELLING:
@@ -101,7 +101,7 @@ class Contents:
         return found
 
     def _telling(self) -> list[int]:
-        """Features that tell a known truth, best first: at most half of the gallery."""
+        """Features that detect a ground-truth value, best first: at most half of the gallery."""
         return list(self.best_values)[: self.run.config.report.n_features // 2]
 
 
@@ -110,9 +110,9 @@ Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 def read_curves(path: Path) -> Curves:
-    """Training metrics from a run's `metrics.jsonl`, in step order; of a step that was taken twice the later line counts.
+    """Training metrics from a run's `metrics.jsonl`, in step order; if a step was logged twice, the later line wins.
 
-    A half-written line, as a killed run leaves it, is passed over.
+    Truncated lines, as left by a killed run, are skipped.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -15,20 +15,20 @@ from saev_viz.report.contents import Contents, Curves
 from saev_viz.run_view.choose_features import RULE, Album, Entry, Picture
 
 METRICS = (
-    ("explained_variance", "Explained variance", "Share of the activations' variance that the SAE gives back. 1 would be perfect."),
-    ("nmse", "NMSE", "The share that is lost: squared error over variance, 1 minus the line above."),
-    ("l0", "L0", "Features that are active on one vector, on average. Fewer are easier to read."),
-    ("l1", "L1", "Sum of the feature values of one vector, on average."),
-    ("mse", "MSE", "Mean squared distance between a normalised activation and its reconstruction."),
-    ("dead", "Dead", "Share of features that never fire on these images."),
-    ("almost_dead", "Almost dead", "Share of features that do fire, but on fewer than {almost_dead} of all vectors."),
-    ("dense", "Dense", "Share of features that fire on more than {dense} of all vectors."),
+    ("explained_variance", "Explained variance", "Fraction of the activations' variance that the SAE reconstructs. 1 is perfect."),
+    ("nmse", "NMSE", "Normalised error: squared error over variance, i.e. 1 minus explained variance."),
+    ("l0", "L0", "Mean number of active features per vector. Lower is sparser."),
+    ("l1", "L1", "Mean sum of feature values per vector."),
+    ("mse", "MSE", "Mean squared error between a normalised activation and its reconstruction."),
+    ("dead", "Dead", "Fraction of features that never fire on these images."),
+    ("almost_dead", "Almost dead", "Fraction of features that fire, but on fewer than {almost_dead} of all vectors."),
+    ("dense", "Dense", "Fraction of features that fire on more than {dense} of all vectors."),
 )
-CURVE_TITLES = {"nmse": "NMSE of the batch", "l0": "L0", "dead": "Share of dead features", "loss": "Loss"}
+CURVE_TITLES = {"nmse": "NMSE of the batch", "l0": "L0", "dead": "Fraction of dead features", "loss": "Loss"}
 
 
 def head(have: Contents, toc: str) -> str:
-    """Title, one sentence, and the numbers one wants first."""
+    """Title, a one-sentence summary and the headline numbers."""
     card, index = have.checkpoint.card, have.index
     tiles = [
         ("Features", f"{index.d_sae:,}", f"{int((index.frequency > 0).sum()):,} of them fire"),
@@ -40,17 +40,17 @@ def head(have: Contents, toc: str) -> str:
     if "l0" in card:
         tiles.append(("Active at once", number(card["l0"]), "features per vector (L0)"))
     if "dead" in card:
-        tiles.append(("Dead", percent(card["dead"]), "silent on held-out images"))
+        tiles.append(("Dead", percent(card["dead"]), "never fire on held-out images"))
     if "mean" in have.recovery:
-        tiles.append(("Truth recovered", f"{have.recovery['mean']:.2f}", "mean F1 of the best features"))
+        tiles.append(("Ground truth recovered", f"{have.recovery['mean']:.2f}", "mean F1 of the best features"))
     grid = "".join(f'<div class="tile"><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>' for a, b, c in tiles)
     model, data = escape(have.run.config.model.name), escape(have.run.config.dataset.name)
     warn = f'<p class="warn" role="status">{escape(have.no_pictures)}</p>' if have.no_pictures else ""
     return (
         f'<p class="over">Sparse autoencoder features</p><h1>What {model} sees in {data}</h1>'
-        f'<p class="lead">A sparse autoencoder took apart what the vision model <b>{model}</b> holds at '
-        f"<b>{escape(have.checkpoint.site)}</b> into <b>{index.d_sae:,} features</b>. Below, features are shown on the pictures "
-        f"that fire them most: the brighter a patch, the stronger.</p>{warn}"
+        f'<p class="lead">A sparse autoencoder decomposed the activations of the vision model <b>{model}</b> at '
+        f"<b>{escape(have.checkpoint.site)}</b> into <b>{index.d_sae:,} features</b>. Each feature is shown on its top-activating "
+        f"pictures; brighter patches mean stronger activation.</p>{warn}"
         f'<nav class="toc" aria-label="Sections">{toc}</nav><dl class="tiles">{grid}</dl>'
     )
 
@@ -60,15 +60,15 @@ def gallery(have: Contents, entries: Sequence[Entry], album: Album) -> str:
     cfg = have.run.config.report
     if not entries:
         ranges = f"log10 frequency {cfg.log_freq_range}, log10 mean value {cfg.log_value_range}"
-        return f'<p class="warn">No feature lies within {ranges}; widen report.log_freq_range or report.log_value_range.</p>'
+        return f'<p class="warn">No feature is within {ranges}; widen report.log_freq_range or report.log_value_range.</p>'
     lost = list(album.unreadable.values())
     pictures = "1 picture" if len(lost) == 1 else f"{len(lost)} pictures"
     warn = f'<p class="warn">{pictures} could not be read: {escape(lost[0])}</p>' if lost else ""
-    hint = "Point at a picture, or press it, to see it without its heat map. " if have.dataset is not None else ""
-    first = " Features that tell a known truth of these pictures come first." if have.best_values else ""
+    hint = "Hover over or click a picture to hide its heat map. " if have.dataset is not None else ""
+    first = " Features that detect a ground-truth value of these pictures come first." if have.best_values else ""
     return (
-        f'<p class="note">{len(entries)} of {have.index.d_sae:,} features, each with the distinct images that fire it most. {hint}'
-        f"Areas that the model did not see are dimmed.</p>{warn}{_bar(have.level)}"
+        f'<p class="note">{len(entries)} of {have.index.d_sae:,} features, each with its top-activating images (no duplicates). {hint}'
+        f"Areas outside the model's input crop are dimmed.</p>{warn}{_bar(have.level)}"
         f'<div id="cards">{"".join(_card(have, e, rank) for rank, e in enumerate(entries))}</div>'
         f"<details><summary>How these features were chosen</summary><p>{escape(RULE)}{first} "
         f"Ranges: log10 frequency {cfg.log_freq_range[0]:g} to {cfg.log_freq_range[1]:g}, log10 mean value {cfg.log_value_range[0]:g} "
@@ -81,14 +81,14 @@ def _bar(level: float) -> str:
     stops = ", ".join(f"#{colour}" for colour in COLOUR_MAPS["inferno"].split()[2:])
     return (
         '<div class="bar" role="toolbar" aria-label="Gallery">'
-        '<label>Order <select id="sort"><option value="rank up">most telling first</option>'
+        '<label>Order <select id="sort"><option value="rank up">recommended order</option>'
         '<option value="frequency down">most frequent first</option><option value="frequency up">rarest first</option>'
         '<option value="mean down">strongest first</option><option value="number up">by number</option></select></label>'
         '<label>Heat map <input id="opacity" type="range" min="0" max="100" value="100"></label>'
         f'<span class="legend">0 <i style="background:linear-gradient(90deg,{stops})"></i> {_ordinal(level)} percentile</span>'
         '<label>Feature <input id="find" type="number" min="0" placeholder="number"></label>'
         '<span id="found" class="note" role="status"></span>'
-        '<span class="note keys"><kbd>j</kbd> <kbd>k</kbd> step, <kbd>h</kbd> hide maps</span></div>'
+        '<span class="note keys"><kbd>j</kbd>/<kbd>k</kbd> next/previous, <kbd>h</kbd> hide heat maps</span></div>'
     )
 
 
@@ -117,7 +117,7 @@ def _minis(have: Contents, e: Entry) -> str:
     first, last = (int(live[0]), int(live[-1]) + 1) if len(live) else (0, 1)
     edges = np.log(have.index.histogram_edges)
     mark = float(np.clip((np.log(e.upper) - edges[first]) / (edges[last] - edges[first]), 0, 1))
-    spark = bars(e.histogram[first:last], label="Distribution of its values; the line is the upper end of the heat maps", mark=mark)
+    spark = bars(e.histogram[first:last], label="Distribution of its values; the line marks full colour in heat maps", mark=mark)
     if not e.place_uri:
         return spark
     return f'{spark}<img class="place" src="{e.place_uri}" alt="Where in the picture it fires" title="where in the picture it fires">'
@@ -139,19 +139,19 @@ def _picture(feature: int, p: Picture) -> str:
 
 
 def overview(have: Contents, shown: Collection[int]) -> str:
-    """The scatter of all features."""
+    """The scatter plot of all features."""
     index = have.index
     alive = np.flatnonzero((index.frequency > 0) & (index.mean > 0))
     chart = scatter(np.log10(index.frequency[alive]), np.log10(index.mean[alive].astype(float)), alive.tolist(), list(shown))
     return (
-        '<p class="note">Every feature that fires is a point: how often against how strongly. Rare features lie to the left, features '
-        "that fire nearly everywhere to the right. Those of the gallery stand out; press one to see it.</p>"
+        '<p class="note">Each point is a live feature, by frequency and strength. Rare features are on the left, features '
+        "that fire nearly everywhere on the right. Gallery features are highlighted; click one to show it.</p>"
         f'<div class="plot">{chart}<div id="tip" role="status"></div></div>'
     )
 
 
 def truth(have: Contents, shown: Collection[int]) -> str:
-    """What a data set knows of its pictures and which features tell it; empty where it knows nothing."""
+    """Ground-truth values and the feature that detects each one best; empty if the data set has no ground truth."""
     found = have.recovery
     groups: dict[str, list[str]] = {}
     for row in found.get("rows", []):
@@ -171,18 +171,18 @@ def truth(have: Contents, shown: Collection[int]) -> str:
         for factor, rows in groups.items()
     )
     return (
-        "<p>These pictures were drawn, so what is in them is known. For every value of every factor, the table names the one feature "
-        "that tells it best: feature and threshold were chosen on the training images, F1 is over the patches of "
-        f"{found.get('n_images', 0):,} held-out ones. The mean is <b>{float(found['mean']):.3f}</b>; 1 would be perfect.</p>"
+        "<p>These pictures are synthetic, so their contents are known. For every value of every factor, the table gives the single "
+        "feature that detects it best: feature and threshold were chosen on the training images; F1 is over the patches of "
+        f"{found.get('n_images', 0):,} held-out images. The mean is <b>{float(found['mean']):.3f}</b>; 1 is perfect.</p>"
         f'<div class="truth">{tables}</div>'
     )
 
 
 def metrics(have: Contents) -> str:
-    """The evaluation cards of the run's SAEs side by side, explained."""
+    """The evaluation cards of the run's SAEs side by side, with explanations."""
     cards = {name: c.card for name, c in have.checkpoints.items() if c.card}
     if not cards:
-        return f'<p class="note">Not evaluated yet: saev evaluate {escape(str(have.run.path))}.</p>'
+        return f'<p class="note">Not evaluated yet; run saev evaluate {escape(str(have.run.path))}.</p>'
     card = cards.get(have.name, next(iter(cards.values())))
     thresholds = {key: percent(float(share)) for key, share in {"almost_dead": 1e-7, "dense": 1e-2, **card.get("thresholds", {})}.items()}
     rows = []
@@ -193,25 +193,25 @@ def metrics(have: Contents) -> str:
         cells = "".join(f'<td class="num">{show(float(each[key])) if key in each else "–"}</td>' for each in cards.values())
         text = escape(why.format(**thresholds))
         rows.append(f'<tr data-why="{text}"><th scope="row">{title}</th>{cells}<td class="why">{text}</td></tr>')
-    names = {"heldout": "images that training never saw", "all": "images, all there are", "train": "training images"}
-    what = names.get(card.get("images", ""), "chosen images")
+    names = {"heldout": "held-out images", "all": "images (the whole data set)", "train": "training images"}
+    what = names.get(card.get("images", ""), "selected images")
     heads = "".join(f'<th class="num">{escape(name)}</th>' for name in cards)
     return (
         f'<p class="note">Measured on {card.get("n_images", 0):,} {what}, {card.get("n_vectors", 0):,} vectors.</p>'
-        f'<div class="wide"><table class="metrics"><thead><tr><th></th>{heads}<th>In plain words</th></tr></thead>'
+        f'<div class="wide"><table class="metrics"><thead><tr><th></th>{heads}<th>Meaning</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def training(curves: Curves) -> str:
-    """Training metrics over steps; empty where none were kept."""
+    """Training metrics over steps; empty if none were logged."""
     drawn = {key: {sae: points for sae, points in curves.get(key, {}).items() if len(points) > 1} for key in CURVE_TITLES}
     charts = [f"<div><h3>{CURVE_TITLES[key]}</h3>{lines(by_sae, CURVE_TITLES[key])}</div>" for key, by_sae in drawn.items() if by_sae]
     return f'<div class="curves">{"".join(charts)}</div>' if charts else ""
 
 
 def settings(have: Contents) -> str:
-    """What was run, and the whole configuration."""
+    """The key settings and the full configuration."""
     config, meta, grid = have.run.config, have.store.meta, have.store.grid
     n_vectors = have.checkpoint.train.get("n_vectors")
     described = {key: value for key, value in have.checkpoint.sae.describe().items() if key not in ("d_in", "expansion")}
@@ -230,7 +230,7 @@ def settings(have: Contents) -> str:
     text = escape(json.dumps(config.model_dump(mode="json"), indent=2))
     return (
         f'<div class="wide"><table class="facts-of-run">{rows}</table></div>'
-        f'<details><summary>The whole configuration</summary><pre tabindex="0">{text}</pre></details>'
+        f'<details><summary>Full configuration</summary><pre tabindex="0">{text}</pre></details>'
     )
 
 

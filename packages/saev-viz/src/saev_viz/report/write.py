@@ -1,4 +1,4 @@
-"""`report.html`: one file that shows what a run found. It needs no network, no server and no other file."""
+"""`report.html`: the results of a run in one file that needs no network, server or other file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from saev_viz.report import sections
 from saev_viz.report.contents import Contents, read_curves
 from saev_viz.static import read_asset
 
-# No source but the page itself: should anything in it ever ask for the network, the browser refuses.
+# Allow no external sources, so that the browser blocks any network request from the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(run: Run) -> Path:
-    """Write `run.report_path` from the run's artifacts and give its path.
+    """Write `run.report_path` from the run's artifacts and return its path.
 
-    Images are read from the run's data set; where that cannot be opened any more, heat maps stand alone and the page
-    says why.
+    Images are read from the run's data set; if that cannot be opened, the page shows heat maps alone and
+    explains why.
 
     Raises:
         RunError: the run has no feature index yet, or the page cannot be written.
@@ -43,17 +43,17 @@ def write_report(run: Run) -> Path:
 
 
 def page(have: Contents) -> str:
-    """The whole page."""
+    """The complete page."""
     entries, album = have.entries()
     shown = [e.feature for e in entries]
     parts = [
         ("gallery", "Features", sections.gallery(have, entries, album)),
         ("map", "All features", sections.overview(have, shown)),
-        ("saes", "SAEs compared", pareto.section(have.run.result("pareto"), have.run.result("stability"))),
-        ("truth", "Recovered truth", sections.truth(have, shown)),
-        ("numbers", "How good it is", sections.metrics(have)),
+        ("saes", "SAE comparison", pareto.section(have.run.result("pareto"), have.run.result("stability"))),
+        ("truth", "Recovered ground truth", sections.truth(have, shown)),
+        ("numbers", "Metrics", sections.metrics(have)),
         ("training", "Training", sections.training(read_curves(have.run.metrics_path))),
-        ("run", "What was run", sections.settings(have)),
+        ("run", "Configuration", sections.settings(have)),
     ]
     parts = [part for part in parts if part[2]]
     toc = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
@@ -66,7 +66,7 @@ def page(have: Contents) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}: SAE features</title><style>{css}</style></head><body>"
         f'<header class="top">{sections.head(have, toc)}</header><main>{body}</main>'
-        f"<footer>Written by saev-viz {version('saev-viz')}. This file is complete in itself: keep it, mail it, open it anywhere.</footer>"
+        f"<footer>Written by saev-viz {version('saev-viz')}. This file is self-contained and works offline.</footer>"
         f"<script>{js}</script></body></html>\n"
     )
 

@@ -1,4 +1,4 @@
-"""Which features a report shows, and their pictures."""
+"""Selects the features that a report shows, and prepares their pictures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from saev_core.features.index import LabelShare
 from saev_viz.drawing.heat_maps import map_pixels
 
 RULE = (
-    "Of the features within the ranges of log10 frequency and log10 mean value, those score high that fire on few pictures, on their "
-    "top pictures far more strongly than they usually do, about equally on each, in one compact and connected region, and not always "
-    "at the same place of the picture; more so where the top pictures share a label. They are divided into five bands of frequency; "
-    "from each band in turn the best is taken that differs from those already taken, in its decoder direction, its top pictures and "
-    "their labels. They stand in the order in which they were taken."
+    "Candidates are the features within the ranges of log10 frequency and log10 mean value. A feature scores high if it fires on few "
+    "pictures, fires far more strongly on its top pictures than on average and about equally on each of them, in one compact, "
+    "connected region, at varying positions, and if its top pictures share a label. Candidates are split into five frequency bands; "
+    "each band in turn contributes its best feature, penalising similarity to those already selected in decoder direction, top "
+    "pictures and labels. Features are listed in selection order."
 )
-"""How `choose` chooses, for the reader of a report."""
+"""The rule of `choose`, for the reader of a report."""
 
 N_CANDIDATES = 4000
-"""Features that are scored; of more, so many are drawn at random."""
+"""Maximum number of features to score; if there are more, a random sample of this size is scored."""
 BANDS = 5
 ANOTHER_OF_A_LABEL = 0.6
-"""What a feature's score is worth after each feature already taken whose top pictures mostly have the same label."""
+"""Factor on a feature's score for each feature already selected whose top pictures mostly have the same label."""
 MIN_LIFT = 2.0
-"""Labels that go less with a feature than this many times chance say nothing of it and are left out."""
+"""Minimum lift of a label; labels below it are uninformative and left out."""
 
 
 def choose(
@@ -43,17 +43,17 @@ def choose(
     labels: Int[np.ndarray, " n_images"] | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Features worth a stranger's look, see `RULE`: the included ones, then those of `first`, then the chosen.
+    """Features worth showing, see `RULE`: the included ones, then those of `first`, then the selected ones.
 
     Args:
-        labels: the images' labels, -1 where unknown: features whose top pictures share them count as alike.
+        labels: the images' labels, -1 where unknown: features whose top pictures share them count as similar.
     """
     eligible = index.select(cfg.log_freq_range, cfg.log_value_range, n=N_CANDIDATES, seed=seed)
-    chosen = index.select((1, 0), include=[*cfg.include, *first])  # an empty range: the included alone, checked
+    chosen = index.select((1, 0), include=[*cfg.include, *first])  # empty range: validates and returns the included ones only
     if not eligible:
         return chosen
     top = index.top_index[:, : cfg.n_images]
-    # Fewer pictures than places are a weaker case: they are taken only when nothing better is left.
+    # Penalise features with fewer top pictures than requested: selected only if nothing better is left.
     score = interest(index, eligible, cfg.n_images) * np.minimum(1, (top[eligible] >= 0).sum(1) / cfg.n_images) ** 2
     if labels is not None:
         score *= 0.3 + 0.7 * purity(top[eligible], labels)
@@ -87,18 +87,18 @@ def choose(
 
 
 def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Float[np.ndarray, " n"]:
-    """Product of six shares between 0 and 1, see `RULE`: contrast, evenness, compactness, connectedness, freedom of place, rarity."""
+    """Product of six factors in [0, 1], see `RULE`: contrast, evenness, compactness, connectedness, positional spread, rarity."""
     if not features:
         return np.zeros(0)
     top = index.top_value[features, :n_images].astype(float)
     evenness = np.sqrt(top[:, -1] / np.maximum(top[:, 0], 1e-30))
-    # Features whose best pictures are hardly stronger than their average ones look like noise on the page.
+    # Features whose top pictures are barely stronger than average look like noise on the page.
     contrast = np.clip((top.mean(1) / np.maximum(index.mean[features], 1e-30) - 1) / 3, 0.05, 1)
     if index.grid.n_patches == 1:
         return np.asarray(evenness * contrast)
     maps = index.top_maps(features, n_images).astype(np.float64)  # [n, k, n_patches]
     energy = np.maximum((maps**2).sum(-1), 1e-30)
-    area = maps.sum(-1) ** 2 / energy / maps.shape[-1]  # effective share of patches
+    area = maps.sum(-1) ** 2 / energy / maps.shape[-1]  # effective fraction of patches
     compact = np.clip((0.6 - area) / 0.4, 0.05, 1) * np.minimum(1, 0.4 + 0.2 * area * maps.shape[-1])
     grid = index.grid.to_map(maps)  # [n, k, rows, cols]
     beside = (grid[..., 1:] * grid[..., :-1]).sum((-1, -2)) + (grid[..., 1:, :] * grid[..., :-1, :]).sum((-1, -2))
@@ -106,14 +106,14 @@ def interest(index: FeatureIndex, features: Sequence[int], n_images: int) -> Flo
     place = index.position[features].astype(float)
     spread = np.exp(-(place * np.log(np.maximum(place, 1e-30))).sum(1)) / place.shape[1]
     free = np.clip((spread - 0.2) / 0.5, 0.05, 1)
-    # What fires in nearly every picture tells a stranger little about any of them.
+    # Features that fire in nearly every picture are uninformative.
     rare = 1 - index.image_frequency[features].astype(float)
     score: np.ndarray = contrast * evenness * (compact * connected).mean(1) * free * rare
     return score
 
 
 def common_label(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images"]) -> Int[np.ndarray, " n"]:
-    """The label that at least half of each row's pictures carry; -1 where there is none."""
+    """The label of at least half of each row's pictures; -1 if there is none."""
     of = np.where(top >= 0, labels[top], -1)
     middle = np.sort(of, axis=1)[:, [top.shape[1] // 2, (top.shape[1] - 1) // 2]]  # a majority includes a middle element
     best: np.ndarray = np.full(len(top), -1)
@@ -123,7 +123,7 @@ def common_label(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images
 
 
 def purity(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images"]) -> Float[np.ndarray, " n"]:
-    """Share of each row's pictures that carry its commonest known label; places without a picture (-1) count against it."""
+    """Fraction of each row's pictures that have its most common known label; missing pictures (-1) lower it."""
     of = np.where(top >= 0, labels[top], -1)  # [n, k]
     same = (of[:, :, None] == of[:, None, :]) & (of >= 0)[:, :, None]
     share: np.ndarray = same.sum(2).max(1) / top.shape[1]
@@ -132,7 +132,7 @@ def purity(top: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n_images"]) ->
 
 @dataclass(frozen=True)
 class Picture:
-    """One top image of a feature, ready for a page; `map_uri` covers `box`, given in per cent of the picture."""
+    """One top image of a feature, ready for a page; `map_uri` covers `box`, in percent of the picture."""
 
     index: int
     uri: str
@@ -172,7 +172,7 @@ class Album:
     _made: dict[int, tuple[str, tuple[int, int]]] = field(default_factory=dict)
 
     def load(self, numbers: Iterable[int]) -> None:
-        """Read the images `numbers`, in ascending order; those that cannot be read are noted in `unreadable`."""
+        """Read the images `numbers`, in ascending order; failures are recorded in `unreadable`."""
         wanted = sorted(set(numbers) - set(self._made))
         if self.dataset is None or not wanted:
             return
@@ -195,11 +195,11 @@ class Album:
         size = image.size
         small = image.convert("RGB")
         small.thumbnail((self.size_px * 3 // 2, self.size_px), Image.Resampling.LANCZOS)
-        # JPEG smears tiny pictures such as CIFAR's; they are small enough as they are.
+        # JPEG blurs tiny pictures such as CIFAR's, which are small enough as PNG.
         self._made[number] = (_uri(small, None if max(size) <= 96 else self.quality), size)
 
     def get(self, number: int) -> tuple[str, tuple[int, int]]:
-        """Data URI of the thumbnail and size of the original; an empty URI where it cannot be read."""
+        """Data URI of the thumbnail and size of the original; an empty URI if it cannot be read."""
         return self._made.get(number, ("", (0, 0)))
 
     @property
@@ -218,14 +218,14 @@ def _uri(image: Image.Image, quality: int | None = None) -> str:
 
 
 def relative(crop: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A crop as left, top, width and height in per cent of the picture."""
+    """A crop as left, top, width and height in percent of the picture."""
     width, height = size
     left, top = crop.left / width * 100, crop.top / height * 100
     return left, top, (crop.right - crop.left) / width * 100, (crop.bottom - crop.top) / height * 100
 
 
 def entry(index: FeatureIndex, store: ActivationStore, album: Album, feature: int, n_images: int) -> Entry:
-    """A feature with its top pictures; the heat maps' upper end is the index's percentile."""
+    """A feature with its top pictures; heat maps reach full colour at the index's percentile."""
     level = float(index.attributes["percentile"])
     upper = float(index.percentile(level)[feature]) or 1.0
     pictures = []

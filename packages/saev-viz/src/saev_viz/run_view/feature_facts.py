@@ -1,4 +1,4 @@
-"""What a run knows of single features beside their index: proposed names, known truth, agreement across seeds. Knows no gradio."""
+"""Per-feature facts outside the index: proposed names, ground truth, agreement across seeds. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saev_core.features.naming.names import Names
 log = logging.getLogger(__name__)
 
 TELLING = 0.6
-"""F1 from which a feature counts as telling a known truth."""
+"""Minimum F1 for a feature to count as detecting a ground-truth value."""
 
 
 def read_names(path: Path, checkpoint: str = "") -> dict[int, tuple[str, float]]:
-    """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty where none were made.
+    """Proposed names and their scores, by feature, from `features/<sae>.names.json`; empty if there are none.
 
     Args:
-        checkpoint: fingerprint of the SAE; names of another one are passed over. Empty: whatever there is.
+        checkpoint: fingerprint of the SAE; names of another one are ignored. Empty: no check.
 
     Raises:
         RunError: the file is damaged, or of another format.
@@ -31,13 +31,13 @@ def read_names(path: Path, checkpoint: str = "") -> dict[int, tuple[str, float]]
         return {}
     saved = Names.load(path)
     if checkpoint and saved.checkpoint != checkpoint:
-        log.warning("%s holds names of another checkpoint, which are not shown; make them again with saev index --names.", path)
+        log.warning("%s holds names of another checkpoint, ignoring them; rebuild them with saev index --names.", path)
         return {}
     return {feature: (name.name, name.score) for feature, name in saved.names.items()}
 
 
 def known_truth(run: Run, sae: str) -> dict[int, list[tuple[str, float]]]:
-    """Feature -> what it tells of the pictures, such as `colour: red`, with its F1 on held-out pictures, best first."""
+    """Feature -> the ground-truth values it detects, such as `colour: red`, with F1 on held-out pictures, best first."""
     rows = run.result("recovery").get(sae, {}).get("rows", [])
     found: dict[int, list[tuple[str, float]]] = {}
     for row in sorted(rows, key=lambda row: -float(row["f1"])):
@@ -47,7 +47,7 @@ def known_truth(run: Run, sae: str) -> dict[int, list[tuple[str, float]]]:
 
 
 def read_stability(run: Run, sae: str) -> Float[np.ndarray, " d_sae"] | None:
-    """Of every feature the mean cosine to its partners in the SAEs of other seeds; None where there are none.
+    """Mean cosine of each feature to its partners in the SAEs of other seeds; None if there are none.
 
     Raises:
         RunError: the file is damaged.
@@ -58,4 +58,4 @@ def read_stability(run: Run, sae: str) -> Float[np.ndarray, " d_sae"] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{path} cannot be read ({error}); make it again with saev run, or delete it.") from None
+        raise RunError(f"{path} cannot be read ({error}); rebuild it with saev run, or delete it.") from None

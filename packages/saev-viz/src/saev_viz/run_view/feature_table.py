@@ -1,4 +1,4 @@
-"""`FeatureTable`: every feature's numbers side by side, to search, filter and sort. Knows no gradio."""
+"""`FeatureTable`: all features' numbers as columns, to search, filter and sort. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from saev_viz.run_view.choose_features import common_label, purity
 Numbers = Float[np.ndarray, " d_sae"]
 
 NUMBER = "number"
-"""Sorts by the feature's own number."""
+"""Sort key: the feature number."""
 GOES_WITH = 0.2
-"""Share of a feature's top pictures that must carry a label for a search to find the feature by it."""
+"""Fraction of a feature's top pictures that must have a label for a search by that label to match."""
 _BLOCK = 2048
-"""Features whose purity is counted at once: bounds the memory."""
+"""Features per purity computation; bounds memory."""
 _WORD = re.compile(r'(?:\w+:)?"[^"]*"?|\S+')
 _HALF_TYPED = re.compile(r"#|\w+[<>]=?[-+]?\.?|(?:name|label|note):|\"+")
 _COMPARISON = re.compile(r"(\w+)(<=|>=|<|>)([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(%?)")
 
 
 class Column:
-    """One number of every feature; worked out when it is first asked for."""
+    """One number per feature, computed on first access."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Column:
     ) -> None:
         """
         Args:
-            help: one sentence that says what it is, with the formula in words.
-            values: the numbers, or what makes them; NaN where a feature has none.
+            help: one-sentence definition, with the formula in words.
+            values: the numbers, or a function that computes them; NaN where a feature has none.
             log: whether it spans orders of magnitude.
-            one: a single feature's number, where that is quicker than all of them.
+            one: computes a single feature's number, if faster than computing all.
         """
         self.title, self.help, self.log = title, help, log
         self._from, self._one = values, one
@@ -67,21 +67,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Query:
-    """What a person looks for; every part that is not empty must hold."""
+    """A search; all non-empty parts must match."""
 
     text: str = ""
-    """Words that must occur in a feature's name, labels, known truth or note, `"two words"` together; `name:`, `label:` and
-    `note:` before a word look there alone; `123` or `#123` is feature 123 itself; `frequency<1%` and so on compare a column."""
+    """Words that must occur in a feature's name, labels, known truth or note, `"two words"` as a phrase; `name:`, `label:` and
+    `note:` restrict a word to that field; `123` or `#123` is feature 123; `frequency<1%` and the like compare a column."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Column -> least and largest value, ends included; a feature without a value is left out."""
+    """Column -> minimum and maximum, inclusive; features without a value are left out."""
     sort: str = "max"
     ascending: bool = False
     alive: bool = True
-    """Leave out features that never fire."""
+    """Exclude features that never fire."""
 
 
 class FeatureTable:
-    """Columns by name, and for each feature what a search looks through."""
+    """Columns by name, and the searchable text of each feature."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class FeatureTable:
         """
         Args:
             names: proposed name and its score, by feature; the others are unnamed.
-            truth: what a feature is known to tell, with its F1, best first.
+            truth: ground-truth values that a feature detects, with F1, best first.
             top_labels: labels of each feature's top pictures, -1 where unknown.
             classes: names of the labels.
         """
         self.columns = dict(columns)
         self.names = [""] * d_sae
-        """What a feature is called, where something says so."""
+        """Proposed name of each feature; empty if it has none."""
         self.scores: dict[int, float] = {}
         for feature, (name, score) in (names or {}).items():
             if 0 <= feature < d_sae:
@@ -128,27 +128,27 @@ class FeatureTable:
             classes: names of its labels.
             labels: label of each image, -1 where unknown.
             names, truth: as `FeatureTable`.
-            stability: of every feature, its agreement with SAEs of other seeds.
+            stability: each feature's agreement with SAEs of other seeds.
         """
         d_sae, k = index.top_index.shape
         columns = {
-            "max": Column("Largest value", "The largest value the feature takes on any patch of any picture.", index.max, log=True),
-            "mean": Column("Mean value", "The sum of its values over the number of patches on which it fires.", index.mean, log=True),
+            "max": Column("Largest value", "The feature's maximum value over all patches of all pictures.", index.max, log=True),
+            "mean": Column("Mean value", "Its mean value over the patches on which it fires.", index.mean, log=True),
             "frequency": Column(
-                "Frequency", "How often it fires: patches with a value above 0 over all patches (0.01 is 1 %).", index.frequency, log=True
+                "Frequency", "Fraction of all patches on which it fires, i.e. has a value above 0 (0.01 is 1 %).", index.frequency, log=True
             ),
             "image_frequency": Column(
-                "Image frequency", "Pictures with at least one patch on which it fires, over all pictures.", index.image_frequency, log=True
+                "Image frequency", "Fraction of all pictures with at least one patch on which it fires.", index.image_frequency, log=True
             ),
             "monosemanticity": Column(
                 "Monosemanticity",
-                "How alike the pictures are that fire it: the mean likeness (cosine) of two pictures, each pair weighted by how strongly "
-                "the feature fires on both. 1: all alike; about 0: no more alike than any two pictures.",
+                "Similarity of the pictures on which it fires: mean cosine similarity over pairs of pictures, each pair weighted by how "
+                "strongly the feature fires on both. 1: all alike; about 0: no more similar than random pairs.",
                 lambda: index.monosemanticity,
             ),
             "concentration": Column(
                 "Concentration",
-                "How small a part of the picture it covers: 1 minus the share of patches it fires on, patches counted by their "
+                "How localised it is: 1 minus the effective fraction of patches on which it fires, weighted by "
                 "strength, mean over its top pictures. Near 1: a single patch; 0: the whole picture evenly.",
                 lambda: index.concentration,
             ),
@@ -160,15 +160,15 @@ class FeatureTable:
             there, of = index.top_index, labels
             columns["purity"] = Column(
                 f"Label purity@{k}",
-                f"The share of its {k} top pictures that carry the label most of them carry; a missing picture counts against it.",
+                f"Fraction of its {k} top pictures that have their most common label; missing pictures lower it.",
                 lambda: _purity(there, of),
                 one=lambda feature: float(_purity(there[feature : feature + 1], of)[0]),
             )
         if index.has_labels:
             columns["lift"] = Column(
                 "Lift of its best label",
-                "How many times more often than by chance the pictures that fire it carry one label: the label's share of those "
-                "pictures over its share of all pictures; drawn towards 1 where few pictures fire.",
+                "How many times more often than by chance one label occurs among the pictures on which it fires: the label's fraction of "
+                "those pictures over its fraction of all pictures; shrunk towards 1 if there are few such pictures.",
                 lambda: index.best_labels[1],
                 log=True,
                 one=lambda feature: next((told.lift for told in index.labels(feature, 1)), np.nan),
@@ -176,8 +176,8 @@ class FeatureTable:
         if stability is not None and len(stability) == d_sae:
             columns["stability"] = Column(
                 "Stability across seeds",
-                "Whether an SAE trained from another seed finds it again: the likeness (cosine) of its direction and its matched "
-                "partner's, mean over the other seeds. 1: found again exactly; 0: not at all.",
+                "Whether SAEs trained with other seeds find it again: cosine similarity of its decoder direction and its matched "
+                "partner's, mean over the other seeds. 1: identical; 0: not found.",
                 stability,
             )
         if names:
@@ -186,9 +186,9 @@ class FeatureTable:
                 if 0 <= feature < d_sae:
                     scores[feature] = score
             columns["name_score"] = Column(
-                "Score of its name",
-                "How well the proposed name foretells, on pictures not used to choose it, which of them fire the feature: the share of "
-                "pairs of a firing and a silent picture that it puts in the right order (AUROC). 0.5: by chance; 1: always.",
+                "Name score",
+                "How well the proposed name predicts, on held-out pictures, whether the feature fires: the fraction of "
+                "pairs of a firing and a non-firing picture that it ranks correctly (AUROC). 0.5: chance; 1: perfect.",
                 scores,
             )
         return cls(columns, d_sae, names=names, truth=truth, top_labels=top_labels, classes=classes)
@@ -203,15 +203,15 @@ class FeatureTable:
 
     @cached_property
     def common(self) -> Int[np.ndarray, " d_sae"]:
-        """The label that at least half of each feature's top pictures carry; -1: none."""
+        """The label of at least half of each feature's top pictures; -1: none."""
         if self._top_labels is None:
             return np.full(len(self), -1)
         n = int(self._top_labels.max(initial=-1)) + 1
-        # `common_label` looks labels up by image number: here the label is its own number.
+        # `common_label` looks labels up by image number: here each label is its own image number.
         return common_label(self._top_labels, np.arange(max(n, 1)))
 
     def title(self, feature: int) -> str:
-        """What a feature is called: its proposed name, else what it is known to tell, else its top pictures' label; or nothing."""
+        """A feature's title: its proposed name, else the ground-truth value it detects, else its top pictures' label, else empty."""
         if self.names[feature]:
             return self.names[feature]
         if feature in self.truth:
@@ -225,13 +225,13 @@ class FeatureTable:
         return self.classes[number] if number < len(self.classes) else f"label {number}"
 
     def find(self, query: Query, notes: Mapping[int, str] | None = None) -> Int[np.ndarray, " n"]:
-        """Features that match, in order; those without a value come last.
+        """Matching features, sorted; those without a value come last.
 
         Args:
-            notes: what people wrote, by feature.
+            notes: users' notes, by feature.
 
         Raises:
-            ValueError: the query names a column that is not there.
+            ValueError: the query names an unknown column.
         """
         keep = self.alive if query.alive else np.ones(len(self), bool)
         for key, (low, high) in query.ranges.items():
@@ -242,16 +242,16 @@ class FeatureTable:
         if query.sort == NUMBER:
             return found if query.ascending else found[::-1]
         values = np.asarray(self.columns[self._column(query.sort)].values[found], float)
-        # Equal values keep their number's order in both directions; numpy puts NaN last.
+        # Ties keep feature order in both directions; numpy puts NaN last.
         return np.asarray(found[np.argsort(values if query.ascending else -values, kind="stable")])
 
     def _column(self, name: str) -> str:
-        """A column by its key or the beginning of it."""
+        """A column by its key or a unique prefix of it."""
         if name in self.columns:
             return name
         fitting = [key for key in self.columns if key.startswith(name.lower())]
         if len(fitting) != 1:
-            raise ValueError(f"there is no number called {name!r}; there are {', '.join(self.columns)}.")
+            raise ValueError(f"unknown column {name!r}; choose one of {', '.join(self.columns)}.")
         return fitting[0]
 
     def _matches(self, text: str, notes: Mapping[int, str]) -> Bool[np.ndarray, " d_sae"]:
@@ -262,7 +262,7 @@ class FeatureTable:
                 values, bound = self.columns[self._column(name)].values, float(number) / (100 if percent else 1)
                 keep &= {"<": values < bound, "<=": values <= bound, ">": values > bound, ">=": values >= bound}[sign]
             elif _HALF_TYPED.fullmatch(word):
-                continue  # the number is still to come
+                continue  # incomplete while typing
             elif re.fullmatch(r"#?\d+", word):
                 keep &= np.arange(len(self)) == int(word.lstrip("#"))
             else:
@@ -272,7 +272,7 @@ class FeatureTable:
         return keep
 
     def _named(self, word: str, where: str, notes: Mapping[int, str]) -> Bool[np.ndarray, " d_sae"]:
-        """Features of which something says `word`."""
+        """Features whose name, labels, ground truth or note contain `word`."""
         found = np.zeros(len(self), bool)
         if where in ("", "name"):
             found |= np.fromiter((word in name for name in self._lower), bool, len(self))
@@ -297,7 +297,7 @@ class FeatureTable:
 
 
 def _purity(top_index: Int[np.ndarray, "d_sae k"], labels: Int[np.ndarray, " n_images"]) -> Numbers:
-    """Purity of every feature's top pictures; NaN where none of them has a known label."""
+    """Purity of each feature's top pictures; NaN if none of them has a known label."""
     parts = [purity(top_index[start : start + _BLOCK], labels) for start in range(0, len(top_index), _BLOCK)]
     found = np.concatenate(parts).astype(np.float32)
     return np.where(found > 0, found, np.nan)

@@ -1,4 +1,4 @@
-"""`Library`: a run as the viewer reads it, everything opened when it is first asked for and kept. Knows no gradio."""
+"""`Library`: a run as the viewer reads it; everything is opened on first access and cached. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEEP_SEEN = 64
-"""Pictures whose codes are kept in memory."""
+"""Pictures whose codes are cached in memory."""
 
 
 class Library:
-    """A run: its SAEs that have an index, its pictures, its store and model.
+    """A run: its indexed SAEs, its pictures, its store and model.
 
     Raises:
         RunError: no SAE of the run has a feature index yet.
@@ -42,23 +42,23 @@ class Library:
     def __init__(self, run: Run, dataset: str = "", others: Sequence[Run] = ()) -> None:
         """
         Args:
-            dataset: where the pictures lie now, as `--dataset` takes it; empty: where the run says.
-            others: further runs, whose SAEs come under `RUN:SAE`; those of the same data set have their pictures at the same place.
+            dataset: location of the pictures, in the syntax of `--dataset`; empty: the location stored in the run.
+            others: further runs, whose SAEs are listed as `RUN:SAE`; `dataset` also applies to those of the same data set.
         """
         self.title = run.path.resolve().name
         self.number = 0
-        """Its place among the runs that are open: 0, and the others from 1."""
+        """Its position among the open runs: 0, and the others from 1."""
         self.run = run
-        # Numbers of one picture at a time: on the CPU an SAE is quick, and agrees with the probes and scenes that tabs keep there.
+        # One picture at a time: the CPU is fast enough for an SAE, and tabs keep their probes and pictures there.
         hint = f"saev view {run.path} --dataset NAME:FOLDER"
         self.workspace = Workspace(run, dataset=dataset, sae_device="cpu", hint=hint)
         self._lock = RLock()
         self._views: dict[str, View] = {}
         self.names = [name for name in run.sae_names if run.features_path(name).exists()]
         if not self.names:
-            raise RunError(f"{run.path} has no feature index yet; make one with saev index {run.path}.")
+            raise RunError(f"{run.path} has no feature index yet; build one with saev index {run.path}.")
         self.own = list(self.names)
-        """Names of this run's SAEs, without those of the others."""
+        """Names of this run's SAEs, without those of `others`."""
         self.others = [Library(other, dataset if other.config.dataset == run.config.dataset else "") for other in others]
         self._elsewhere: dict[str, tuple[Library, str]] = {}
         for i, library in enumerate(self.others, 1):
@@ -70,11 +70,11 @@ class Library:
         self.names += self._elsewhere
 
     warmed = False
-    """Whether `warm` was asked for."""
+    """Whether `warm` was scheduled."""
 
     def warm(self) -> None:
-        """Work out the slower columns and load the SAE that is shown first, and with it torch, so that the first sort by such a
-        column and the first picture come at once."""
+        """Compute the slower columns and load the first SAE (and torch), so that the first sort by such a column and the
+        first picture are fast."""
         try:
             view = self[self.first]
             for column in view.table.columns.values():
@@ -87,7 +87,7 @@ class Library:
         """The view of SAE `name`.
 
         Raises:
-            RunError: it has no index, or one of another checkpoint or format.
+            RunError: it has no index, or the index is of another checkpoint or format.
         """
         if name not in self.names:
             raise RunError(f"{self.run.path} has no indexed SAE {name!r}; it has {', '.join(self.names)}.")
@@ -101,22 +101,22 @@ class Library:
 
     @cached_property
     def first(self) -> str:
-        """The SAE that is shown first: the sweep's best, or of those that are indexed the one with the least held-out error."""
+        """The SAE shown first: the sweep's best, else the indexed one with the lowest held-out error."""
         if self.run.best in self.own:
             return str(self.run.best)
         return min(self.own, key=lambda name: float(CheckpointCard.load(self.run.sae_dir(name)).card.get("nmse", np.inf)))
 
     @cached_property
     def store(self) -> ActivationStore:
-        """The run's store: the one that its SAEs were trained on, which is told without loading the model's plugin, and with it torch.
+        """The store that the run's SAEs were trained on; checked without loading the model plugin and torch.
 
         Raises:
-            RunError: it is gone.
-            StoreError: it is damaged, or another's.
+            RunError: it is missing.
+            StoreError: it is damaged, or of another run.
         """
         store, view = self.workspace.store(checked=False), self[self.first]
         if view.saved.store.get("fingerprint", store.meta.fingerprint) != store.meta.fingerprint:
-            raise StoreError(f"{store.url} is not the store that {view.name} was trained on; point the run at that one, or train again.")
+            raise StoreError(f"{store.url} is not the store that {view.name} was trained on; point the run at the right store, or retrain.")
         return store
 
     @cached_property
@@ -125,36 +125,36 @@ class Library:
             return self.store, ""
         except SaevError as error:
             if self.run.config.train.live:
-                return None, ""  # such a run never had one
+                return None, ""  # live runs have no store
             return None, (
-                f"The run's recorded activations cannot be opened ({error}) Features are shown from their index; "
+                f"The run's recorded activations cannot be opened ({error}) Features are shown from the index; "
                 "opening a picture in the Image tab runs the model."
             )
 
     @property
     def lost(self) -> str:
-        """That the store is gone, and what of the viewer works without; empty where it is at hand or was never there."""
+        """Warning that the store is missing, and what still works without it; empty if it is available or the run never had one."""
         return self._recorded[1]
 
     @cached_property
     def n_images(self) -> int:
-        """Images of the run."""
+        """Number of images of the run."""
         store = self._recorded[0]
         return store.n_images if store is not None else self[self.first].index.n_images
 
     @cached_property
     def uploads(self) -> Uploads:
-        """Pictures that people brought."""
+        """Uploaded pictures."""
         return Uploads()
 
     @property
     def model(self) -> VisionModel:
-        """The run's model, for new pictures and for steering; loaded when it is first needed."""
+        """The run's model, for new pictures and for steering; loaded on first use."""
         return self.workspace.model()
 
     @cached_property
     def _opened(self) -> tuple[ImageDataset | None, str]:
-        # Every SAE of a run is of the same pictures, and says which; the store, which may be gone, is not needed for it.
+        # All SAEs of a run share one data set and record its identity, so the store, which may be missing, is not needed.
         identity = str(self[self.first].saved.store["dataset"].get("identity", ""))
         try:
             return self.workspace.dataset(identity), ""
@@ -163,12 +163,12 @@ class Library:
 
     @property
     def dataset(self) -> ImageDataset | None:
-        """The pictures; None where they cannot be opened, see `no_pictures`."""
+        """The data set; None if it cannot be opened, see `no_pictures`."""
         return self._opened[0]
 
     @property
     def no_pictures(self) -> str:
-        """Why there are no pictures, and what to do; empty where there are."""
+        """Why there are no pictures, and what to do; empty if there are."""
         return self._opened[1]
 
     def src(self, index: int, px: int) -> str:
@@ -182,7 +182,7 @@ class Library:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the labels, by number; empty where there are none."""
+        """Label names by number; empty if there are none."""
         return [str(name) for name in (self.dataset.classes if self.dataset is not None else None) or ()]
 
     @cached_property
@@ -193,12 +193,12 @@ class Library:
 
     @cached_property
     def sizes(self) -> Sizes | np.ndarray[Any, Any]:
-        """Width and height of each original: `sizes[index]`."""
+        """Width and height of each original image: `sizes[index]`."""
         store = self._recorded[0]
         return store.sizes if store is not None else Sizes(self)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of original `index`, each at least 1: of one that could not be read the store says 0."""
+        """Width and height of original `index`, each at least 1 (the store holds 0 for unreadable images)."""
         width, height = (max(int(side), 1) for side in self.sizes[index])
         return width, height
 
@@ -207,8 +207,8 @@ class Library:
         return self.store.crops
 
     def crop(self, index: int) -> Box:
-        """What of image `index` the model saw, in pixels of the original; without a store as its transform has it, and all of
-        it where there is no model either."""
+        """The model's input crop of image `index`, in pixels of the original; without a store, from the model's transform, and
+        without a model, the whole image."""
         store = self._recorded[0]
         if store is not None:
             return Box(*map(float, self._crops[index]))
@@ -216,11 +216,11 @@ class Library:
         try:
             return self.model.crop(width, height)
         except SaevError as error:
-            log.warning("what the model saw of image %d is not known: %s", index, error)
+            log.warning("the model's input crop of image %d is unknown: %s", index, error)
             return Box(0, 0, width, height)
 
     def label(self, index: int) -> str:
-        """Name of an image's label; empty where it has none."""
+        """Name of an image's label; empty if it has none."""
         number = int(self.labels[index])
         if number < 0:
             return ""
@@ -228,7 +228,7 @@ class Library:
 
 
 class Sizes:
-    """Width and height of pictures of which no store tells: of each when it is asked for."""
+    """Width and height of pictures without a store, read on demand."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -238,7 +238,7 @@ class Sizes:
         if index not in self._known:
             try:
                 self._known[index] = self._library.pictures.original(index).size
-            except SaevError:  # there is a grey card in its place, see `Pictures.jpeg`; what it shows has the model's shape
+            except SaevError:  # shown as a grey placeholder, see `Pictures.jpeg`, with the model's input shape
                 grid = self._library[self._library.first].index.grid
                 return grid.width_px, grid.height_px
         return self._known[index]
@@ -251,21 +251,21 @@ class View:
         self.library, self.name = library, name
         self.index = library.workspace.index(name, checked=False)
         self.saved = CheckpointCard.load(library.run.sae_dir(name))
-        # Told by the weights' digest at once; `checkpoint` compares all else when it loads them.
+        # Fast check by the weights' digest; `checkpoint` compares the rest when it loads them.
         if self.index.attributes.get("weights", self.saved.weights_digest) != self.saved.weights_digest:
-            raise RunError(f"{self.index.path} is the index of another checkpoint; make it again with saev index {library.run.path}.")
+            raise RunError(f"{self.index.path} is the index of another checkpoint; rebuild it with saev index {library.run.path}.")
         self.card = self.saved.card
         self._lock = RLock()
         self._seen: OrderedDict[int, Seen] = OrderedDict()
 
     @property
     def key(self) -> str:
-        """The name by which the viewer finds it: with its run, where that is not the one that is viewed."""
+        """Its key in the viewer: the SAE's name, prefixed with its run if that is one of `others`."""
         return f"{self.library.title}:{self.name}" if self.library.number else self.name
 
     @cached_property
     def table(self) -> FeatureTable:
-        """Every feature's numbers, to search, filter and sort."""
+        """All features' numbers, to search, filter and sort."""
         return FeatureTable.of(
             self.index,
             self.library.classes,
@@ -277,25 +277,25 @@ class View:
 
     @property
     def names(self) -> list[str]:
-        """Proposed name of each feature; empty where it has none."""
+        """Proposed name of each feature; empty if it has none."""
         return self.table.names
 
     def common_label(self, feature: int) -> str:
-        """Name of the label that at least half of a feature's top images have; empty where there is none."""
+        """Name of the label of at least half of a feature's top images; empty if there is none."""
         return self.table.label(int(self.table.common[feature]))
 
     @cached_property
     def start(self) -> int:
-        """The feature that is shown first: of those neither rare nor common the strongest."""
+        """The feature shown first: the strongest of medium frequency."""
         found = self.index.select((-4, -1.5)) or self.index.select() or [0]
         return max(found, key=lambda feature: float(self.index.max[feature]))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The SAE itself, checked against its index; loaded when it is first needed.
+        """The SAE, checked against its index; loaded on first use.
 
         Raises:
-            CheckpointError: it is damaged, or of another store than the run's.
+            CheckpointError: it is damaged, or was trained on another store.
             RunError: the index is of another checkpoint.
         """
         checkpoint = self.library.workspace.checkpoint(self.name, checked=not self.library.lost)
@@ -303,7 +303,7 @@ class View:
         return checkpoint
 
     def seen(self, index: int) -> Seen:
-        """Which features fire where on picture `index` of the data set; the latest are kept."""
+        """Codes of picture `index` of the data set; the most recent are cached."""
         store = self.library._recorded[0]
         with self._lock:
             if index not in self._seen:
@@ -317,7 +317,7 @@ class View:
             return self._seen[index]
 
     def look(self, image: Image.Image) -> Seen:
-        """Which features fire where on a new picture; runs the model."""
+        """Codes of a new picture; runs the model."""
         store, stream = self.library._recorded[0], self.checkpoint.read.stream
         with self._lock:
             model = self.library.model
@@ -326,13 +326,13 @@ class View:
 
     @cached_property
     def _directions(self) -> np.ndarray[Any, Any]:
-        """Decoder rows of length 1, float32 `[d_sae, d_in]`; read without loading the SAE."""
+        """Unit-norm decoder rows, float32 `[d_sae, d_in]`; read without loading the SAE."""
         W_dec = self.saved.decoder()
         W_dec /= np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
         return W_dec
 
     def nearest(self, feature: int, n: int = 8) -> list[tuple[int, float]]:
-        """Other living features whose decoder directions are nearest, with their cosines; nearest first."""
+        """Live features with the nearest decoder directions, with their cosines; nearest first."""
         cosine = self._directions @ self._directions[feature]
         cosine[~self.table.alive] = -2
         cosine[feature] = -2
@@ -341,15 +341,15 @@ class View:
 
     @cached_property
     def notes(self) -> Notes:
-        """What people wrote about its features."""
+        """Users' notes on its features."""
         return Notes(self.library.run.path / "notes" / f"{self.name}.json")
 
     @cached_property
     def uppers(self) -> np.ndarray[Any, Any]:
-        """For every feature the value at which a heat map's colour is full."""
+        """For each feature the value at which heat maps reach full colour."""
         found = self.index.percentile(float(self.index.attributes["percentile"])).astype(np.float32)
         return np.asarray(np.where(found > 0, found, 1.0))
 
     def upper(self, feature: int, end: str = "percentile") -> float:
-        """The value at which a heat map's colour is full: the index's percentile of the feature's values, or its `max`."""
+        """The value at which heat maps reach full colour: the index's percentile of the feature's values, or its `max`."""
         return float(self.index.max[feature]) or 1.0 if end == "max" else float(self.uppers[feature])

@@ -1,4 +1,4 @@
-"""`Notes`: what people write about features, kept in the run as JSON and safe under several windows. Knows no gradio."""
+"""`Notes`: users' notes on features, stored in the run as JSON, safe with several windows. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from saev_core.support.files import write_json
 
 try:
     import fcntl
-except ImportError:  # Windows has no such lock: there, one process at a time is safe
+except ImportError:  # not on Windows: there, only a single process is safe
     fcntl = None  # type: ignore[assignment]
 
 BOTH = "\n— written at the same time in another window —\n"
-"""Stands between two texts that two windows saved of one feature."""
+"""Separates two notes on one feature that two windows saved."""
 
 
 class Notes:
@@ -30,10 +30,10 @@ class Notes:
         self._lock = Lock()
 
     def all(self) -> dict[int, str]:
-        """Every note, by feature.
+        """All notes, by feature.
 
         Raises:
-            RunError: the file is not what we wrote.
+            RunError: the file is malformed.
         """
         try:
             saved: Any = json.loads(self.path.read_text(encoding="utf-8"))
@@ -41,16 +41,16 @@ class Notes:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
-            raise RunError(f"{self.path} cannot be read ({error}); put it right or move it away.") from None
+            raise RunError(f"{self.path} cannot be read ({error}); fix it or move it away.") from None
 
     def write(self, feature: int, text: str, seen: str = "") -> str:
-        """Save the note of one feature; an empty text takes it away.
+        """Save the note of one feature; an empty text deletes it.
 
         Args:
-            seen: what stood there when the writer began. If another window has saved something else since, both stay.
+            seen: the note as it was when editing began. If another window has saved a different one since, both are kept.
 
         Returns:
-            What stands there now.
+            The note as saved.
 
         Raises:
             RunError: the file cannot be written.
@@ -73,7 +73,7 @@ class Notes:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Between reading and writing, no other thread or process writes."""
+        """Lock out other threads and processes between reading and writing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             handle = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_CREAT | os.O_RDWR)

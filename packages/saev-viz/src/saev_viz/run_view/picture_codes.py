@@ -1,4 +1,4 @@
-"""`Seen`: which features fire where on one picture, a recorded or a new one. Knows no gradio."""
+"""`Seen`: which features fire where on one picture, recorded or new. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Seen:
     size: tuple[int, int]
     """Width and height of the original, pixels."""
     crop: Box
-    """What of it the model saw, in its pixels."""
+    """The model's input crop, in pixels of the original."""
     grid: Grid
     offsets: Int[np.ndarray, " n_patches_plus_1"]
     feature: Int[np.ndarray, " nnz"]
     value: Float[np.ndarray, " nnz"]
     about: str = ""
-    """What a person must know to read the patches; empty where they are plainly patches of one block."""
+    """A note for reading the patches; empty if they are patches of one block."""
 
     def map(self, feature: int) -> Float[np.ndarray, "rows cols"]:
         """The feature's value on every patch."""
@@ -43,17 +43,17 @@ class Seen:
         return np.asarray(out.reshape(self.grid.rows, self.grid.cols))
 
     def strongest(self, upper: Float[np.ndarray, " d_sae"], n: int = 20) -> list[int]:
-        """Features that come nearest to, or above, their usual upper end `upper` anywhere on the picture."""
+        """Features with the largest value anywhere on the picture relative to their upper end `upper`."""
         share = self.value / np.maximum(upper[self.feature], 1e-12)
         order = np.argsort(-share, kind="stable")
         return [int(feature) for feature in dict.fromkeys(self.feature[order].tolist())][:n]
 
 
 def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen:
-    """A picture of the store, from its recorded activations: needs no model.
+    """Codes of a picture of the store, from its recorded activations; needs no model.
 
     Raises:
-        RunError: it is not there, or was recorded as missing.
+        RunError: there is no such image, or it was recorded as unreadable.
         StoreError: the store is damaged.
     """
     from saev_core import StoredVectors
@@ -69,20 +69,20 @@ def recorded(checkpoint: Checkpoint, store: ActivationStore, index: int) -> Seen
 
 
 def new(checkpoint: Checkpoint, model: VisionModel, image: Image.Image, sites: Sequence[Site] = ()) -> Seen:
-    """A picture that the model has not seen yet.
+    """Codes of a new picture; runs the model.
 
     Args:
-        sites: the recorded ones; needed where the SAE reads all of them, or their mean.
+        sites: the recorded sites; needed if the SAE reads all of them, or their mean.
 
     Raises:
-        ModelError: its transform refuses the picture.
-        RunError: the SAE reads all recorded layers, or their mean, and it is not known which those were.
+        ModelError: its transform rejects the picture.
+        RunError: the SAE reads all recorded layers, or their mean, and `sites` does not name them.
     """
     import torch
 
     selection = checkpoint.selection.among(sites)
     if not selection.sites:
-        raise RunError(f"this SAE reads {checkpoint.site}; without the run's store it is not known which layers those are.")
+        raise RunError(f"this SAE reads {checkpoint.site}; which layers those are is unknown without the run's store.")
     pixels = torch.as_tensor(model.transform(image))[None].to(model.device)
     with torch.no_grad():
         tokens = {site: x.float() for site, x in model.record(pixels, selection.sites).items()}
@@ -91,7 +91,7 @@ def new(checkpoint: Checkpoint, model: VisionModel, image: Image.Image, sites: S
 
 
 def _seen(size: tuple[int, int], crop: Box, grid: Grid, checkpoint: Checkpoint, vectors: Sequence[Tensor]) -> Seen:
-    """Codes of a picture's vectors `[n_tokens, d]`; of several sites' the largest value of each feature on each patch."""
+    """Codes of a picture's vectors `[n_tokens, d]`; with several sites, each feature's maximum over sites on each patch."""
     if checkpoint.read.tokens != "patches":
         grid = Grid(1, 1, max(grid.width_px, grid.height_px))
     patches, features, values = [], [], []
@@ -111,13 +111,13 @@ def _seen(size: tuple[int, int], crop: Box, grid: Grid, checkpoint: Checkpoint, 
 
 
 def about(selection: Selection) -> str:
-    """What a person must know to read a picture's patches."""
+    """A note for reading a picture's patches."""
     tokens = {
-        "cls": "This SAE reads the model's summary of the whole picture (its CLS token), so there is one answer for all of it.",
-        "mean": "This SAE reads the mean over all patches, so there is one answer for the whole picture.",
+        "cls": "This SAE reads the CLS token, so there is one set of features for the whole picture.",
+        "mean": "This SAE reads the mean over all patches, so there is one set of features for the whole picture.",
     }.get(selection.tokens, "")
     layers = {
-        "all": "This SAE reads every recorded layer; each patch shows a feature's largest value in any of them.",
+        "all": "This SAE reads every recorded layer; each patch shows a feature's maximum over the layers.",
         "mean": "This SAE reads the mean over all recorded layers.",
         "joined": f"This SAE reads layers {' and '.join(str(site.layer) for site in selection.sites)} of the model together.",
     }.get(selection.layers, "")

@@ -1,4 +1,4 @@
-"""`Pictures`: thumbnails of a data set, decoded when they are asked for, the latest kept. Knows no gradio."""
+"""`Pictures`: thumbnails of a data set, decoded on demand and cached. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 from saev_core import BadImageError, ImageDataset, SaevError
 
 KEEP_BYTES = 256 << 20
-"""Encoded thumbnails above this are forgotten, the longest unused first."""
+"""Cache size in bytes; the least recently used thumbnails are evicted first."""
 SIZES = (96, 160, 224, 448, 896)
-"""Longer sides that are served, pixels: few, so that one thumbnail serves every page."""
+"""Available longer sides in pixels: few, so that pages share thumbnails."""
 
 
 class Pictures:
-    """JPEG thumbnails by image number; safe to ask from several threads."""
+    """JPEG thumbnails by image number; thread-safe."""
 
     def __init__(self, dataset: ImageDataset | None, keep_bytes: int = KEEP_BYTES) -> None:
         self.dataset = dataset
@@ -30,13 +30,13 @@ class Pictures:
         return len(self.dataset) if self.dataset is not None else 0
 
     def original(self, index: int) -> Image.Image:
-        """Picture `index` as it is, RGB.
+        """Picture `index` in full size, RGB.
 
         Raises:
-            SaevError: there is none, or it cannot be read.
+            SaevError: there is no such picture, or it cannot be read.
         """
         if self.dataset is None:
-            raise SaevError("the pictures are not at hand.")
+            raise SaevError("the pictures are not available.")
         if not 0 <= index < len(self.dataset):
             raise SaevError(f"image {index}: this data set has images 0 to {len(self.dataset) - 1}.")
         if self.dataset.sequential:
@@ -47,7 +47,7 @@ class Pictures:
         return self.dataset[index].image.convert("RGB")
 
     def jpeg(self, index: int, size_px: int = 224) -> bytes:
-        """Picture `index`, its longer side at most the next of `SIZES` from `size_px`; a grey card where it cannot be read."""
+        """Picture `index`, its longer side at most `size_px` rounded up to one of `SIZES`; a grey placeholder if it cannot be read."""
         size_px = next((size for size in SIZES if size >= size_px), SIZES[-1])
         key = index, size_px
         with self._lock:
@@ -56,7 +56,7 @@ class Pictures:
                 return self._made[key]
         try:
             small = self.original(index)
-            # A quarter of the work for large photographs, and no visible difference: scaled in two steps.
+            # `reducing_gap` scales in two steps: a quarter of the work for large photographs, no visible difference.
             small.thumbnail((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
         except SaevError as error:
             small = card(str(error), size_px)
@@ -74,7 +74,7 @@ class Pictures:
 
 
 def card(text: str, size_px: int) -> Image.Image:
-    """A grey square that says why there is no picture."""
+    """A grey placeholder with the reason why there is no picture."""
     image = Image.new("RGB", (size_px, size_px), (226, 226, 226))
     draw = ImageDraw.Draw(image)
     words, lines = text.split(), [""]

@@ -1,4 +1,4 @@
-"""`Uploads`: pictures that people bring, in memory only, found by a name that nobody can guess. Knows no gradio."""
+"""`Uploads`: uploaded pictures, in memory only, under unguessable keys. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from saev_core import BadImageError, open_rgb
 from saev_core.errors import RunError
 
 MAX_BYTES = 50_000_000
-"""A larger file is refused unread."""
+"""Larger files are rejected without reading them."""
 KEEP_BYTES = 200_000_000
-"""Files above this are forgotten, the longest unused first."""
+"""Total size limit in bytes; the least recently used files are evicted first."""
 SHOWN_PX = 896
-"""Longer side of what the page shows."""
+"""Longer side of the displayed picture."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture that a person brought, as it came and as the page shows it."""
+    """An uploaded picture: the original file and the displayed JPEG."""
 
     name: str
     data: bytes
     jpeg: bytes
     width: int
     height: int
-    """Pixels, after it was turned upright."""
+    """Pixels, after applying the EXIF orientation."""
 
     def image(self) -> Image.Image:
         """The picture, RGB and upright."""
@@ -38,7 +38,7 @@ class Upload:
 
 
 class Uploads:
-    """The latest pictures that people brought. They never touch the disk and end with the viewer."""
+    """The most recent uploads. They are never written to disk and are discarded when the viewer exits."""
 
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._keep = keep_bytes
@@ -46,10 +46,10 @@ class Uploads:
         self._held: OrderedDict[str, Upload] = OrderedDict()
 
     def add(self, data: bytes, name: str = "your picture") -> str:
-        """Keep a picture; returns the key under which it is found.
+        """Store a picture and return its key.
 
         Raises:
-            BadImageError: it is empty, too large, no image, truncated, or has too many pixels.
+            BadImageError: it is empty, too large, not an image, truncated, or has too many pixels.
         """
         if not data:
             raise BadImageError(name, "the file is empty")
@@ -68,19 +68,19 @@ class Uploads:
         return key
 
     def __getitem__(self, key: str) -> Upload:
-        """The picture kept under `key`.
+        """The picture stored under `key`.
 
         Raises:
-            RunError: it was forgotten, or never there.
+            RunError: it was evicted, or never existed.
         """
         with self._lock:
             if key not in self._held:
-                raise RunError("that picture is no longer held; choose it once more.")
+                raise RunError("that picture is no longer in memory; choose it again.")
             self._held.move_to_end(key)
             return self._held[key]
 
 
 def refusal(error: BadImageError) -> str:
-    """Why a picture was refused, for the person who brought it."""
+    """Why an upload was rejected, as a message for the user."""
     why = "it has too many pixels" if "MAX_IMAGE_PIXELS" in error.why or "DecompressionBomb" in error.why else error.why
     return f"{error.path} cannot be shown: {why}. Choose a picture file, such as a JPEG or PNG."

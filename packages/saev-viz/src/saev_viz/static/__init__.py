@@ -8,5 +8,5 @@ from importlib.resources import files
 
 @cache
 def read_asset(name: str) -> str:
-    """The text of a file of this folder, such as `viewer.css`."""
+    """The text of a file in this folder, such as `viewer.css`."""
     return (files(__name__) / name).read_text(encoding="utf-8")

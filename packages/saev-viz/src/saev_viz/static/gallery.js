@@ -1,9 +1,9 @@
-// The exported gallery: search, filter and sort on its first page; keys, heat maps and their opacity on all pages.
+// The exported gallery: search, filter and sort on its index page; keys, heat maps and their opacity on all pages.
 "use strict";
 (() => {
   const by = (id) => document.getElementById(id);
   const kept = (key, value) => {
-    // A browser may forbid storage to pages opened from a disk: the slider then starts anew on each page.
+    // Browsers may deny storage to pages opened from disk: the slider then resets on each page.
     try { return value === undefined ? sessionStorage.getItem(key) : sessionStorage.setItem(key, value); } catch { return null; }
   };
   const opacity = by("opacity");
@@ -36,7 +36,7 @@
   const cards = [...by("cards").children];
   const column = (name) => {
     const fitting = columns.includes(name) ? [name] : columns.filter((key) => key.startsWith(name));
-    if (fitting.length !== 1) throw new Error(`There is no number called ${name}; there are ${columns.join(", ")}.`);
+    if (fitting.length !== 1) throw new Error(`Unknown column ${name}; choose one of ${columns.join(", ")}.`);
     return columns.indexOf(fitting[0]);
   };
   const compare = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b };
@@ -77,6 +77,6 @@
     by("none").hidden = n > 0;
   };
   for (const id of ["search", "sort", "ascending"]) by(id).addEventListener("input", apply);
-  addEventListener("pageshow", apply); // after going back, what was typed is there again
+  addEventListener("pageshow", apply); // after going back, the browser restores the inputs
   apply();
 })();

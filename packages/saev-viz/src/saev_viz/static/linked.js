@@ -1,5 +1,5 @@
-// Two pictures side by side, added to `patches.js` in each: pointing at a patch of one marks the place on the other, though their
-// crops and grids may differ. It runs in the same scope, after the listeners there.
+// Two pictures side by side, added to `patches.js` in each: hovering over a patch of one marks the position on the other, though
+// their crops and grids may differ. Runs in the same scope, after the listeners there.
 const other = () => [...document.querySelectorAll(".saev-pane")].find((pane) => !pane.contains(element) && pane.offsetParent);
 function say() {
   if (!data) return;
@@ -17,7 +17,7 @@ element.addEventListener("keydown", (e) => { if (e.target.closest(".grid") && e.
 document.addEventListener("saev-place", ({ detail }) => {
   if (!element.isConnected || !element.offsetParent || detail.from === element || !data) return;
   let at = -1;
-  if (detail.place) {  // per cent of the whole picture
+  if (detail.place) {  // percent of the whole picture
     const col = Math.floor((detail.place[0] - data.box[0]) / data.box[2] * data.cols);
     const row = Math.floor((detail.place[1] - data.box[1]) / data.box[3] * data.rows);
     if (col >= 0 && col < data.cols && row >= 0 && row < data.rows) at = row * data.cols + col;

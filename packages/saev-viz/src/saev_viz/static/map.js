@@ -1,6 +1,6 @@
-// The map of all features, drawn on a canvas: a drag selects a box, a press opens the nearest feature, arrow keys go from one to the next.
-// A finger's drag scrolls the page, as everywhere, until "Draw a box with a finger" is on; it is off again after one box.
-// `element`, `props`, `trigger` and `watch` come from gradio's HTML component; the value is the JSON of `summary.py: points`.
+// The map of all features on a canvas: dragging selects a box, a click opens the nearest feature, arrow keys move between features.
+// On touch screens dragging scrolls the page unless "Draw a box by touch" is on; it turns off after one box.
+// `element`, `props`, `trigger` and `watch` come from gradio's HTML component; the value is the JSON of `html/overview.py: points`.
 const LEFT = 62, RIGHT = 14, TOP = 12, BOTTOM = 46, NEAR = 14;
 let data = null, box = null, drag = null, near = -1, touch = false;
 const find = (what) => element.querySelector(what);
@@ -15,7 +15,7 @@ function read() {
   find(".empty").hidden = !!data || !props.value && props.value !== "";
   told(value && value.box);
 }
-// The box as it is known outside, column -> [least, largest], onto the map and into the fields.
+// Show an external box, column -> [minimum, maximum], on the map and in the fields.
 function told(ranges) {
   const log = (v) => Math.log10(Math.max(v, 1e-30)), f = ranges && ranges.frequency, m = ranges && ranges.mean;
   box = f && m && data ? [log(f[0]), log(f[1]), log(m[0]), log(m[1])] : null;
@@ -29,7 +29,7 @@ function told(ranges) {
   find("[data-clear]").hidden = !box;
   draw();
 }
-// Float32 points at the very edge of a box count as inside.
+// Tolerance, so that float32 points on the edge of a box count as inside.
 const inside = (i) => data.x[i] >= box[0] - 1e-6 && data.x[i] <= box[1] + 1e-6 && data.y[i] >= box[2] - 1e-6 && data.y[i] <= box[3] + 1e-6;
 function frame() {
   const c = canvas();
@@ -59,7 +59,7 @@ function draw() {
   g.textAlign = "right";
   for (const [v, text] of data.ty) { const y = py(v, f); g.beginPath(); g.moveTo(f.x0, y); g.lineTo(f.x1, y); g.stroke(); g.fillText(text, f.x0 - 7, y + 4); }
   g.textAlign = "center";
-  g.fillText("share of patches on which it fires", (f.x0 + f.x1) / 2, f.y1 + 38);
+  g.fillText("fraction of patches on which it fires", (f.x0 + f.x1) / 2, f.y1 + 38);
   g.save(); g.translate(13, (f.y0 + f.y1) / 2); g.rotate(-Math.PI / 2); g.fillText("mean value where it fires", 0, 0); g.restore();
   const many = data.x.length > 4000, r = many ? 1.6 : 2.6;
   for (let i = 0; i < data.x.length; i++) {
@@ -84,7 +84,7 @@ function nearest(x, y) {
   }
   return best;
 }
-// The feature that an arrow key leads to: the nearest one in that direction, sideways counted twice.
+// Target of an arrow key: the nearest feature in that direction, with sideways distance counted twice.
 function beside(key) {
   if (near < 0) return 0;
   const f = frame(), x = px(data.x[near], f), y = py(data.y[near], f);
@@ -148,11 +148,11 @@ element.addEventListener("keydown", (e) => {
 element.addEventListener("submit", (e) => {
   e.preventDefault();
   const [x0, x1, y0, y1] = ["x0", "x1", "y0", "y1"].map((name) => find(`[name=${name}]`).value.trim().replace(",", "."));
-  // An empty field leaves its side open: everything that is there lies within the frame.
+  // An empty field means no limit: all points are within the frame.
   const log = (text, otherwise, unit) => (text === "" ? otherwise : Math.log10(Math.max(parseFloat(text) / unit, 1e-30)));
   const edges = [log(x0, data.fx[0], 100), log(x1, data.fx[1], 100), log(y0, data.fy[0], 1), log(y1, data.fy[1], 1)];
-  if (edges.some(Number.isNaN)) { find(".chosen").textContent = "Type numbers, such as 0.1 and 2."; return; }
-  if (edges[0] > edges[1] || edges[2] > edges[3]) { find(".chosen").textContent = "Nothing lies there: the first number must be the smaller one."; return; }
+  if (edges.some(Number.isNaN)) { find(".chosen").textContent = "Enter numbers, such as 0.1 and 2."; return; }
+  if (edges[0] > edges[1] || edges[2] > edges[3]) { find(".chosen").textContent = "Empty range: the first number must be the smaller one."; return; }
   trigger("input", { box: edges });
 });
 element.addEventListener("click", (e) => {

@@ -1,6 +1,6 @@
-// A note that saves itself when one leaves it. What is sent says which feature it is of: the page may have moved on meanwhile.
+// A note that is saved automatically on leaving it. The message names its feature, since the page may show another by then.
 // `element`, `props`, `trigger` and `watch` come from gradio's HTML component; the value is the JSON of `tabs/features.py: _note`.
-const PAUSE_MS = 2000;  // without a key, after which it saves itself: one may close the window without leaving the box
+const PAUSE_MS = 2000;  // idle time before autosave: the window may be closed without leaving the box
 let note = null, sent = null, pause = 0;
 const box = () => element.querySelector("textarea");
 const say = (text) => { element.querySelector("[role=status]").textContent = text; };
@@ -10,17 +10,17 @@ function read() {
   const next = props.value ? JSON.parse(props.value) : null;
   if (next && (next.saved || next.failed) && note && !(next.sae === note.sae && next.feature === note.feature)) {
     if (next.failed) say(`The note on feature ${next.feature} was not saved: ${next.failed}`);
-    return;  // the answer to a note that was left: another is shown by now
+    return;  // response for an earlier note: another one is shown now
   }
   const same = note && next && note.sae === next.sae && note.feature === next.feature;
   if (!same && changed()) send();
   element.hidden = !next;
   if (!next) { note = null; return; }
-  const typed = same && sent !== null && box().value.trim() !== sent.trim();  // went on typing while it was being saved
+  const typed = same && sent !== null && box().value.trim() !== sent.trim();  // typed more while saving
   note = next;
   if (next.failed) { sent = null; say(`Not saved: ${next.failed}`); return; }
   if (!typed) box().value = next.text;
-  if (next.saved) say(typed ? "" : next.text.trim() === (sent || "").trim() ? "saved" : "saved, with what another window wrote meanwhile");
+  if (next.saved) say(typed ? "" : next.text.trim() === (sent || "").trim() ? "saved" : "saved, merged with changes from another window");
   else say("");
   sent = null;
 }

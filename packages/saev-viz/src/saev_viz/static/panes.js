@@ -1,5 +1,5 @@
-// A pane in which what carries `data-feature` opens that feature, `data-picture` that picture, `data-page` that page of a list,
-// and `data-clear` takes a filter away. `element`, `trigger` and `watch` come from gradio's HTML component.
+// A pane where elements with `data-feature` open that feature, `data-picture` that picture, `data-page` that page of a list,
+// and `data-clear` clear a filter. `element`, `trigger` and `watch` come from gradio's HTML component.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-feature], [data-picture], [data-page], [data-clear]");
   if (!button || button.disabled) return;

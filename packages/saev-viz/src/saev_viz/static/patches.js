@@ -1,4 +1,4 @@
-// A picture whose patches answer: point at one to see which features fire there, press it to keep it; choose a feature to see
+// An interactive picture: hover over a patch to see which features fire there, click to pin it; select a feature to see
 // its heat map. `element`, `props`, `trigger` and `watch` come from gradio's HTML component; the value is the JSON of `tabs/image.py`.
 let data = null, patch = -1, kept = -1, feature = -1;
 const find = (what) => element.querySelector(what);
@@ -22,7 +22,7 @@ function read() {
   frame.style.aspectRatio = `${data.size[0]}/${data.size[1]}`;
   frame.style.width = `calc(72vh * ${data.size[0] / data.size[1]})`;
   find("img").src = data.src;
-  find("img").alt = find(".caption").textContent = data.caption + (Math.min(data.box[2], data.box[3]) < 99 ? " · the model did not see the part that is pale" : "");
+  find("img").alt = find(".caption").textContent = data.caption + (Math.min(data.box[2], data.box[3]) < 99 ? " · the pale part is outside the model's input" : "");
   for (const layer of [grid, find("canvas")]) ["left", "top", "width", "height"].forEach((side, i) => { layer.style[side] = `${data.box[i]}%`; });
   grid.style.gridTemplate = `repeat(${data.rows}, 1fr) / repeat(${data.cols}, 1fr)`;
   grid.replaceChildren(...Array.from({ length: data.rows * data.cols }, (_, i) => {
@@ -61,15 +61,15 @@ function list() {
   const rows = entries();
   const whole = data.rows * data.cols === 1;
   find(".what").textContent = (data.about ? `${data.about} ` : "") + (whole ? `${rows.length} features fire on this picture.` : patch >= 0
-    ? `Patch in row ${Math.floor(patch / data.cols) + 1}, column ${(patch % data.cols) + 1}: ${rows.length} features fire here${kept >= 0 ? " (kept; press it again to let go)" : ""}`
-    : rows.length ? "The picture's strongest features. Point at a patch (or press one, to keep it) to see which fire there; choose a feature to see where it fires."
+    ? `Patch in row ${Math.floor(patch / data.cols) + 1}, column ${(patch % data.cols) + 1}: ${rows.length} features fire here${kept >= 0 ? " (pinned; click it again to unpin)" : ""}`
+    : rows.length ? "The picture's strongest features. Hover over a patch (or click to pin it) to see which fire there; select a feature to see where it fires."
       : "No feature fires on this picture.");
   find(".list").replaceChildren(...rows.map(([f, value, share]) => {
     const row = document.createElement("button");
     row.dataset.feature = f;
     row.className = f === feature ? "on" : "";
     row.setAttribute("aria-pressed", f === feature);
-    row.title = `value ${value.toPrecision(3)}, ${(100 * share).toFixed(0)} % of what is usual at its strongest`;
+    row.title = `value ${value.toPrecision(3)}, ${(100 * share).toFixed(0)} % of its usual maximum`;
     const name = document.createElement("b"), bar = document.createElement("i"), number = document.createElement("span");
     name.textContent = data.names[f] ? `${f} · ${data.names[f]}` : f;
     bar.style.width = `${Math.min(100, 100 * share)}%`;
@@ -92,7 +92,7 @@ element.addEventListener("click", (e) => {
   if (cell) { const at = +cell.dataset.patch; kept = kept === at ? -1 : at; patch = kept; list(); }
   if (row) {
     const at = +row.dataset.feature;
-    feature = at === feature ? -1 : at;  // once more: without its heat map
+    feature = at === feature ? -1 : at;  // again: hide its heat map
     heat(); list();
     const again = element.querySelector(`[data-feature="${at}"]`);
     if (again) again.focus({ preventScroll: true });
@@ -105,19 +105,19 @@ element.addEventListener("keydown", (e) => {
   const next = by && element.querySelector(`[data-patch="${+cell.dataset.patch + by}"]`);
   if (next) { e.preventDefault(); next.focus(); if (kept < 0) { patch = +next.dataset.patch; list(); } }
 });
-// A picture of one's own goes to this viewer alone; why it is refused is said here.
-function busy(text) { find(".where").textContent = text || "or drop it here, or paste it"; }
+// Uploads go only to this viewer; rejections are shown here.
+function busy(text) { find(".where").textContent = text || "or drop or paste it here"; }
 function trouble(text) { find(".trouble").textContent = text; find(".trouble").hidden = !text; }
 async function bring(file) {
   if (!file) return;
   trouble("");
-  if (file.size > 50e6) { trouble(`${file.name} is larger than 50 MB; make it smaller first.`); return; }
-  busy("Looking at your picture… the first takes longer, for the model is loaded.");
+  if (file.size > 50e6) { trouble(`${file.name} is larger than 50 MB; scale it down first.`); return; }
+  busy("Analysing your picture… the first one takes longer because the model is loading.");
   try {
     const sent = await fetch("/saev/upload", { method: "POST", body: file, headers: { "X-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" } });
     const told = await sent.json();
     if (told.error) { trouble(told.error); busy(""); } else trigger("upload", told);
-  } catch (error) { trouble(`The picture could not be sent (${error.message}); is the viewer still running?`); busy(""); }
+  } catch (error) { trouble(`Upload failed (${error.message}); is the viewer still running?`); busy(""); }
 }
 find("input[type=file]").addEventListener("change", (e) => { bring(e.target.files[0]); e.target.value = ""; });
 for (const [name, on] of [["dragover", true], ["dragleave", false], ["drop", false]]) {

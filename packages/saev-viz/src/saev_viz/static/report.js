@@ -61,7 +61,7 @@
       near.setAttribute("cy", found < 0 ? -20 : data.y[found]);
       if (found < 0) return;
       const shown = by("f" + data.id[found]);
-      tip.textContent = "Feature " + data.id[found] + (shown ? " · click to see it" : " · not in the gallery: --set report.include=[" + data.id[found] + "]");
+      tip.textContent = "Feature " + data.id[found] + (shown ? " · click to show it" : " · not in the gallery: --set report.include=[" + data.id[found] + "]");
       tip.style.left = Math.min(box.width - 110, Math.max(110, data.x[found] / scale)) + "px";
       tip.style.top = data.y[found] / scale + "px";
     };

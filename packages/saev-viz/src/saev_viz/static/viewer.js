@@ -1,7 +1,7 @@
-// What went wrong, keys, the address of what is shown, links to copy, and heat maps that come when they are asked for.
+// Error messages, keys, the URL of the current view, links to copy, and heat maps loaded on demand.
 let saevShown = -1;
 
-// Gradio shows no errors of calls that pass by its queue, as ours do: they are told here.
+// Gradio does not show errors of calls that bypass its queue, as ours do: show them here.
 function saevTell(text) {
   let wall = document.getElementById("saev-told");
   if (!wall) {
@@ -26,7 +26,7 @@ window.fetch = async (...request) => {
   try {
     answer = await saevFetch(...request);
   } catch (error) {
-    if (ours) saevTell("The viewer does not answer; is saev view still running?");
+    if (ours) saevTell("The viewer does not respond; is saev view still running?");
     throw error;
   }
   if (ours && !answer.ok) {
@@ -36,7 +36,7 @@ window.fetch = async (...request) => {
   return answer;
 };
 
-// The tab that the address asks for.
+// The tab named in the URL.
 function saevTab() {
   const asked = new URL(location.href).searchParams;
   return { __type__: "update", selected: asked.get("tab") || (asked.get("feature") ? "features" : asked.get("image") ? "image" : "overview") };
@@ -51,19 +51,19 @@ function saevLink(feature, sae) {
   saevMark();
   return [];
 }
-// The shown feature stands out in lists.
+// Highlight the current feature in lists.
 function saevMark() {
   document.querySelectorAll("#saev-list [data-feature]").forEach((line) => {
     const on = +line.dataset.feature === saevShown;
     line.classList.toggle("on", on);
     if (!on) { line.removeAttribute("aria-current"); return; }
     line.setAttribute("aria-current", "true");
-    const list = line.parentElement, above = line.offsetTop - list.offsetTop;  // scrolls the list alone, never the page
+    const list = line.parentElement, above = line.offsetTop - list.offsetTop;  // scrolls only the list, never the page
     if (above < list.scrollTop) list.scrollTop = above;
     else if (above + line.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above + line.offsetHeight - list.clientHeight;
   });
 }
-// Each heat map of a sample costs the server a read: it comes when one points at the picture, or asks for all.
+// Each heat map of a sample costs the server a read: load it on hover, or when all are requested.
 let saevAll = false;
 function saevHeat(frame, show) {
   const heat = frame.querySelector("img.heat[data-src]");
@@ -91,7 +91,7 @@ async function saevCopy(button) {
   try {
     await navigator.clipboard.writeText(address);
     button.textContent = "Copied";
-  } catch {  // not allowed, or not offered without https: let the person copy it
+  } catch {  // not permitted, or unavailable without https: let the user copy it
     window.prompt("Copy this link:", address);
     return;
   }

@@ -1,4 +1,4 @@
-"""The viewer: a gradio application with its server, login and tabs. The only room that knows gradio.
+"""The viewer: a gradio application with its server, login and tabs. The only package that imports gradio.
 
-To add a tab of our own, write a module in `tabs/` and list it in `app.TABS`; a plugin's tab comes through the hook `viewer_tabs`.
+To add a built-in tab, write a module in `tabs/` and list it in `app.TABS`; plugins add tabs through the hook `viewer_tabs`.
 """

@@ -1,9 +1,9 @@
-"""The viewer: a gradio application of tabs on a run. `build` makes it, `serve` serves it.
+"""The viewer: a gradio application with tabs on a run. `build` creates it, `serve` serves it.
 
-Ways between the tabs: set `viewer.feature`, `viewer.picture` or `viewer.sae` and return `gr.Tabs(selected=...)` to
-`viewer.tabs`; every tab follows. In a pane of one's own (`gr.HTML`) the tabs' `panes.js` turns a press on what carries
-`data-feature` or `data-picture` into events that do so. Pictures are fetched from `/saev/image/{number}?px=` alone: the
-page can reach no other host, no file, and only the routes of `guard.SERVED`.
+To link between tabs, set `viewer.feature`, `viewer.picture` or `viewer.sae` and return `gr.Tabs(selected=...)` to
+`viewer.tabs`; every tab follows. In a `gr.HTML` pane, `panes.js` turns clicks on elements with `data-feature` or
+`data-picture` into events that do so. Pictures are fetched only from `/saev/image/{number}?px=`: the page can reach no
+other host, no file, and only the routes of `guard.SERVED`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from saev_viz.viewer.tabs import compare, features, image, overview
 
 log = logging.getLogger(__name__)
 TABS = {"overview": overview, "features": features, "image": image, "compare": compare}
-"""Our own tabs by their name in the address."""
+"""Built-in tabs by their name in the URL."""
 SHEETS = ("viewer.css", "overview.css", "compare.css")
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 
 
 def build(library: Library) -> gr.Blocks:
-    """The application on a run: our tabs, then those that plugins add through `viewer_tabs`."""
+    """The application on a run: the built-in tabs, then those that plugins add through `viewer_tabs`."""
     blocks: gr.Blocks
-    # Our own uploads stay in memory; those of a plugin's tab are taken away an hour later.
+    # Built-in uploads stay in memory; those of plugin tabs are deleted after an hour.
     with gr.Blocks(
         title=f"{library.run.path.resolve().name} · saev", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
     ) as blocks:
@@ -52,7 +52,7 @@ def build(library: Library) -> gr.Blocks:
             sae = gr.Dropdown(library.names, value=library.first, label="SAE", elem_id="saev-sae", visible=len(library.names) > 1)
         for i, warning in enumerate(filter(None, (library.no_pictures, library.lost))):
             gr.HTML(f'<p class="warn" role="alert">{escape(warning)}</p>', elem_id=f"saev-warning-{i}")
-        # -1: none yet, so that opening feature 0 is a change too.
+        # -1: none yet, so that opening feature 0 triggers a change event too.
         feature = gr.Number(-1, precision=0, minimum=-1, label="Feature", elem_id="saev-feature", visible="hidden")
         picture = gr.Number(0, precision=0, minimum=-1, label="Picture", elem_id="saev-picture", visible="hidden")
         upload = gr.Textbox("", label="Upload", elem_id="saev-uploaded", visible="hidden")
@@ -70,7 +70,7 @@ def build(library: Library) -> gr.Blocks:
             asked = request.query_params
             name = asked.get("sae", library.first)
             if name not in library.names:
-                gr.Warning(f"There is no SAE {name!r} with an index here; this is {library.first}.")
+                gr.Warning(f"There is no indexed SAE {name!r}; showing {library.first}.")
                 name = library.first
             text, image = asked.get("feature", ""), asked.get("image", "")
             number = int(text) if text.isdecimal() else library[name].start
@@ -80,15 +80,15 @@ def build(library: Library) -> gr.Blocks:
             shown = int(image) if image.isdecimal() else 0
             return gr.Dropdown(value=name), number, shown
 
-        # In the page, and at once: whoever has gone to a tab before the answer below stays there.
+        # Client-side and immediate: the response below must not override a tab that the user has since selected.
         blocks.load(None, None, tabs, js="() => saevTab()")
-        blocks.load(show_errors(opened), None, [sae, feature, picture])  # through the queue: a warning passes no other way
+        blocks.load(show_errors(opened), None, [sae, feature, picture])  # through the queue: warnings need it
         feature.change(None, [feature, sae], None, js="(feature, sae) => saevLink(feature, sae)")
     return blocks
 
 
 def add(viewer: Viewer, tab: ViewerTab) -> None:
-    """Add a plugin's tab; one that cannot be built is logged and left out, without effect on the others."""
+    """Add a plugin's tab; if building it fails, log the error and skip it, without affecting the others."""
     blocks, tabs = viewer.blocks, list(viewer.tabs.children)
     known = set(blocks.blocks), set(blocks.fns)
     name = tab.title.lower() if tab.title.lower() not in TABS else f"{tab.title.lower()}-2"
@@ -96,7 +96,7 @@ def add(viewer: Viewer, tab: ViewerTab) -> None:
         with gr.Tab(tab.title, id=name):
             tab.build(viewer)
     except Exception:
-        log.exception("the tab %r of a plugin cannot be made and is left out", tab.title)
+        log.exception("the plugin tab %r failed to build and is skipped", tab.title)
         viewer.tabs.children = tabs
         for number in set(blocks.blocks) - known[0]:
             del blocks.blocks[number]
@@ -105,34 +105,34 @@ def add(viewer: Viewer, tab: ViewerTab) -> None:
 
 
 def plugin_tabs(run: Run) -> list[ViewerTab]:
-    """Tabs of the installed plugins; what is no `ViewerTab` is logged and left out."""
+    """Tabs of the installed plugins; anything that is not a `ViewerTab` is logged and skipped."""
     found: list[ViewerTab] = []
     for given in Observers().emit("viewer_tabs", run=run):
         for tab in given if isinstance(given, list | tuple) else [given]:
             if isinstance(tab, ViewerTab) and isinstance(tab.title, str) and tab.title:
                 found.append(tab)
             else:
-                log.error("viewer_tabs gave %r, which is not a ViewerTab with `title` and `build(host)`; it is left out", tab)
+                log.error("viewer_tabs returned %r, which is not a ViewerTab with `title` and `build(host)`; skipping it", tab)
     return found
 
 
 @functools.cache
 def private_folder() -> Path:
-    """Where gradio keeps what is uploaded to it: readable by this user alone, gone when the viewer ends."""
+    """Gradio's upload folder: readable only by this user, deleted when the viewer exits."""
     folder = Path(tempfile.mkdtemp(prefix="saev-view-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def make_server(library: Library, *, auth: str = "", local: bool = False) -> Guard:
-    """The whole application, ready for an ASGI server.
+    """The complete application, ready for an ASGI server.
 
     Args:
         auth: `user:password`; empty: no login.
-        local: answer only to names of this machine.
+        local: accept only local host names.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder())
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # a plugin's tab may make blocks of its own
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # a plugin's tab may create its own Blocks
 
     async def mounted() -> FastAPI:
         return _mounted(library)
@@ -140,7 +140,7 @@ def make_server(library: Library, *, auth: str = "", local: bool = False) -> Gua
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        app = asyncio.run(mounted())  # without a running loop gradio opens some that nobody closes
+        app = asyncio.run(mounted())  # without a running loop, gradio opens event loops and never closes them
     else:
         app = _mounted(library)
     return Guard(app, auth, files=private_folder(), local=local)
@@ -163,14 +163,14 @@ def _mounted(library: Library) -> FastAPI:
         css="".join(map(read_asset, SHEETS)),
         head=f"<script>{read_asset('viewer.js')}</script>",
     )
-    # A mounted application never counts as launched; until it does, gradio takes any path that a call names for an upload,
-    # copies it, and serves uploaded SVG as it would its own.
+    # Gradio never marks a mounted application as launched; before launch it accepts any path in a call as an upload,
+    # copies it, and serves uploaded SVG like its own.
     blocks.has_launched = blocks.is_running = True
     return cast(FastAPI, app)
 
 
 def warm(library: Library) -> None:
-    """Ready what the first click in the Image tab needs, soon after the first page is out."""
+    """Preload what the first click in the Image tab needs, shortly after the first page load."""
     if not library.warmed:
         library.warmed = True
         timer = threading.Timer(1.5, library.warm)

@@ -1,4 +1,4 @@
-"""`Viewer`: what a tab is built with; `show_errors`: callbacks whose errors are messages in the page."""
+"""`Viewer`: the context passed to each tab; `show_errors`: shows a callback's errors in the page."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ R = TypeVar("R")
 
 @dataclass
 class Viewer:
-    """What a tab is built with: the run, and the components that tabs share. To plugins it is a `TabHost`, which says how to use it."""
+    """Context passed to each tab: the run, and the components that tabs share. Plugins see it as a `TabHost`, documented there."""
 
     library: Library
     sae: gr.Dropdown
-    """Name of the SAE that is shown."""
+    """Key of the current SAE."""
     feature: gr.Number
-    """Number of the feature that is shown."""
+    """Number of the current feature."""
     picture: gr.Number
-    """Number of the picture that the image tab shows; -1: the uploaded one."""
+    """Number of the picture in the Image tab; -1: the uploaded one."""
     upload: gr.Textbox
-    """Key in `library.uploads` of the picture that a person brought last; empty: none yet."""
+    """Key in `library.uploads` of the latest upload; empty: none yet."""
     box: gr.JSON
-    """What is selected on the map of all features, column -> [least, largest]; None: everything."""
+    """Selection on the map of all features, column -> [minimum, maximum]; None: everything."""
     tabs: gr.Tabs
     blocks: gr.Blocks
 
     @property
     def first(self) -> str:
-        """Key of the SAE that is shown first."""
+        """Key of the SAE shown first."""
         return self.library.first
 
     def view(self, key: str) -> View:
@@ -47,12 +47,12 @@ class Viewer:
         return self.library[key]
 
     def map_url(self, sae: str, feature: int, image: int) -> str:
-        """Address of a feature's heat map on an image of the data set."""
+        """URL of a feature's heat map on an image of the data set."""
         return map_url(sae, feature, image)
 
 
 def show_errors(callback: Callable[P, R]) -> Callable[P, R]:
-    """A callback whose errors are messages in the page; the application lives on."""
+    """Wrap a callback so that its errors are shown in the page and the application keeps running."""
 
     @functools.wraps(callback)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

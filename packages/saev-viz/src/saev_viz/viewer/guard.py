@@ -1,4 +1,4 @@
-"""`Guard`: authentication, the routes that are served, and security headers. Knows no gradio."""
+"""`Guard`: authentication, the list of served routes, and security headers. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-"""No page of the viewer can ask another host for anything; gradio's own scripts need inline and eval."""
+"""Blocks requests to other hosts; gradio's own scripts need inline and eval."""
 _API = r"/gradio_api"
 SERVED = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(/\d+)?)/?"
@@ -27,11 +27,11 @@ SERVED = re.compile(
     rf"|{_API}/(theme\.css|info|startup-events|heartbeat/\w+|upload|upload_progress|reset|cancel|queue/(join|data)|component_server)/?"
     rf"|{_API}/(run/\w+/?|stream/[\w./-]+)|{PREFIX}/[\w.~%-]+(/[\w.~%-]+)*"
 )
-"""Every route that a page asks for. What is not here is not served, whatever gradio would do with it: its proxy, its
-monitoring, its editor, its history."""
+"""All routes that a page needs. Others are blocked, including gradio's proxy, monitoring, editor and
+history."""
 _FILE = re.compile(rf"{_API}/file=(.+)", re.DOTALL)
 MAX_BODY = 16_000_000
-"""Bytes of a call of the page; uploads have a limit of their own."""
+"""Maximum size of a request body in bytes; uploads have their own limit."""
 _LOCAL = re.compile(rb"(127(\.\d+){3}|localhost|\[::1\]|[\w-]+\.localhost)(:\d+)?", re.IGNORECASE)
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,15 +41,15 @@ ASGI = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
 class Guard:
-    """ASGI middleware around everything: a password where one is set, only routes that a page needs, only this page's own
-    calls, no file but those that were uploaded, and headers that keep the page to itself."""
+    """ASGI middleware around the whole application: checks the password if one is set, allows only routes that a page
+    needs, same-origin calls and uploaded files, and adds security headers."""
 
     def __init__(self, app: ASGI, auth: str = "", *, files: Path | None = None, local: bool = False) -> None:
         """
         Args:
             auth: `user:password`; empty: no login.
-            files: the one folder whose files may be fetched and named: gradio keeps there what is uploaded.
-            local: answer only to names of this machine, so that a page elsewhere cannot have its own name lead here.
+            files: the only folder whose files may be fetched or named in calls: gradio's upload folder.
+            local: accept only local host names, as a protection against DNS rebinding.
         """
         self._app = app
         self._auth = auth.encode()
@@ -66,10 +66,10 @@ class Guard:
             return
         if scope["type"] == "http" and scope["method"] == "POST" and not scope["path"].rstrip("/").endswith("/upload"):
             if (body := await _body(receive)) is None:
-                await _answer(scope, send, 413, "That is more than a page sends.")
+                await _answer(scope, send, 413, "The request body is too large.")
                 return
             if not self._harmless(body):
-                await _answer(scope, send, 403, "Only files that were uploaded here can be named.")
+                await _answer(scope, send, 403, "Only uploaded files can be referenced.")
                 return
             receive = _again(body, receive)
 
@@ -81,13 +81,13 @@ class Guard:
         await self._app(scope, receive, answer)
 
     def _refused(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> tuple[int, str] | None:
-        """Status and words of a request that is not answered."""
+        """Status and message for a rejected request."""
         if self._auth and not self._known(headers.get(b"authorization", b"")):
-            return 401, "This viewer asks for a name and a password."
+            return 401, "This viewer requires a user name and password."
         if self._local and not self._auth and not _LOCAL.fullmatch(headers.get(b"host", b"localhost")):
-            return 403, "This viewer answers only to 127.0.0.1 and localhost; to reach it by another name start it with --auth or --host."
+            return 403, "This viewer accepts only 127.0.0.1 and localhost; to use another host name, start it with --auth or --host."
         if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site") and scope.get("method", "GET") != "GET":
-            return 403, "Another site's page cannot use this viewer."
+            return 403, "Cross-site requests are not allowed."
         path = str(scope["path"])
         if file := _FILE.fullmatch(path):
             return None if self._ours(file[1]) else (404, "Not Found")
@@ -105,14 +105,14 @@ class Guard:
             return False
 
     def _ours(self, path: str) -> bool:
-        """Whether a path, followed through every link, is a file in the folder of uploads."""
+        """Whether a path, with links resolved, is a file in the upload folder."""
         if self._files is None or "\0" in path:
             return False
         asked, real = Path(path), Path(os.path.realpath(path))
         return asked.is_absolute() and real.is_relative_to(self._files) and real.is_file()
 
     def _harmless(self, body: bytes) -> bool:
-        """Whether every file that a call names is one that was uploaded: gradio would fetch an address, and copy a path."""
+        """Whether a call names only uploaded files: gradio would fetch any URL and copy any path."""
         try:
             call = json.loads(body) if body.strip() else None
         except (ValueError, RecursionError):
@@ -121,7 +121,7 @@ class Guard:
 
 
 def _named(call: Any) -> Iterator[str]:
-    """Paths and addresses of the files in a call, however deep: of everything that gradio may take for one."""
+    """Paths and URLs of the files in a call, at any depth: everything that gradio may treat as one."""
     todo = [call]
     while todo:
         part = todo.pop()
@@ -153,7 +153,7 @@ async def _answer(scope: Scope, send: Send, status: int, words: str) -> None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """All of a request's body; None where it is too long."""
+    """A request's complete body; None if it is too large."""
     body = bytearray()
     while True:
         message = await receive()
@@ -165,7 +165,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read once more."""
+    """A `receive` that replays a body already read."""
     given = False
 
     async def once() -> Message:

@@ -1,4 +1,4 @@
-"""`make_app`: the viewer's own routes beside gradio's, for pictures, heat maps and uploads. Knows no gradio."""
+"""`make_app`: the viewer's own routes, for pictures, heat maps and uploads. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from saev_viz.run_view.uploads import MAX_BYTES, refusal
 
 
 def make_app(library: Library) -> FastAPI:
-    """The routes beside gradio's: pictures by number, and those that people bring. No path of theirs reaches the file
-    system, so none can lead astray."""
+    """The routes besides gradio's: pictures by number, heat maps and uploads. No client-supplied path reaches the file
+    system, which rules out path traversal."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get(f"{PREFIX}/image/{{index}}")

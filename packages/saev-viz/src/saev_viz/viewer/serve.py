@@ -1,4 +1,4 @@
-"""`serve`: what `saev view` does. Everything that can be wrong is told before gradio is imported."""
+"""`serve`: implements `saev view`. Input errors are reported before gradio is imported."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ def serve(
     """Serve the viewer until it is interrupted.
 
     Args:
-        others: further runs, to compare with.
+        others: further runs to compare with.
 
     Raises:
-        UsageError: `auth` is not `user:password`, or there is no such port.
+        UsageError: `auth` is not `user:password`, or the port is out of range.
         RunError: nothing is indexed yet, the index is of another checkpoint or format, or the port is taken.
     """
     if auth and not all(auth.partition(":")):
-        raise UsageError("--auth takes USER:PASSWORD, both not empty.")
+        raise UsageError("--auth must be USER:PASSWORD, both non-empty.")
     if not 0 <= port <= 65535:
-        raise UsageError(f"there is no port {port}; choose one from 1 to 65535, or 0 for any that is free.")
+        raise UsageError(f"port {port} is out of range; choose one from 1 to 65535, or 0 for any free port.")
     library = Library(run, dataset, others)
     _ = library[library.first]
     try:
         taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise RunError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port.") from None
-    # Every connection inherits it: without it the body of an answer waits 40 ms for the browser to confirm its headers.
+    # Inherited by every connection: without it, a response body waits 40 ms for the browser to acknowledge the headers.
     taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     local = host in ("127.0.0.1", "localhost", "::1")
     place = f"[{host}]" if ":" in host else host
     if not local:
-        say(f"anyone who reaches {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
-    # Only now: it takes seconds to import, and whoever mistyped something need not wait for them.
+        say(f"anyone who can reach {place}:{taken.getsockname()[1]} can see this run" + ("" if auth else "; set --auth USER:PASSWORD"))
+    # Import late: it takes seconds, and input errors should be reported first.
     with _NoStubs():
         from saev_viz.viewer.app import make_server
 
-    # Pages hold a connection open for as long as they live: at the end nobody waits for them.
+    # Open pages hold their connections: do not wait for them on shutdown.
     config = uvicorn.Config(make_server(library, auth=auth, local=local), log_level="warning", timeout_graceful_shutdown=1)
-    say(f"viewer: http://{place}:{taken.getsockname()[1]}  (Ctrl-C ends it)")
+    say(f"viewer: http://{place}:{taken.getsockname()[1]}  (press Ctrl-C to stop)")
     uvicorn.Server(config).run(sockets=[taken])
 
 
 class _NoStubs(MetaPathFinder):
-    """While it is entered, gradio is imported without writing type stubs of its components beside them.
+    """While active, gradio is imported without writing type stubs next to its components.
 
-    It does so at every import, for the editor of who writes an application; that is half of the time the import takes, and
-    fails where the packages are not ours to write to.
+    Gradio writes them at every import, for editor support; that takes half of the import time, and fails if
+    site-packages is read-only.
     """
 
     def __enter__(self) -> None:

@@ -1,1 +1,1 @@
-"""The viewer's own tabs, one file each, with a `TITLE` and a `build(viewer)`."""
+"""The built-in tabs, one module each, with `TITLE` and `build(viewer)`."""

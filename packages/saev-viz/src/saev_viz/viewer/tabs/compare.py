@@ -1,4 +1,4 @@
-"""Compare: one picture, one concept or one feature, seen by two SAEs of a run or of several."""
+"""Compare: one picture, concept or feature in two SAEs, of the same or different runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from saev_viz.viewer.tabs.image import PANE, payload
 TITLE = "Compare"
 
 NOTHING = "null"
-"""What a pane without a picture is given."""
+"""Value of a pane without a picture."""
 MOST_LABELS = 3000
-"""Labels in the menu of concepts; others are typed."""
+"""Maximum number of labels in the concept menu; others can be typed."""
 ROWS = """element.addEventListener("click", (e) => {
   const row = e.target.closest("[data-feature], [data-twin]");
   if (!row) return;
@@ -34,10 +34,10 @@ ROWS = """element.addEventListener("click", (e) => {
 });"""
 
 OTHERS = (
-    "The two sides were recorded from different pictures, so the number of an image, or a feature's top pictures, cannot be compared. "
-    "Bring a picture of your own to see it on both sides, or compare what goes with a concept."
+    "The two SAEs were recorded on different data sets, so image numbers and top pictures cannot be compared. "
+    "Upload a picture to see it on both sides, or compare by concept."
 )
-ONLY = '<p class="warn">Only the features that are selected on the map of the overview.</p>'
+ONLY = '<p class="warn">Only features selected on the map in the Overview tab.</p>'
 
 Box = dict[str, list[float]] | None
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
@@ -78,7 +78,7 @@ def build(viewer: Viewer) -> None:
 
 
 def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
-    """The picture's tab; its lists of features, each with its side."""
+    """The Picture tab; returns its feature lists, each with its side."""
     js = "".join(read_asset(name) for name in ("patches.js", "linked.js"))
     with gr.Row(elem_id="saev-compare-choose"):
         number = gr.Number(0, precision=0, label="Image number", elem_id="saev-compare-number", min_width=140)
@@ -88,7 +88,7 @@ def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
     panes = []
     with gr.Row(equal_height=False):
         for i in range(2):
-            with gr.Column(min_width=300):  # on a phone the pictures come below each other, and the lists stay side by side
+            with gr.Column(min_width=300):  # on a phone the pictures stack, while the lists stay side by side
                 panes.append(gr.HTML(html_template=PANE, js_on_load=js, elem_id=f"saev-pane-{i}", elem_classes="saev-pane"))
     with gr.Row(equal_height=False):
         lists = [gr.HTML(js_on_load=ROWS, elem_id=f"saev-strong-{i}") for i in range(2)]
@@ -98,7 +98,7 @@ def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
         alike = same_pictures(*views)
         remarks = [] if alike else [OTHERS]
         if a == b:
-            remarks.append("Left and right are the same SAE: choose another one on one side.")
+            remarks.append("Left and right are the same SAE; choose another one on either side.")
         found = [(NOTHING, "") for _ in views]
         if key or alike:
             found = [
@@ -131,17 +131,17 @@ def _picture(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
 
 
 def _concept(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTML]]:
-    """The concept's tab; its lists of features, each with its side."""
+    """The Concept tab; returns its feature lists, each with its side."""
     concept = gr.Dropdown(
         _concepts(viewer),
         value=None,
         allow_custom_value=True,
         label="Label or word",
-        info="Choose a label of the pictures, or type a word to look for among the features' names.",
+        info="Choose a label, or type a word to search in feature names.",
         elem_id="saev-concept",
     )
     with gr.Row(equal_height=False):
-        lists = [gr.HTML(_empty("Choose a label above, or type a word."), js_on_load=ROWS, elem_id=f"saev-concept-{i}") for i in range(2)]
+        lists = [gr.HTML(_empty("Choose a label or type a word above."), js_on_load=ROWS, elem_id=f"saev-concept-{i}") for i in range(2)]
 
     def conceived(a: str, b: str, word: str | None, box: Box, shown: str) -> list[str]:
         views = [viewer.view(a), viewer.view(b)]
@@ -158,15 +158,15 @@ def _concept(viewer: Viewer, menus: list[gr.Dropdown]) -> list[tuple[int, gr.HTM
 
 
 def _feature(viewer: Viewer, menus: list[gr.Dropdown]) -> tuple[gr.Radio, gr.Number, list[tuple[int, gr.HTML]]]:
-    """The feature's tab: which side's feature, its number, and the lists, each with its side."""
+    """The Feature tab; returns the side and number inputs, and the lists, each with its side."""
     with gr.Row(elem_id="saev-twin-choose"):
         which = gr.Radio([("left", 0), ("right", 1)], value=0, label="Feature of the", elem_id="saev-twin-side", min_width=150)
         feature = gr.Number(None, precision=0, label="Feature number", elem_id="saev-twin-number", min_width=140)
     gr.HTML(
-        '<p class="hint">The same feature over there: those whose strongest pictures are most nearly the same. Overlap: pictures '
-        "among the top ones of both, over those among the top ones of either (Jaccard). 1: the same pictures; 0: none. It looks "
-        "at the strongest pictures alone, so it cannot tell what features do on weaker ones. A frame marks the pictures that are shared: "
-        "beside the feature itself, with the first one found.</p>"
+        '<p class="hint">Features of the other SAE whose top pictures are most similar. Overlap: Jaccard index '
+        "of the two sets of top pictures. 1: the same pictures; 0: none in common. It uses "
+        "only the top pictures, not weaker activations. A frame marks shared pictures; "
+        "for the feature itself, those shared with the best match.</p>"
     )
     with gr.Row(equal_height=False):
         lists = [gr.HTML(js_on_load=ROWS, elem_id=f"saev-twin-{i}") for i in range(2)]
@@ -177,7 +177,7 @@ def _feature(viewer: Viewer, menus: list[gr.Dropdown]) -> tuple[gr.Radio, gr.Num
         if not same_pictures(*views):
             return [_empty(OTHERS), ""]
         if number is None:
-            return [_empty("Type a feature's number, or press “same over there?” beside one."), ""]
+            return [_empty("Type a feature number, or click “find match” beside a feature."), ""]
         why = missing(one, int(number))
         own, found = (_empty(why), "") if why else twins(one, int(number), other)
         return [own, found] if side == 0 else [found, own]
@@ -195,14 +195,14 @@ def _alone(viewer: Viewer) -> str:
     run = viewer.library.run
     bare = [name for name in run.sae_names if name not in viewer.library.own]
     here = (
-        f"<li>This run has {len(bare)} more SAE{'s' if len(bare) > 1 else ''} without a feature index. Make one, then start the viewer "
-        f"again: <code>saev index {escape(str(run.path))} --only {escape(bare[0])}</code></li>"
+        f"<li>This run has {len(bare)} more SAE{'s' if len(bare) > 1 else ''} without a feature index. Build one, then restart the "
+        f"viewer: <code>saev index {escape(str(run.path))} --only {escape(bare[0])}</code></li>"
         if bare
         else ""
     )
     return (
-        "<h3>There is nothing to compare with yet</h3><p>Here two SAEs stand side by side: on one picture, for one concept, or feature by "
-        f"feature.</p><ul>{here}<li>Open another run beside this one, of another model too: <code>saev view {escape(str(run.path))} "
+        "<h3>There is nothing to compare with yet</h3><p>This tab compares two SAEs on one picture, by concept, or feature by "
+        f"feature.</p><ul>{here}<li>Open a second run, which may use another model: <code>saev view {escape(str(run.path))} "
         "--with OTHER_RUN</code></li></ul>"
     )
 
@@ -217,7 +217,7 @@ def _empty(why: str) -> str:
 
 
 def _sided(callback: Callable[..., Any], side: int) -> Callable[..., Any]:
-    """A callback for one side; gradio looks for the event among the arguments of a plain function."""
+    """Bind a callback to one side; gradio detects the event argument only on plain functions."""
 
     def sided(event: gr.EventData, *args: Any) -> Any:
         return callback(side, event, *args)
@@ -226,7 +226,7 @@ def _sided(callback: Callable[..., Any], side: int) -> Callable[..., Any]:
 
 
 def _seen(viewer: Viewer, view: View, index: float | None, key: str) -> tuple[str, Seen]:
-    """A picture's address and codes."""
+    """A picture's URL and codes."""
     if key:
         return upload_url(key), view.look(viewer.library.uploads[key].image())
     if index is None or not 0 <= index < view.library.n_images:
@@ -235,7 +235,7 @@ def _seen(viewer: Viewer, view: View, index: float | None, key: str) -> tuple[st
 
 
 def _side(viewer: Viewer, view: View, index: float | None, key: str, box: Box, alike: bool) -> tuple[str, str]:
-    """The pane and the list of one side; what goes wrong on one leaves the other as it is."""
+    """The pane and the list of one side; an error on one side does not affect the other."""
     try:
         src, seen = _seen(viewer, view, index, key)
         keep = selected(view, box)

@@ -25,14 +25,14 @@ from saev_viz.viewer.contract import Viewer, show_errors
 
 TITLE = "Features"
 
-HELP = "Words in names, labels and notes, or `label:bird`, `#123`, `frequency<1%`."
+HELP = "Search names, labels and notes, or use `label:bird`, `#123`, `frequency<1%`."
 OPACITY = """<label class=opacity>Heat maps <input type=range min=0 max=100 value=75 aria-label="opacity of the heat maps"
   oninput="document.body.style.setProperty('--heat', this.value / 100)"></label>"""
 KEYS = (
     "<p class=keys><kbd>n</kbd> or <kbd>j</kbd> next, <kbd>p</kbd> or <kbd>k</kbd> previous, <kbd>r</kbd> random, <kbd>/</kbd> search</p>"
 )
 NOTE = """<div class=note><label for=saev-note-text>Your notes on this feature</label><textarea id=saev-note-text rows=2
-  placeholder="What do you think it means? Kept in the run, and found by the search."></textarea>
+  placeholder="What do you think it means? Saved in the run and searchable."></textarea>
   <div><button class=small>Save</button><span role=status></span></div></div>"""
 
 
@@ -45,7 +45,7 @@ def build(viewer: Viewer) -> None:
             walk, looks, header, note, card = _feature()
     answer = Answers(viewer)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    # Of many changes in quick succession the last one counts: an earlier answer never overtakes it.
+    # Of rapid successive changes only the last one counts: an earlier response never overwrites it.
     latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
     text, sort, _, box, ranges, dead = what
     sae, feature = viewer.sae, viewer.feature
@@ -70,26 +70,26 @@ def build(viewer: Viewer) -> None:
 
 
 def _search(viewer: Viewer) -> tuple[list[Any], gr.Dropdown, tuple[gr.Textbox, gr.Textbox, gr.Button], gr.HTML, gr.HTML]:
-    """The fields that `Asked` is read from, what adds a range to them, and the list."""
+    """The fields that make up `Asked`, the controls that add a range, and the list."""
     able = choices(viewer.view(viewer.library.first).table)
     ranges = gr.JSON({}, visible=False)
     text = gr.Textbox(label="Search", placeholder="wing   #123   frequency<1%", info=HELP, elem_id="saev-search")
     sort = gr.Dropdown(able, value="max", label="Sort by", elem_id="saev-sort")
     ascending = gr.Checkbox(False, label="smallest first", elem_id="saev-ascending")
-    with gr.Accordion("Filter by a number", open=False, elem_id="saev-filter"):
-        by = gr.Dropdown(able[:-1], value="frequency", label="Number", elem_id="saev-by")
+    with gr.Accordion("Filter by column", open=False, elem_id="saev-filter"):
+        by = gr.Dropdown(able[:-1], value="frequency", label="Column", elem_id="saev-by")
         help_pane = gr.HTML(elem_id="saev-about")
         with gr.Row():
             low = gr.Textbox(label="at least", elem_id="saev-low", min_width=90)
             high = gr.Textbox(label="at most", elem_id="saev-high", min_width=90)
         add = gr.Button("Filter", size="sm", elem_id="saev-add")
-        dead = gr.Checkbox(False, label="also features that never fire", elem_id="saev-dead")
+        dead = gr.Checkbox(False, label="include features that never fire", elem_id="saev-dead")
     listed = gr.HTML(js_on_load=read_asset("panes.js"), elem_id="saev-list")
     return [text, sort, ascending, viewer.box, ranges, dead], by, (low, high, add), help_pane, listed
 
 
 def _feature() -> tuple[list[gr.Button], list[gr.Dropdown], gr.HTML, gr.HTML, gr.HTML]:
-    """Buttons to walk through the features found, and the panes of one."""
+    """Buttons to step through the matches, and the panes of one feature."""
     with gr.Row(elem_id="saev-walk"):
         previous = gr.Button("← previous", elem_id="saev-previous", size="sm", min_width=90)
         following = gr.Button("next →", elem_id="saev-next", size="sm", min_width=90)
@@ -107,7 +107,7 @@ def _feature() -> tuple[list[gr.Button], list[gr.Dropdown], gr.HTML, gr.HTML, gr
 
 
 class Answers:
-    """What the tab answers to what a person does; `what` are the fields of `Asked`."""
+    """The tab's event handlers; `what` are the fields of `Asked`."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -120,24 +120,24 @@ class Answers:
             raise RunError(str(error)) from None
 
     def search(self, name: str, *what: Any) -> str:
-        """The first page of what is found."""
+        """The first page of the matches."""
         asked = Asked(*what)
         try:
             return results(*self._find(name, asked), asked)
-        except RunError as error:  # in its place, and not as a message: one may still be typing
+        except RunError as error:  # inline, not as a pop-up: the user may still be typing
             return f'{chips(self.viewer.view(name).table, asked)}<p class="empty">{escape(str(error))}</p>'
 
     def turn(self, event: gr.EventData, name: str, *what: Any) -> str:
-        """Another page of it."""
+        """Another page of the matches."""
         asked = Asked(*what)
         return results(*self._find(name, asked), asked, int(event._data["page"]))
 
     def step(self, by: int, feature: int | None, name: str, *what: Any) -> tuple[int, Any]:
-        """The next or previous of the features found, or, by 0, any; the list turns where that is on another page."""
+        """The next or previous match, or a random one if `by` is 0; the list turns to its page if needed."""
         asked = Asked(*what)
         view, found = self._find(name, asked)
         if not len(found):
-            raise RunError("no feature matches: clear a filter first.")
+            raise RunError("no feature matches; clear a filter first.")
         at = np.flatnonzero(found == feature)
         after = (int(at[0]) + by) % len(found) if len(at) else 0
         place = after if by else random.randrange(len(found))
@@ -147,12 +147,12 @@ class Answers:
     def show(self, name: str, feature: int | None, colours: str, end: str) -> tuple[str, str]:
         """The feature's page."""
         if feature is None or feature < 0:
-            return "", ""  # the address is not read yet
+            return "", ""  # the URL has not been read yet
         view = self.viewer.view(name)
         return head(view, int(feature)), page(view, int(feature), colours, end)
 
     def number(self, name: str, text: str | None) -> Any:
-        """The feature whose number was typed."""
+        """The feature whose number was entered."""
         asked = (text or "").strip().removeprefix("#")
         if not asked.isdigit():
             return gr.skip()
@@ -161,14 +161,14 @@ class Answers:
         return int(asked)
 
     def note(self, name: str, feature: int | None) -> str:
-        """What is written about the feature."""
+        """The note on the feature."""
         view = self.viewer.view(name)
         if feature is None or missing(view, int(feature)):
             return ""
         return _note(name, int(feature), view.notes.all().get(int(feature), ""))
 
     def write(self, event: gr.EventData) -> str:
-        """Save a note; the answer says what stands there now."""
+        """Save a note; returns the note as saved."""
         name, feature, said, seen = (event._data[key] for key in ("sae", "feature", "text", "seen"))
         try:
             view = self.viewer.view(name)
@@ -179,7 +179,7 @@ class Answers:
             return _note(name, int(feature), seen, failed=str(error))
 
     def columns(self, name: str, sort: str, by: str) -> tuple[Any, Any]:
-        """What another SAE's features can be sorted and filtered by."""
+        """Sort and filter options of another SAE."""
         table = self.viewer.view(name).table
         able = choices(table)
         return (
@@ -188,20 +188,20 @@ class Answers:
         )
 
     def about(self, name: str, by: str) -> str:
-        """What a column is."""
+        """The explanation of a column."""
         return about(self.viewer.view(name).table, by)
 
     def narrow(self, name: str, ranges: Ranges | None, by: str, least: str, most: str) -> dict[str, Any]:
-        """One range more."""
+        """Add a range."""
         low, high = _typed(least), _typed(most)
         if low is None and high is None:
-            raise RunError(f"type the least or the largest {self.viewer.view(name).table.columns[by].title.lower()}, or both.")
+            raise RunError(f"type a minimum or maximum {self.viewer.view(name).table.columns[by].title.lower()}, or both.")
         if low is not None and high is not None and low > high:
-            raise RunError(f"nothing is at least {low:g} and at most {high:g}: swap the two.")
+            raise RunError(f"the minimum {low:g} is above the maximum {high:g}; swap the two.")
         return {**(ranges or {}), by: [low, high]}
 
     def clear(self, event: gr.EventData, text: str, box: Ranges | None, ranges: Ranges | None, dead: bool) -> tuple[Any, Any, Any, Any]:
-        """Without the filter that was pressed."""
+        """Remove the filter that was clicked."""
         what = str(event._data["what"])
         if what == "all":
             return "", None, {}, False
@@ -209,16 +209,16 @@ class Answers:
         return "" if what == "text" else text, None if what == "box" else box, kept, dead and what != "dead"
 
     def open(self, event: gr.EventData) -> int:
-        """The feature that was pressed."""
+        """Open the feature that was clicked."""
         return int(event._data["feature"])
 
     def look(self, event: gr.EventData) -> tuple[int, Any]:
-        """The picture that was pressed, in the image tab."""
+        """Open the picture that was clicked in the Image tab."""
         return int(event._data["picture"]), gr.Tabs(selected="image")
 
 
 def _typed(text: str) -> float | None:
-    """A number as a person types it, `0.01` or `1 %`; None where nothing is."""
+    """Parse a typed number, `0.01` or `1 %`; None if empty."""
     text = (text or "").strip()
     if not text:
         return None
@@ -227,10 +227,10 @@ def _typed(text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise RunError(f"{text!r} is not a number; type one such as 0.01 or 1%.")
+        raise RunError(f"{text!r} is not a number; enter one such as 0.01 or 1%.")
     return value
 
 
 def _note(sae: str, feature: int, text: str, **state: Any) -> str:
-    # The time makes every answer another value, so that the pane hears of each.
+    # The timestamp makes every value distinct, so that the pane is notified of each.
     return json.dumps({"sae": sae, "feature": feature, "text": text, "at": time.time_ns(), **state})

@@ -1,4 +1,4 @@
-"""Image: a picture of the data set or a new one, patch by patch: which features fire there, and where each one fires."""
+"""Image: a picture of the data set or an upload, patch by patch: which features fire where."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from saev_viz.viewer.contract import Viewer, show_errors
 
 TITLE = "Image"
 Box = dict[str, list[float]] | None
-"""What is selected on the map, see `Viewer.box`."""
+"""Selection on the map, see `Viewer.box`."""
 N_OTHERS = 12
-"""Top pictures of a feature that are shown below the picture."""
+"""Top pictures of a feature shown below the picture."""
 
 PANE = """<div class=look><div class=left>
-<div class=seen><img alt=""><canvas></canvas><div class=grid role=group aria-label="patches; arrow keys move, Enter keeps one"></div></div>
+<div class=seen><img alt=""><canvas></canvas><div class=grid role=group aria-label="patches; arrow keys move, Enter pins one"></div></div>
 <p class=caption role=status></p>
 <div class=tools>
-<label class=heat title="How strongly the coloured heat map covers the picture">Heat map <input type=range min=0 max=100 value=75></label>
-<label class=bring title="JPEG, PNG and most others, up to 50 MB. It stays in this viewer's memory and is never written to disk.">
-<input type=file accept="image/*"><span>Use a picture of your own…</span></label>
-<span class="hint where">or drop it here, or paste it</span></div>
+<label class=heat title="Opacity of the heat map">Heat map <input type=range min=0 max=100 value=75></label>
+<label class=bring title="JPEG, PNG and most other formats, up to 50 MB. Kept in memory, never written to disk.">
+<input type=file accept="image/*"><span>Upload a picture…</span></label>
+<span class="hint where">or drop or paste it here</span></div>
 <p class=trouble role=alert hidden></p></div>
 <div class=side><p class=what role=status></p><div class=list></div></div></div>"""
-ASK = '<p class="hint">Choose a feature beside the picture: here come the pictures of the data set that fire it most.</p>'
+ASK = '<p class="hint">Select a feature beside the picture to see its top pictures here.</p>'
 
 
 def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
@@ -82,11 +82,11 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
         return choose(name, max(int(index or 0), 0), box)
 
     def moved(name: str, index: int | None, box: Box) -> Any:
-        return gr.skip() if index == -1 else choose(name, int(index or 0), box)  # -1: `upload` has shown it
+        return gr.skip() if index == -1 else choose(name, int(index or 0), box)  # -1: already shown by `upload`
 
     def typed(name: str, index: float | None) -> Any:
         if index is None:
-            return gr.skip()  # a field that is being emptied to be typed into
+            return gr.skip()  # the field is empty while typing
         n_images = viewer.view(name).library.n_images
         if not 0 <= index < n_images:
             raise RunError(f"image {int(index)}: this run has images 0 to {n_images - 1}.")
@@ -94,10 +94,10 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
 
     def step(by: int, name: str, index: int | None, label: int) -> int:
         have = viewer.view(name).library
-        # -1, an uploaded picture, lies before the first. Labels are those of the run itself, not of one beside it.
+        # -1, an upload, sorts before the first. Labels are those of the main run, not of `others`.
         found = np.flatnonzero(have.labels == label) if label >= 0 and have is library else np.arange(have.n_images)
         if not len(found):
-            raise RunError("no image has that label.")
+            raise RunError("no image has this label.")
         if by == 0:
             return int(random.choice(found))
         at = int(np.searchsorted(found, -1 if index is None else int(index), side="right" if by > 0 else "left"))
@@ -132,7 +132,7 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
         button.click(show_errors(partial(step, by)), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     among.input(show_errors(labelled), [viewer.sae, viewer.picture, among], viewer.picture, **quiet)
     viewer.picture.change(lambda index: index if index is not None and index >= 0 else None, viewer.picture, number, **quiet)
-    # The pane asks for its first picture when it is first seen: until then neither torch nor the SAE is loaded.
+    # The pane requests its first picture when first shown: until then neither torch nor the SAE is loaded.
     for change in (pane.load, viewer.sae.change, viewer.box.change):
         change(show_errors(show), what, pane, **quiet)
     viewer.picture.change(show_errors(moved), [viewer.sae, viewer.picture, viewer.box], pane, **quiet)
@@ -144,28 +144,28 @@ def build(viewer: Viewer) -> None:  # noqa: PLR0915 one line for each control
 
 
 def _labels(library: Library) -> list[tuple[str, int]]:
-    """Labels that occur, with their numbers, by name."""
+    """Labels in use, with their numbers, sorted by name."""
     found, counts = np.unique(library.labels[library.labels >= 0], return_counts=True)
     names = {int(number): library.classes[number] if number < len(library.classes) else f"label {number}" for number in found}
     return sorted((f"{names[int(number)]} ({count})", int(number)) for number, count in zip(found, counts, strict=True))
 
 
 def top_pictures(view: View, feature: int) -> str:
-    """A feature's own top pictures with their heat maps, and a way to its page."""
+    """A feature's top pictures with heat maps, and a link to its page."""
     name = escape(view.table.names[feature] or "")
     upper = view.upper(feature)
     top = view.index.top(feature, N_OTHERS)
     pictures = "".join(_top(view, one, upper, "inferno") for one in top)
     return (
         f'<div class="title"><h3>Feature {feature} {name}</h3>'
-        f'<button class="small" data-feature="{feature}">All about this feature</button></div>'
-        f'<p class="hint">The pictures of the data set that fire it most, strongest first. Press one to look into it here.</p>'
+        f'<button class="small" data-feature="{feature}">Open in Features tab</button></div>'
+        f'<p class="hint">Its top pictures, strongest first. Click one to open it here.</p>'
         f'<div class="shots">{pictures}</div>'
     )
 
 
 def payload(view: View, seen: Seen, src: str, caption: str) -> str:
-    """A picture and its codes, packed for `patches.js`: everything that pointing at patches needs."""
+    """A picture and its codes, packed for `patches.js`: all it needs to explore patches."""
     known = np.unique(seen.feature)
     names = view.table.names
     missing = view.library.no_pictures if src.startswith(f"{PREFIX}/image/") else ""

@@ -1,4 +1,4 @@
-"""Overview: what was trained on what, how good it is, and the map of all features, on which a box selects some of them."""
+"""Overview: training facts, metrics, and the map of all features, where a box selects some of them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from saev_viz.viewer.contract import Viewer, show_errors
 TITLE = "Overview"
 
 MAP = """<h3>All features</h3>
-<p class=hint>Each point is a feature: further right it fires on more patches, further up it fires more strongly. Rare and strong ones,
-up and to the left, are often the most telling. Press a point to open it; drag a box, or type ranges below, to see only the
-features inside it, in the other tabs too.</p>
-<p class=empty hidden>No feature of this SAE fires on the indexed images: there is no map to draw. Train for longer,
+<p class=hint>Each point is a feature: further right it fires on more patches, further up it fires more strongly. Rare, strong ones,
+at the upper left, are often the most interpretable. Click a point to open it; drag a box, or type ranges below, to restrict
+all tabs to the features inside it.</p>
+<p class=empty hidden>No feature of this SAE fires on the indexed images, so there is no map. Train longer,
 or choose another SAE.</p>
-<div class=map><canvas tabindex=0 role=application aria-label="Map of all features. Arrow keys go from feature to feature, Enter opens one;
-to select some, type ranges below."></canvas><div class=tip role=status hidden></div></div>
+<div class=map><canvas tabindex=0 role=application aria-label="Map of all features. Arrow keys move between features, Enter opens one;
+to select several, type ranges below."></canvas><div class=tip role=status hidden></div></div>
 <form class=ranges><fieldset><legend>Fires on</legend><label>from
-<input name=x0 inputmode=decimal aria-label="least share of patches, per cent"></label>
-<label>to <input name=x1 inputmode=decimal aria-label="largest share of patches, per cent"></label> % of patches</fieldset>
-<fieldset><legend>Mean value</legend><label>from <input name=y0 inputmode=decimal aria-label="least mean value"></label>
-<label>to <input name=y1 inputmode=decimal aria-label="largest mean value"></label></fieldset>
-<button class=small>Select</button><button class=small type=button data-touch aria-pressed=false>Draw a box with a finger</button>
-<span class=chosen role=status></span><button class="small go" type=button data-go hidden>Look at them</button>
-<button class=small type=button data-clear hidden>Select none</button></form>"""
+<input name=x0 inputmode=decimal aria-label="minimum percentage of patches"></label>
+<label>to <input name=x1 inputmode=decimal aria-label="maximum percentage of patches"></label> % of patches</fieldset>
+<fieldset><legend>Mean value</legend><label>from <input name=y0 inputmode=decimal aria-label="minimum mean value"></label>
+<label>to <input name=y1 inputmode=decimal aria-label="maximum mean value"></label></fieldset>
+<button class=small>Select</button><button class=small type=button data-touch aria-pressed=false>Draw a box by touch</button>
+<span class=chosen role=status></span><button class="small go" type=button data-go hidden>List them</button>
+<button class=small type=button data-clear hidden>Clear selection</button></form>"""
 CHOOSE = """element.addEventListener("click", (e) => {
   const chosen = e.target.closest("[data-sae]");
   if (chosen) trigger("select", { sae: chosen.dataset.sae });
@@ -60,13 +60,13 @@ def build(viewer: Viewer) -> None:
         name = str(event._data["sae"])
         if name not in library.own:
             raise RunError(
-                f"{name} has no feature index yet; make one with saev index {library.run.path} --only {name}, then start the viewer again."
+                f"{name} has no feature index yet; build one with saev index {library.run.path} --only {name}, then restart the viewer."
             )
         return viewer.view(f"{library.title}:{name}" if library.number else name).key
 
     for change in (viewer.blocks.load, viewer.sae.change):
         change(show_errors(describe), [viewer.sae, viewer.box], [facts, plane, chart, spreads], **quiet)
-    # Only the box goes to the map, which holds the points already.
+    # Send only the box to the map, which already has the points.
     viewer.box.change(
         None, viewer.box, None, js='(box) => { document.dispatchEvent(new CustomEvent("saev-box", { detail: box })); return []; }'
     )
