@@ -78,7 +78,7 @@ def test_the_same_command_again_skips_every_stage_and_changes_nothing(run: Run, 
     before = state()
     assert main(["run", *SMALL, *SET, "--out", str(run.path)]) == 0
     out = capsys.readouterr().out
-    assert out.count("skipped.") == 5
+    assert out.count("skipping.") == 5
     assert "nmse" in out
     assert f"report: {run.report_path}" in out
     assert state() == before
@@ -98,7 +98,7 @@ def test_another_index_is_made_again_and_nothing_before_it(run: Run, capsys: pyt
     assert main(["index", str(run.path), "--top-k", "5"]) == 0
     assert FeatureIndex.open(run.features_path("topk")).top_index.shape[1] == 5
     assert main(["evaluate", str(run.path)]) == 0
-    assert "evaluate: topk already there, skipped." in capsys.readouterr().out
+    assert "evaluate: topk up to date, skipping." in capsys.readouterr().out
 
 
 def test_a_damaged_artifact_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_a_damaged_artifact_is_made_again(run: Run, capsys: pytest.CaptureFixtur
     run.report_path.unlink()
     assert main(["index", str(run.path)]) == 0
     out = capsys.readouterr().out
-    assert "index: done again, for " in out
+    assert "index: re-running because " in out
     assert FeatureIndex.open(run.features_path("topk")).d_sae == 128
     assert run.report_path.exists()
 
@@ -165,7 +165,7 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(run: Run, tmp_path: P
     assert Run.open(path).sae_names == []
     again = saev(*command)
     assert again.returncode == 0, again.stderr
-    assert "record: already there" in again.stdout
+    assert "record: up to date" in again.stdout
     killed, whole = Checkpoint.load(Run.open(path).sae_dir("topk")), Checkpoint.load(run.sae_dir("topk"))
     assert killed.fingerprint == whole.fingerprint
 

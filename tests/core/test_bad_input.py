@@ -61,11 +61,11 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--model", "tinny"], ["no model plugin is called 'tinny'", "did you mean tiny"]),
-        (["--dataset", "shaps"], ["no dataset plugin is called 'shaps'", "did you mean shapes"]),
-        (["--sae", "topp"], ["no sae plugin is called 'topp'", "did you mean topk"]),
-        (["--tracker", "jsonn"], ["no tracker plugin is called 'jsonn'", "did you mean jsonl"]),
-        (["--set", "model=nonsense"], ["no model plugin is called 'nonsense'", "Installed: "]),
+        (["--model", "tinny"], ["no model plugin named 'tinny'", "did you mean tiny"]),
+        (["--dataset", "shaps"], ["no dataset plugin named 'shaps'", "did you mean shapes"]),
+        (["--sae", "topp"], ["no sae plugin named 'topp'", "did you mean topk"]),
+        (["--tracker", "jsonn"], ["no tracker plugin named 'jsonn'", "did you mean jsonl"]),
+        (["--set", "model=nonsense"], ["no model plugin named 'nonsense'", "Installed: "]),
         (["--set", "trian.lr=1"], ["trian: unknown; did you mean train?"]),
         (["--set", "train.lr=fast"], ["train.lr: ", "got 'fast'"]),
         (["--set", "train.lr"], ["write it like --set train.lr=3e-4"]),

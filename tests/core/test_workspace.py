@@ -164,11 +164,11 @@ def test_an_sae_that_was_written_anew_is_opened_anew_once_it_is_forgotten(copied
 def test_other_pictures_than_those_recorded_are_refused_and_the_hint_is_given(made: Run, tmp_path: Path) -> None:
     hint = "saev view RUN --dataset NAME:FOLDER"
     assert len(Workspace(made).dataset()) == 64
-    with pytest.raises(ChangedDatasetError, match=r"others than those that were recorded.*say where: saev view RUN"):
+    with pytest.raises(ChangedDatasetError, match=r"not the ones recorded.*pass their new location: saev view RUN"):
         Workspace(made, dataset="shapes:63", hint=hint).dataset()
-    with pytest.raises(ChangedDatasetError, match=r"put those back, or record these into another run"):
+    with pytest.raises(ChangedDatasetError, match=r"restore those, or record these into another run"):
         Workspace(made, dataset="shapes:63").dataset()
-    with pytest.raises(DatasetError, match=r"If the pictures have moved, say where: saev view RUN"):
+    with pytest.raises(DatasetError, match=r"If the images have moved, pass their new location: saev view RUN"):
         Workspace(made, dataset=f"image-folder:{tmp_path / 'gone'}", hint=hint).dataset()
     gone = Workspace(changed(made, store=str(tmp_path / "gone")), dataset="shapes:63")
     assert len(gone.dataset()) == 63

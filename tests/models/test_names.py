@@ -36,7 +36,7 @@ def test_names_come_from_a_vocabulary_through_clip_s_own_text_tower(tmp_path: Pa
     capsys.readouterr()
     assert main(["index", str(run), "--names", str(words)]) == 0
     out = capsys.readouterr().out
-    assert "1 lines of the vocabulary repeat another" in out
+    assert "1 duplicate lines of the vocabulary dropped" in out
     names = Names.load(file)
     assert (names.source, names.vocabulary) == ("text", hashlib.sha256(words.read_bytes()).hexdigest())
     assert (names.n_train, names.n_heldout) == (168, 72)

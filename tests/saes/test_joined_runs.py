@@ -49,7 +49,7 @@ def test_a_transcoder_is_trained_evaluated_and_indexed(transcoded: Run, capsys: 
     assert FeatureIndex.open(transcoded.features_path("transcoder"), checkpoint).d_sae == 128
     assert 0 < transcoded.result("recovery")["transcoder"]["mean"] <= 1
     assert main(["train", str(transcoded.path)]) == 0
-    assert "already there" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_a_crosscoder_is_trained_evaluated_and_says_what_is_shared(store: str, tmp_path: Path) -> None:

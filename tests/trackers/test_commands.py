@@ -80,4 +80,4 @@ def test_a_live_run_is_evaluated_at_once_and_indexed_when_it_is_recorded(saev: S
     assert done.returncode == 0, done.stderr
     assert (path / "features/topk.zarr").is_dir()
     done = saev("evaluate", path)
-    assert "evaluate: topk already there, skipped." in done.stdout
+    assert "evaluate: topk up to date, skipping." in done.stdout

@@ -146,12 +146,12 @@ def test_adding_points_trains_only_the_new_ones_and_a_changed_one_is_refused(
     # What was one value becomes a list: the point that is there keeps its name, and its bits.
     grown = first.replace("[4]", "[4, 8]") + "[train]\nseed = [0, 1]\n"
     assert main(flags(out, recorded, written(tmp_path, grown))) == 0
-    assert "1 of 4 SAEs already there, skipped" in capsys.readouterr().out
+    assert "1 of 4 SAEs up to date, skipping" in capsys.readouterr().out
     assert Run.open(out).sae_names == ["topk-k4", "topk-k4-s1", "topk-k8-s0", "topk-k8-s1"]
     assert fingerprints(out)["topk-k4"] == before["topk-k4"]
     # Without --sweep the run goes on with the one it has.
     assert main(["train", str(out)]) == 0
-    assert "4 of 4 SAEs already there, skipped" in capsys.readouterr().out
+    assert "4 of 4 SAEs up to date, skipping" in capsys.readouterr().out
     assert main(["run", "--out", str(out), "--store", str(recorded), "--n-images", "40", *SMALL, *SET]) == 1
     assert "it has a sweep, and none is given now" in capsys.readouterr().err
     # The same name with other settings contradicts what is there.
@@ -184,7 +184,7 @@ def test_memory_divides_a_sweep_and_it_says_so(
     assert main([*flags(tmp_path / "run", recorded, file), "train.memory_gb=0.0001"]) == 0
     text = capsys.readouterr().out
     assert "6 SAEs in 6 passes over the data" in text
-    assert "4 of them read the same data: 0.0001 GB do not hold all those SAEs at once" in text
+    assert "4 of them read the same data, because 0.0001 GB cannot hold all their SAEs at once" in text
     assert fingerprints(tmp_path / "run") == fingerprints(swept)
 
 
@@ -247,7 +247,7 @@ def test_a_sweep_killed_in_its_second_pass_goes_on_to_the_same_bits(
     assert Run.open(out).sae_names == SAES[2:]
     again = saev(*flags(out, recorded, file))
     assert again.returncode == 0, again.stderr
-    assert "4 of 6 SAEs already there, skipped" in again.stdout
+    assert "4 of 6 SAEs up to date, skipping" in again.stdout
     assert fingerprints(out) == fingerprints(swept)
     assert not list(out.glob("sae/*.training"))
 

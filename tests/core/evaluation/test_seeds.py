@@ -83,19 +83,19 @@ def test_many_saes_are_compared_and_the_next_call_finds_it_done(run: Run, saev: 
     assert told["pareto"] == ranked
     assert told["stability"] == stable
     said = evaluated(run, consensus=0.3)
-    assert said.count("already there, skipped") == 5
-    assert "the seeds of topk-k4 are compared already" in said
+    assert said.count("up to date, skipping") == 6
+    assert "seed agreement of topk-k4 up to date" in said
 
     # Another bound chooses another best one, and nothing is measured again.
     low = min(point["l0"] for point in ranked["points"])
-    assert evaluated(run, consensus=0.3, best_l0=low).count("already there, skipped") == 5
+    assert evaluated(run, consensus=0.3, best_l0=low).count("up to date, skipping") == 6
     assert run.result("pareto")["best_l0"] == low
-    assert "no SAE is among those with an L0 of at most 0.5" in evaluated(run, consensus=0.3, best_l0=0.5)
+    assert "no SAE is among those with L0 <= 0.5" in evaluated(run, consensus=0.3, best_l0=0.5)
     assert run.best is None
 
     # A threshold that no feature reaches: the consensus of before goes, and the reason stands there.
     said = evaluated(run, consensus=0.9999)
-    assert "no consensus of topk-k4: topk-k4-s1, topk-k4-s2, topk-k4-s3 have no feature in common above a cosine of 0.9999" in said
+    assert "no consensus for topk-k4: topk-k4-s1, topk-k4-s2, topk-k4-s3 have no feature in common above a cosine of 0.9999" in said
     assert "topk-k4-consensus" not in run.sae_names
     table = stability_rows(run.result("stability"))[0]
     assert table[0][0] == "topk-k4"

@@ -53,7 +53,7 @@ def test_recorded_tokens_go_on_through_the_rest():
     assert torch.equal(resume_from(model, "resid.2", tokens()), base)
     assert torch.equal(resume_from(model, "resid.2", tokens(), images()), base)
     torch.testing.assert_close(resume_from(model, "resid.2", tokens().half()), base, rtol=1e-2, atol=5e-2)
-    with pytest.raises(ShapeError, match=r"these are \[144, 128\]"):
+    with pytest.raises(ShapeError, match=r"not \[144, 128\]"):
         resume_from(model, "resid.2", tokens()[:, 1:])
 
 

@@ -167,17 +167,17 @@ def refused() -> Iterator[tuple[str, Callable[[], Any], str]]:
     nan = torch.full((1, 5, 128), torch.nan)
     yield "feature", lambda: edit(64), "feature 64: this SAE has features 0 to 63"
     yield "negative", lambda: edit(-1), "feature -1: this SAE has"
-    yield "mode", lambda: edit(mode="multiply"), "an edit can add, set, scale, ablate"
+    yield "mode", lambda: edit(mode="multiply"), "unknown mode 'multiply'; use one of add, set, scale, ablate"
     yield "infinite", lambda: edit(strength=float("inf")), "finite"
     yield "nan direction", lambda: Edit("resid.2", torch.full((128,), torch.nan), 1), "finite"
     yield "no feature", lambda: Edit("resid.2", torch.ones(128), 1, "set"), "set needs the activation of a feature"
     yield "dead", lambda: Edit.of(made, torch.zeros(64), 3, 1.0), "feature 3 never fires"
-    yield "index", lambda: Edit.of(made, torch.ones(65), 3, 1.0), "65 features were given, the SAE has 64"
+    yield "index", lambda: Edit.of(made, torch.ones(65), 3, 1.0), "peak has 65 features, the SAE has 64"
     yield "patch", lambda: steer([edit(where=[144])]), "patch 144: there are 144 of them at resid.2"
     yield "patch below", lambda: edit(where=[-1]), "numbered from 0"
     yield "no SAE", lambda: steer([edit(mode="ablate")]), "pass checkpoints={'resid.2': checkpoint}"
     yield "no SAE to apply", lambda: apply_edits(tokens(), [edit(mode="ablate")]), "pass that site's checkpoint"
-    yield "site", lambda: steer([replace(edit(mode="set"), site="resid.1")], made), "the edit is at resid.1, the SAE is of resid.2"
+    yield "site", lambda: steer([replace(edit(mode="set"), site="resid.1")], made), "the edit is at resid.1, the SAE was trained at resid.2"
     yield "layer", lambda: steer([replace(edit(), site="resid.9")]), "blocks 0 to 3"
     yield "no site", lambda: steer([replace(edit(), site="nine")]), "is not a site"
     yield "width", lambda: steer([Edit("resid.2", torch.ones(64), 1)]), "64 wide, resid.2 is 128"
@@ -201,7 +201,7 @@ def test_what_cannot_be_done_is_one_clear_line(what: str, act: Callable[[], Any]
 def test_an_sae_that_does_not_write_where_it_reads_is_refused():
     pytest.importorskip("saev_saes")
     joined = torch.cat([tokens(1), tokens(2)], -1).reshape(-1, 256)
-    for sae, says in (("transcoder", "predicts one site from another"), ("crosscoder", "no one site has"), ("topk", "no one site has")):
+    for sae, says in (("transcoder", "predicts one site from another"), ("crosscoder", "reads .* jointly"), ("topk", "reads .* jointly")):
         made = fit(joined, sae=sae, n_sites=2, options={"d_sae": 64, "k": 8} if sae != "crosscoder" else {"d_sae": 64})
         made = replace(made, site="resid.1+2", read=ReadConfig(layer=(1, 2)))
         with pytest.raises(SteerError, match=says):
@@ -212,7 +212,7 @@ def test_an_sae_that_does_not_write_where_it_reads_is_refused():
 
 def test_an_sae_of_all_sites_is_steered_at_the_one_that_is_named():
     made = replace(checkpoint(), site="resid.all", read=ReadConfig(layer="all"))
-    with pytest.raises(SteerError, match="say at which one"):
+    with pytest.raises(SteerError, match="select one, as in"):
         Edit.of(made, PEAK, 3)
     one = Edit.of(made, PEAK, busy(1)[0], 0, "ablate", site="resid.2")
     with steering(tiny(), [one], made):

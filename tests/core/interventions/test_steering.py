@@ -134,7 +134,7 @@ def test_a_mean_s_feature_is_moved_on_every_patch_alike():
     out = apply_edits(x, [Edit.of(made, PEAK, j, 0, "ablate")], made, n_prefix=1)
     want = apply_edits(mean[:, None], [Edit.of(made, PEAK, j, 0, "ablate")], replace(made, read=ReadConfig(layer=2)))
     torch.testing.assert_close(out[:, 1:].mean(1), want[:, 0], rtol=1e-5, atol=1e-5)
-    with pytest.raises(SteerError, match="leave where out"):
+    with pytest.raises(SteerError, match="omit where"):
         apply_edits(x, [Edit.of(made, PEAK, j, 0, "ablate", [3])], made, n_prefix=1)
 
 

@@ -65,7 +65,7 @@ def test_the_stages_called_one_by_one_do_what_the_pipeline_does(tmp_path: Path) 
     before, again = state(run), list[str]()
     summary = Pipeline(run, say=again.append).run_stages(["record", "train", "evaluate", "index"])
     assert state(run) == before
-    assert sum("already there" in line for line in again) == 4
+    assert sum("up to date" in line for line in again) == 4
     assert summary == replace(recorded | trained | evaluated | indexed, missing=None), "nothing was recorded this time"
     assert set(summary.seconds) == {"record", "train:topk", "evaluate:topk", "index:topk", "names:topk"}
 
@@ -82,7 +82,7 @@ def test_a_run_records_to_a_url_where_nothing_is_yet_and_trains_from_it(tmp_path
     assert not (run.path / "store").exists()
     assert (tmp_path / "store" / "zarr.json").exists() == place.startswith("file://")
     assert Pipeline(run, say=said.append).run_stages(["record"]).n_images == 24
-    assert said[-1] == "record: already there (24 images at resid.2), skipped."
+    assert said[-1] == "record: up to date (24 images at resid.2), skipping."
 
 
 def test_an_sae_that_cannot_be_built_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:

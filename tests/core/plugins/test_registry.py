@@ -85,9 +85,7 @@ def ask(saev: Saev, world: Path, dataset: str) -> tuple[int, str]:
 def test_two_distributions_with_one_name_are_both_named_with_the_spelling_that_chooses(saev: Saev, world: Path) -> None:
     code, text = ask(saev, world, "bands")
     assert code == 2
-    assert text.splitlines() == [
-        "saev: dataset 'bands' is offered by stripes-a and stripes-b; choose with stripes-a:bands or stripes-b:bands."
-    ]
+    assert text.splitlines() == ["saev: dataset 'bands' is provided by stripes-a and stripes-b; use stripes-a:bands or stripes-b:bands."]
 
 
 def test_dist_and_name_chooses_also_with_a_main_option(saev: Saev, world: Path) -> None:
@@ -111,7 +109,7 @@ def test_a_broken_plugin_is_one_error_that_names_plugin_target_distribution_and_
 def test_a_near_miss_is_named(saev: Saev, world: Path) -> None:
     code, text = ask(saev, world, "spotz")
     assert code == 2
-    assert "no dataset plugin is called 'spotz'; did you mean spots" in text
+    assert "no dataset plugin named 'spotz'; did you mean spots" in text
     assert "Installed: " in text
 
 
@@ -134,7 +132,7 @@ def test_an_unknown_name_of_ours_says_what_to_install() -> None:
     ]:
         with pytest.raises(UnknownPluginError) as caught:
             _pick(kind, name, [])
-        assert str(caught.value) == f"no {kind} plugin is called {name!r}; pip install {dist}."
+        assert str(caught.value) == f"no {kind} plugin named {name!r}; pip install {dist}."
     with pytest.raises(UnknownPluginError, match=r"did you mean tiny\?"):
         find("model", "tinny")
 

@@ -186,7 +186,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
         (lambda folder: (folder / "checkpoint.json").write_text("[]"), "is of checkpoint format None"),
         (lambda folder: os.truncate(folder / "sae.safetensors", 100), "checksum differs"),
         (edit(lambda saved: saved.update(saev_checkpoint=99)), "format 99, this saev reads 1"),
-        (edit(lambda saved: saved["ref"].update(name="topkk", dist="")), "cannot be built: no sae plugin is called 'topkk'"),
+        (edit(lambda saved: saved["ref"].update(name="topkk", dist="")), "cannot be built: no sae plugin named 'topkk'"),
         (edit(lambda saved: saved["sae"].update(k="many")), "sae.options.k"),
         (edit(lambda saved: saved["sae"].update(d_sae=21)), "does not fit its SAE"),
         (edit(lambda saved: saved.pop("norm_scale")), "does not fit its SAE"),

@@ -17,7 +17,7 @@ from saev_core.support.out_of_memory import enough_memory
 
 def test_an_impossible_width_says_what_to_lower() -> None:
     ref = PluginRef(name="topk", options={"d_sae": 10**13, "k": 4})
-    with pytest.raises(ConfigError, match=r"out of memory \(640,000.0 GB more were asked for\); lower sae.d_sae \(10,000,000,000,000\)\.$"):
+    with pytest.raises(ConfigError, match=r"out of memory \(640,000.0 GB more requested\); lower sae.d_sae \(10,000,000,000,000\)\.$"):
         make_sae(ref, 16)
 
 

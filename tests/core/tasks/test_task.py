@@ -83,7 +83,7 @@ def test_verbs_are_what_is_marked_in_the_order_of_writing() -> None:
 
 
 def test_an_unknown_verb_is_told_the_nearest_and_all() -> None:
-    with pytest.raises(UnknownVerbError, match=r"no verb is called 'fti'; did you mean fit\? There are: fit, look-at\."):
+    with pytest.raises(UnknownVerbError, match=r"no verb named 'fti'; did you mean fit\? Available: fit, look-at\."):
         Example.find("fti")
 
 
@@ -129,9 +129,9 @@ def test_mistakes_of_an_author_are_named() -> None:
     # Annotations of classes that are local to this function cannot be looked up; an author's stand in a module.
     Taken.go.__annotations__["cfg"] = Reserved
     for task, text in [
-        (Taken, "cannot be called device"),
+        (Taken, "option name device is reserved"),
         (NotAConfig, "not a class derived"),
-        (TooMuch, "is written"),
+        (TooMuch, "wrong signature; a verb is defined as"),
         (Task, "no method"),
     ]:
         with pytest.raises(PluginError, match=text):
@@ -156,9 +156,9 @@ def test_the_context_opens_what_the_run_holds(made: Run) -> None:
 def test_the_context_refuses_in_a_line_what_is_missing_or_anothers(made: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no SAE 'tpok'; did you mean topk\?"):
         context(made).checkpoint("tpok")
-    with pytest.raises(DatasetError, match=r"others than those.*--dataset NAME:FOLDER"):
+    with pytest.raises(DatasetError, match=r"not the ones recorded.*--dataset NAME:FOLDER"):
         context(made, dataset="shapes:63").dataset()
-    with pytest.raises(DatasetError, match=r"If the pictures have moved.*--dataset"):
+    with pytest.raises(DatasetError, match=r"If the images have moved.*--dataset"):
         context(made, dataset=f"image-folder:{tmp_path / 'gone'}").dataset()
     empty = Run.create(tmp_path / "empty", validate(RunConfig, dict(SMALL)))
     with pytest.raises(RunError, match="no trained SAE"):
@@ -276,8 +276,8 @@ def test_checking_plugins_looks_at_the_verbs_of_tasks(saev: Saev, site: Path) ->
 @pytest.mark.slow
 def test_wrong_usage_of_a_task_is_one_line(saev: Saev, site: Path, tmp_path: Path) -> None:
     for code, said, words in [
-        (2, "no task plugin is called 'dmeo'; did you mean demo", ["dmeo"]),
-        (2, "no verb is called 'trian'; did you mean train? There are: train.", ["demo", "trian"]),
+        (2, "no task plugin named 'dmeo'; did you mean demo", ["dmeo"]),
+        (2, "no verb named 'trian'; did you mean train? Available: train.", ["demo", "trian"]),
         (2, "Missing argument 'RUN'", ["demo", "train"]),
         (2, "--n-epochs", ["demo", "train", tmp_path, "--n-epoch", "3"]),
         (2, "n_epochs: Input should be a valid integer", ["demo", "train", tmp_path, "--n-epochs", "x"]),

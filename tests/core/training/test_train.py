@@ -304,7 +304,7 @@ def test_a_diverged_sae_is_named_and_its_neighbours_go_on(tmp_path: Path, caplog
 
 
 def test_if_every_sae_diverges_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(TrainError, match=r"no SAE is left to train: a diverged.*b diverged"):
+    with pytest.raises(TrainError, match=r"all SAEs diverged: a diverged.*b diverged"):
         train(source(), [topk("a"), topk("b")], changed(clip_grad=0.0, lr=1e30))
 
 
@@ -383,7 +383,7 @@ def test_a_plugin_by_name_is_built_for_the_vectors(tmp_path: Path) -> None:
         assert isinstance(found.sae, TopK)
         assert (found.sae.d_in, found.sae.cfg.k) == (16, 4)
         assert same(Checkpoint.load(tmp_path / "topk").sae, found.sae)
-    with pytest.raises(UnknownPluginError, match="no sae plugin is called 'topkk'"):
+    with pytest.raises(UnknownPluginError, match="no sae plugin named 'topkk'"):
         train(x, "topkk", CFG)
 
 

@@ -250,7 +250,7 @@ def test_a_probe_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
 
     refused(r"the probe reads resid\.0, the store holds resid\.2, resid\.3", site="resid.0")
     refused("takes activations 64 wide, the store's are 128", weight=good.weight[:, :64])
-    refused("the probe tells 11 classes", classes=["x", *good.classes[1:]])
+    refused("the probe was trained on 11 classes", classes=["x", *good.classes[1:]])
     refused("is not a segmentation probe", tokens="cls")
     refused("trained on model", store={"model": {"name": "another"}})
     shutil.rmtree(folder)

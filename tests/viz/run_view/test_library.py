@@ -42,7 +42,7 @@ def test_pictures_that_moved_or_changed_are_refused_by_pipeline_task_and_viewer_
         assert pictures(), f"{who}: the same pictures are welcome anywhere"
     (folder / "dots" / "00.png").unlink()
     for pictures in opened(at(copied, folder)).values():
-        with pytest.raises(DatasetError, match="others than those that were recorded"):
+        with pytest.raises(DatasetError, match="not the ones recorded"):
             pictures()
     shutil.rmtree(folder)
     for pictures in opened(at(copied, folder)).values():

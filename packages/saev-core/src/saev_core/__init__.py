@@ -2,8 +2,8 @@
 
     from saev_core import load_dataset, load_model, record, train, evaluate, index_features
 
-Public names are resolved on first use (PEP 562), so importing this package imports no torch. Rooms are nouns (`training`), verbs are
-functions (`train`); see docs/architecture.md for what lives where.
+Public names are resolved on first use (PEP 562), so importing this package imports no torch. Packages are nouns (`training`),
+functions are verbs (`train`); see docs/architecture.md for an overview.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Workspace`: a run, opened. Its store, data set, model, checkpoints and indexes, each opened when first asked for, once, and checked."""
+"""`Workspace`: an open run. Its store, data set, model, checkpoints and indexes are each opened on first use, once, and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saev_core.data.dataset import ImageDataset, load_dataset
 from saev_core.errors import ChangedDatasetError, DatasetError, RunError, SaevError
 from saev_core.types import Site
 
-if TYPE_CHECKING:  # they bring torch, which nobody needs who only looks at what a run holds
+if TYPE_CHECKING:  # they import torch, which is not needed to list what a run holds
     import torch
 
     from saev_core.activations.sources.base import ActivationSource
@@ -29,15 +29,15 @@ T = TypeVar("T")
 
 
 class Workspace:
-    """What a run holds. Safe from several threads: one opens a thing, and those that ask for the same wait for it alone."""
+    """The artifacts of a run. Thread-safe: the first thread to request an artifact opens it; others wait only for that artifact."""
 
     def __init__(self, run: Run, device: str = "", dataset: str = "", *, sae_device: str = "", hint: str = "") -> None:
         """
         Args:
             device: as `--device`; empty: the run's.
-            dataset: where the pictures are now, as `--dataset`; empty: where they were when they were recorded.
-            sae_device: where SAEs are put; empty: where the model is.
-            hint: the command that says where the pictures are now, for errors about them.
+            dataset: current location of the images, as `--dataset`; empty: unchanged since recording.
+            sae_device: device of SAEs; empty: `device`.
+            hint: the command that sets the location of the images, quoted in errors.
         """
         self.run, self.hint = run, hint
         self._device, self._where, self._sae_device = device or run.config.device, dataset, sae_device
@@ -47,10 +47,10 @@ class Workspace:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute.
+        """The device to compute on.
 
         Raises:
-            DeviceError: it is absent.
+            DeviceError: it is not available.
         """
         from saev_core.support.devices import pick_device
 
@@ -58,7 +58,7 @@ class Workspace:
 
     @property
     def refs(self) -> dict[str, dict[str, Any]]:
-        """The run's `model` and `dataset` as a store names them. Loads both plugins.
+        """The run's `model` and `dataset` references as written in a store. Imports both plugins.
 
         Raises:
             UnknownPluginError, PluginError, ConfigError: as `resolve`.
@@ -69,17 +69,17 @@ class Workspace:
     # Recorded activations.
 
     def has_store(self) -> bool:
-        """Whether anything was recorded, be it a part or damaged."""
+        """Whether a store exists, even if incomplete or damaged."""
         return ActivationStore.exists(self.run.store_url)
 
     def store(self, *, checked: bool = True) -> ActivationStore:
         """The run's activations.
 
         Args:
-            checked: false leaves out the comparison with the run's model and data set, which loads their plugins, and with them torch.
+            checked: false skips the comparison with the run's model and data set, which imports their plugins and torch.
 
         Raises:
-            RunError: nothing is recorded yet, or of another model or data set than the run's.
+            RunError: nothing is recorded yet, or it was recorded from another model or data set than the run's.
             StoreError: it is damaged.
         """
         store = self._once("store", self._open_store)
@@ -88,33 +88,33 @@ class Workspace:
         return store
 
     def replace_store(self, store: ActivationStore) -> None:
-        """Take the store that was just recorded from this run's model and data set in the place of one that was opened before."""
+        """Use the store that was just recorded in place of the one opened before."""
         self._opened["store"] = store
 
     def is_recorded(self) -> bool:
-        """Whether every image is recorded at every layer that the run asks for.
+        """Whether every image is recorded at every configured layer.
 
         Raises:
-            RunError, StoreError: as `store`, where there is one.
+            RunError, StoreError: as `store`, if there is one.
         """
         if not self.has_store():
             return False
         config, store = self.run.config.record, self.store()
         n_blocks = store.meta.model["n_blocks"]
         done = {site for site in store.sites if store.complete(site)}
-        # A layer that the model does not have is for the recording to refuse.
+        # Recording rejects layers that the model does not have.
         return all(-n_blocks <= layer < n_blocks and Site(layer % n_blocks, config.stream) in done for layer in config.layers)
 
-    # What they were made from.
+    # Inputs.
 
     def dataset(self, identity: str | None = None) -> ImageDataset:
-        """The pictures of the run: those that were recorded, if any were.
+        """The images of the run, the same ones as recorded, if any were.
 
         Args:
-            identity: what the pictures were when they were recorded, empty if that is not known; None: what the store says.
+            identity: identity of the images when recorded, empty if unknown; None: the store's.
 
         Raises:
-            ChangedDatasetError: they are others than those that were recorded.
+            ChangedDatasetError: they are not the recorded images.
             DatasetError: they cannot be opened.
         """
         return self._once(("dataset", identity), lambda: self._same_pictures(identity))
@@ -129,10 +129,10 @@ class Workspace:
 
         return self._once("model", lambda: load_model(self.run.config.model, self._device))
 
-    # Vectors to train on and to measure on.
+    # Vectors for training and evaluation.
 
     def live(self, read: ReadConfig) -> LiveSource:
-        """The model's activations of the data set, not recorded.
+        """Activations computed on the fly from the model and data set.
 
         Raises:
             ModelError, StoreError, DatasetError: as `LiveSource`.
@@ -147,28 +147,28 @@ class Workspace:
 
     @property
     def live_sources(self) -> list[LiveSource]:
-        """Those of `live` that were asked for."""
+        """The sources returned by `live` so far."""
         return [value for key, value in list(self._opened.items()) if isinstance(key, tuple) and key[0] == "live"]
 
     def images(self, read: ReadConfig) -> ImageVectors:
-        """What an SAE is measured on: the store, or the model itself where the run trains live and nothing is recorded."""
+        """Vectors to evaluate an SAE on: from the store, or from the model if the run trains live and nothing is recorded."""
         from saev_core.activations.sources.stored_vectors import StoredVectors
 
         return self.live(read) if self.run.config.train.live and not self.is_recorded() else StoredVectors(self.store(), read)
 
     def source(self, read: ReadConfig) -> ActivationSource:
-        """Training vectors, from the store or straight from the model."""
+        """Training vectors, from the store or directly from the model."""
         from saev_core.activations.sources.stored import StoreSource
 
         return self.live(read) if self.run.config.train.live else StoreSource(self.store(), read)
 
-    # What was made from them.
+    # Outputs.
 
     def sae_name(self, name: str = "") -> str:
-        """The SAE of that name; none named: the best, or the only one.
+        """The name of an SAE; by default the only one, or the best.
 
         Raises:
-            RunError: there is none, none of that name, or several of which none is marked best.
+            RunError: there is no SAE, none of that name, or several with none marked best.
         """
         names = self.run.to_index([name] if name else ())
         if len(names) == 1:
@@ -176,19 +176,19 @@ class Workspace:
         if self.run.best:
             return self.run.best
         raise RunError(
-            f"{self.run.path} has several SAEs ({', '.join(names)}): name one, or saev evaluate {self.run.path} to mark the best."
+            f"{self.run.path} has several SAEs ({', '.join(names)}): select one, or mark the best with saev evaluate {self.run.path}."
         )
 
     def checkpoint(self, name: str = "", *, checked: bool = True) -> Checkpoint:
         """A trained SAE.
 
         Args:
-            checked: false leaves out the comparison with the recorded activations, where there are any.
+            checked: false skips the comparison with the recorded activations, if any.
 
         Raises:
             RunError: as `sae_name`.
-            CheckpointError: it is damaged, or of other activations.
-            StoreError: the store that it is compared with is damaged.
+            CheckpointError: it is damaged, or was trained on other activations.
+            StoreError: the store is damaged.
         """
         name = self.sae_name(name)
         checkpoint = self._once(("checkpoint", name), lambda: self.read_checkpoint(name))
@@ -197,10 +197,10 @@ class Workspace:
         return checkpoint
 
     def read_checkpoint(self, name: str) -> Checkpoint:
-        """The SAE of exactly that name as it is on disk now. Neither checked nor kept: a sweep has hundreds, and stages write them.
+        """The SAE of exactly that name, as on disk now. Neither checked nor cached: a sweep has hundreds, and stages overwrite them.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: it is missing or damaged.
         """
         from saev_core.sae.checkpoint import Checkpoint
 
@@ -210,10 +210,10 @@ class Workspace:
         """The feature index of an SAE.
 
         Args:
-            checked: false leaves out the comparison with the SAE, which loads it, and with it torch.
+            checked: false skips the comparison with the SAE, which loads the SAE and imports torch.
 
         Raises:
-            RunError: as `sae_name`, it is not indexed, or the index is of another checkpoint.
+            RunError: as `sae_name`, or the SAE is not indexed, or the index was built from another checkpoint.
             CheckpointError: as `checkpoint`.
         """
         from saev_core.features.index import FeatureIndex
@@ -225,7 +225,7 @@ class Workspace:
         return index
 
     def forget(self, name: str) -> None:
-        """Drop what is kept of SAE `name`, which was written anew: whoever asks next gets what is on disk then."""
+        """Drop what is cached of SAE `name` after it was rewritten; the next request reads it from disk."""
         for what in ("checkpoint", "checkpoint fits", "index", "index fits"):
             self._opened.pop((what, name), None)
 
@@ -249,11 +249,11 @@ class Workspace:
         if identity is None:
             identity = str(self.store(checked=False).meta.dataset.get("identity", "")) if self.has_store() else ""
         if identity not in ("", dataset.identity()):
-            what = f"these pictures are others than those that were recorded for {self.run.path}"
+            what = f"these images are not the ones recorded for {self.run.path}"
             raise ChangedDatasetError(
-                f"{what}; if the right ones are elsewhere, say where: {self.hint}."
+                f"{what}; if those have moved, pass their new location: {self.hint}."
                 if self.hint
-                else f"{what}; put those back, or record these into another run with --out."
+                else f"{what}; restore those, or record these into another run with --out."
             )
         return dataset
 
@@ -263,10 +263,10 @@ class Workspace:
         except SaevError as error:
             if not self.hint:
                 raise
-            raise DatasetError(f"{error} If the pictures have moved, say where: {self.hint}.") from None
+            raise DatasetError(f"{error} If the images have moved, pass their new location: {self.hint}.") from None
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made by the first thread that asks for `key`; what is there already is answered without waiting."""
+        """The cached value of `key`, made by the first thread that requests it; a cached value is returned without locking."""
         found = self._opened.get(key, self)
         if found is self:
             with self._lock:

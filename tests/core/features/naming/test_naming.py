@@ -403,7 +403,7 @@ def test_a_run_on_shapes_names_its_features_and_says_how_often_it_is_right(tmp_p
     small = ["--n-images", "300", "--n-tokens", "150000", "--batch-size", "1024", "--heldout", "0.3"]
     assert main(["run", *small, "--set", "sae.d_sae=128", "--out", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "names are right by the known truth" in out
+    assert "names match the ground truth" in out
     made, verdict = Names.load(run / "features/topk.names.json"), Run.open(run).result("names")["topk"]
     assert made.source == "truth"
     assert made.checkpoint == Checkpoint.load(run / "sae/topk").fingerprint

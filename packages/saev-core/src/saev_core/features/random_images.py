@@ -1,4 +1,4 @@
-"""`Samples`: for every feature a uniform sample of the images that fire it, whatever the strength, kept while images stream by."""
+"""`Samples`: a streaming uniform sample, per feature, of the images it fires on, regardless of strength."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import numpy as np
 from jaxtyping import Float, Int
 
 N_COACTIVE = 8
-"""Other features that are kept of each sample's patch, the strongest ones."""
+"""Number of other features kept per sample: the strongest on its patch."""
 _NO_KEY = np.uint32(0xFFFF_FFFF)
 _SAMPLES_AT_ONCE = 4096
-"""Samples whose patches are laid out side by side at once."""
+"""Samples processed per block when gathering coactive features."""
 
 
 class Samples:
-    """`n` images of each feature, drawn without replacement from all that fire it, every one as likely as any other.
+    """`n` images per feature, drawn uniformly without replacement from all images it fires on.
 
-    Each (feature, image) has a number that looks random and depends on the two alone; the `n` smallest stay. So the
-    sample is the same however the images are batched, and of n images seen a newcomer enters with probability
-    n_kept / n. With each go its strongest patch, that patch's value, and the strongest other features there.
+    Each (feature, image) pair has a pseudo-random key that depends only on the pair; the `n` smallest keys are kept. So the
+    sample does not depend on batching, and the n-th image seen enters with probability n_kept / n. Stored with each image:
+    its strongest patch, that patch's value, and the strongest other features there.
     """
 
     def __init__(self, d_sae: int, n: int, *, block: int = 1024) -> None:
-        self.image = np.full((d_sae, n), -1, np.int64)  # -1: empty place
+        self.image = np.full((d_sae, n), -1, np.int64)  # -1: empty slot
         self.token = np.full((d_sae, n), -1, np.int32)
         self.value = np.zeros((d_sae, n), np.float32)
         self.coactive = np.full((d_sae, n, N_COACTIVE), -1, np.int32)
-        """Other features that fire on the patch, strongest first; -1: no more."""
+        """Other features that fire on the patch, strongest first, padded with -1."""
         self._key = np.full((d_sae, n), _NO_KEY, np.uint32)
         self._block = block
         self._pool: list[tuple[np.ndarray, ...]] = []
@@ -42,7 +42,7 @@ class Samples:
         value: Float[np.ndarray, " nnz"],
         n_patches: int,
     ) -> None:
-        """One batch of images, none seen before; arguments as `TopImages.add`, entries patch by patch."""
+        """Add a batch of new images; arguments as in `TopImages.add`, entries sorted by patch."""
         if self.image.shape[1] == 0 or len(images) == 0:
             return
         rows, features = peak.nonzero()
@@ -56,7 +56,7 @@ class Samples:
             owner[rows, features] = np.arange(len(rows), dtype=np.int32)
             of_entry = owner.reshape(-1)[row * peak.shape[1] + feature]
             entries = np.flatnonzero(of_entry >= 0)
-            # Assigned from the last token to the first, so of equal patches the first stays.
+            # Assigned from the last token to the first, so the first of equal patches wins.
             at_peak = entries[value[entries] == best[of_entry[entries]]][::-1]
             tokens = np.zeros(len(rows), np.int32)
             tokens[of_entry[at_peak]] = token[at_peak]
@@ -68,7 +68,7 @@ class Samples:
             self.merge()
 
     def merge(self) -> None:
-        """Bring the pool into the kept samples."""
+        """Merge the pool into the kept samples."""
         pool, self._pool, self._n_pooled, self._n_images = self._pool, [], 0, 0
         if not pool:
             return
@@ -91,7 +91,7 @@ class Samples:
         for held, came in ((self._key, key), (self.image, image), (self.token, token), (self.value, value)):
             held[touched] = np.where(fresh, came[arrived], np.take_along_axis(held[touched], stay, 1))
         kept = np.take_along_axis(self.coactive[touched], stay[..., None], 1)
-        # A place that no sample fills has the largest key, old or new: what stands there stays empty.
+        # An empty slot has the largest key, old or new, and stays empty.
         self.coactive[touched] = np.where(fresh[..., None], coactive[arrived], kept)
         empty = self._key[touched] == _NO_KEY
         for held, nothing in ((self.image, -1), (self.token, -1), (self.value, 0)):
@@ -100,7 +100,7 @@ class Samples:
 
 
 def hash_pair(image: Int[np.ndarray, " n"], feature: Int[np.ndarray, " n"]) -> np.ndarray:
-    """A number from 0 to 2^32 - 2 for each pair, as good as random and always the same.
+    """A deterministic pseudo-random number from 0 to 2^32 - 2 for each pair.
 
     Source: the finaliser of SplitMix64, Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195
     """
@@ -118,7 +118,7 @@ def _coactive(
     feature: Int[np.ndarray, " nnz"],
     value: Float[np.ndarray, " nnz"],
 ) -> Int[np.ndarray, "n N_COACTIVE"]:
-    """The strongest features on each patch of `where`, but for the sample's `own`."""
+    """The strongest features on each patch of `where`, excluding the sample's `own`."""
     out = np.full((len(own), N_COACTIVE), -1, np.int32)
     offsets = np.searchsorted(patch, np.arange(patch[-1] + 2))  # far fewer patches than samples
     start, stop = offsets[where], offsets[where + 1]

@@ -1,4 +1,4 @@
-"""Interventions: edits of features inside the running model, and what they change downstream.
+"""Interventions: edit features inside the running model, and run the model downstream of the edit.
 
-Import `Edit`, `apply_edits`, `steering`, `Downstream`. It knows models and checkpoints; of the feature index it takes numbers only.
+Import `Edit`, `apply_edits`, `steering`, `Downstream`. Depends on models and checkpoints; takes only numbers from the feature index.
 """

@@ -1,4 +1,4 @@
-"""`apply_edits`: the activations at a site with edits applied; what no edit changes keeps its bits."""
+"""`apply_edits`: apply edits to the activations at a site; unedited activations stay bit-identical."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saev_core.sae.checkpoint import Checkpoint
 from saev_core.sae.codes import Codes
 
 N_CODES_KEPT = 16
-"""Choices of patches of which a `known` dictionary keeps the codes."""
+"""Maximum number of patch selections whose codes a `known` dictionary caches."""
 
 
 @torch.no_grad()
@@ -27,10 +27,10 @@ def _activations(
     codes: Codes | None,
     known: dict[Any, Codes],
 ) -> dict[int, Float[Tensor, "batch n_tokens"]]:
-    """Of every feature whose activation an edit needs, that activation; computed on the chosen tokens alone, 0 elsewhere."""
+    """The activation of every feature that an edit needs; computed only on the selected tokens, 0 elsewhere."""
     batch, n, d = x.shape
     if d != checkpoint.sae.d_in:
-        raise SteerError(f"{needing[0].site} is {d} wide, the SAE takes {checkpoint.sae.d_in}; it is another model's.")
+        raise SteerError(f"{needing[0].site} is {d} wide, the SAE takes {checkpoint.sae.d_in}; use an SAE of this model.")
     features = sorted({cast(int, edit.feature) for edit in needing})
     if features[-1] >= checkpoint.sae.d_sae or features[0] < 0:
         raise SteerError(f"feature {features[-1]}: this SAE has features 0 to {checkpoint.sae.d_sae - 1}.")
@@ -42,12 +42,12 @@ def _activations(
         if (codes := known.get(key)) is None:
             if len(known) >= N_CODES_KEPT:
                 known.clear()
-            # A mean is one spot for all tokens; otherwise the edits say which tokens, whatever the SAE was trained on.
+            # A mean is one vector for all tokens; otherwise the edits select the tokens, whatever the SAE was trained on.
             codes = known[key] = checkpoint.codes(checkpoint.selection.of_site(x, n_prefix) if pooled else x[:, chosen])
     else:
         chosen, spots = torch.arange(n, device=x.device), n
         if len(codes) != batch * n or pooled:
-            raise SteerError(f"codes of {len(codes)} vectors for {batch * n} tokens; leave codes out.")
+            raise SteerError(f"codes of {len(codes)} vectors for {batch * n} tokens; omit codes.")
     column = torch.full((checkpoint.sae.d_sae,), -1, device=codes.feature.device)
     column[features] = torch.arange(len(features), device=column.device)
     at = column[codes.feature]
@@ -56,17 +56,17 @@ def _activations(
     found[codes.rows[keep], at[keep]] = codes.value[keep]
     found = found.view(batch, spots, -1).to(x.device)
     full = found.new_zeros(batch, n, len(features))
-    full[:, chosen] = found  # one spot, where vectors are means, goes to all
+    full[:, chosen] = found  # for means, one vector is broadcast to all tokens
     return {feature: full[..., i] for i, feature in enumerate(features)}
 
 
 def _delta(
     edits: Sequence[Edit], f: Mapping[int, Tensor], shape: tuple[int, int], n_prefix: int, like: Tensor
 ) -> tuple[Float[Tensor, "batch n d_model"], Bool[Tensor, "batch n"]]:
-    """(f' - f) W_dec, and where f' is another number than f."""
+    """(f' - f) W_dec, and a mask of where f' differs from f."""
     now = dict(f)
     changes: list[Tensor] = []
-    # Sorted: the order of edits of different features decides not even the last bit.
+    # Sorted, so that the order of edits of different features does not affect a single bit.
     ordered = sorted(edits, key=lambda edit: -1 if edit.feature is None else edit.feature)
     for edit in ordered:
         mask = edit.chosen(shape[1], n_prefix, like.device)
@@ -92,22 +92,22 @@ def apply_edits(
     codes: Codes | None = None,
     known: dict[Any, Codes] | None = None,
 ) -> Float[Tensor, "*batch n_tokens d_model"]:
-    """x' = x + (f' - f) W_dec, in raw units. What no edit changes keeps its bits; if that is all, `x` itself is the answer.
+    """x' = x + (f' - f) W_dec, in raw units. Unedited activations stay bit-identical; if nothing changes, `x` itself is returned.
 
-    Several edits of one feature act one after the other; those of different features do not see each other. Gradients go
+    Several edits of one feature are applied in sequence; those of different features are independent. Gradients flow
     through x as if f were constant.
 
     Args:
-        edits: of every image, or where the elements are sequences, one of them for each image of the batch. Of ONE image
-            (`[1, n_tokens, d_model]`) several make as many variants.
-        checkpoint: the SAE; needed for `set`, `scale` and `ablate`, which need activations.
-        n_prefix: prefix tokens that `x` begins with.
-        codes: of all tokens of `x`, row by row, where they are known already; none: computed where they are needed.
-        known: keeps codes from one call to the next; pass the same dictionary for the same `x` only.
+        edits: a list for all images, or one list per image of the batch. For ONE image (`[1, n_tokens, d_model]`), several
+            lists make as many variants.
+        checkpoint: the SAE; required for `set`, `scale` and `ablate`, which need activations.
+        n_prefix: number of prefix tokens at the start of `x`.
+        codes: codes of all tokens of `x`, row by row, if known; by default computed where needed.
+        known: cache of codes between calls; reuse a dictionary only for the same `x`.
 
     Raises:
-        SteerError: an edit needs the SAE and there is none, names a patch that is not there, is of another width or site, or the
-            activations are not finite.
+        SteerError: an edit needs the SAE and none is given, names a patch that does not exist, has another width or site, or
+            the activations are not finite.
     """
     rows = by_row(edits)
     acting = [[edit for edit in row if not edit.neutral] for row in rows]
@@ -115,7 +115,7 @@ def apply_edits(
     batch = x.reshape(-1, *x.shape[-2:])
     variants = len(rows) if len(batch) == 1 and x.ndim == 3 else 1
     if len(rows) not in (1, len(batch) * variants):
-        raise SteerError(f"edits for {len(rows)} images, the batch has {len(batch)}; give one list of edits for each.")
+        raise SteerError(f"edits for {len(rows)} images, the batch has {len(batch)}; pass one list of edits per image.")
     if not flat:
         return x if variants == 1 else x.expand(variants, -1, -1)
     for edit in flat:
@@ -146,10 +146,10 @@ def apply_edits(
 
 def _check(edit: Edit, x: Tensor, n_prefix: int, checkpoint: Checkpoint | None) -> None:
     if len(edit.direction) != x.shape[2]:
-        raise SteerError(f"the edit's direction is {len(edit.direction)} wide, {edit.site} is {x.shape[2]}; it is another model's.")
+        raise SteerError(f"the edit's direction is {len(edit.direction)} wide, {edit.site} is {x.shape[2]}; use an edit for this model.")
     if edit.mode == "add":
         return
     if checkpoint is None:
         raise SteerError(f"{edit.mode} of feature {edit.feature} at {edit.site} needs its activation; pass that site's checkpoint.")
     if checkpoint.read.tokens == "mean" and edit.where is not None:
-        raise SteerError("the SAE reads the mean over all patches, so its features are not on one; leave where out.")
+        raise SteerError("the SAE reads the mean over all patches, so its features have no location; omit where.")

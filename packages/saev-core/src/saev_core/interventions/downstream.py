@@ -1,4 +1,4 @@
-"""`Downstream`: what of a model comes after a site, to be run again and again on the same images; for sliders and control experiments."""
+"""`Downstream`: re-run only the part of a model after a site on the same images; for sliders and control experiments."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _GUARD = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class Downstream:
-    """The blocks after a site, on images whose way up to there is remembered: `downstream(edits)` is what the whole model answers, to
-    the bit, for the price of those blocks.
+    """The blocks after a site, with everything up to the site cached: `downstream(edits)` returns the output of the whole model, bit
+    for bit, at the cost of those blocks.
 
-    Make one with `Downstream.of`. Blocks up to the site answer what they answered then; what comes before the first block (patch
-    embedding) runs again, which is little. The site's tokens are encoded once for all edits of the same patches, and once for
-    all variants of one image. Memory: the output of every block up to the site.
+    Create one with `Downstream.of`. Blocks up to the site return their cached output; only the patch embedding before the first
+    block re-runs, which is cheap. The site's tokens are encoded once for all edits of the same patches, and once for all
+    variants of one image. Memory: the output of every block up to the site.
     """
 
     model: VisionModel
     site: Site
     images: Float[Tensor, "batch 3 h w"]
     said: tuple[tuple[nn.Module, Any], ...]
-    """Modules that need not run, and what they answered."""
+    """Modules that are not re-run, and their cached outputs."""
     known: dict[Any, Codes] = field(default_factory=dict, repr=False)
-    """Codes of the site's tokens, kept from one call to the next."""
+    """Codes of the site's tokens, cached between calls."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: VisionModel, images: Float[Tensor, "batch 3 h w"], site: Site | str) -> Downstream:
-        """Runs the model once.
+        """Run the model once and cache its blocks up to `site`.
 
         Raises:
-            ModelError: there is no such site, or it does not run.
+            ModelError: the site does not exist, or does not run.
         """
         site = Site.parse(site) if isinstance(site, str) else site
         site = model.site(site.layer, site.stream)
@@ -73,8 +73,8 @@ class Downstream:
 
     @classmethod
     def blank(cls, model: VisionModel, site: Site | str) -> Downstream:
-        """Of a black image, for tokens that are given by `on`: right for a model whose later blocks see the site's tokens alone, as
-        those of plain vision transformers do.
+        """For a black image, to be given tokens with `on`: correct for models whose later blocks see only the site's tokens, such as
+        plain vision transformers.
 
         Raises:
             ModelError: as `of`.
@@ -83,36 +83,36 @@ class Downstream:
 
     @property
     def tokens(self) -> Float[Tensor, "batch n_tokens d_model"]:
-        """What leaves the site, unedited."""
+        """The output tokens of the site, unedited."""
         return self.model.tokens(self.said[-1][1])
 
     def on(self, tokens: Float[Tensor, "batch n_tokens d_model"]) -> Downstream:
-        """The same with other tokens at the site, of as many images as there are; recorded ones, for example.
+        """The same with other tokens at the site, for example recorded ones, of any number of images.
 
         Raises:
-            ShapeError: they do not fit the site.
+            ShapeError: their shape does not match the site.
         """
         have = self.tokens
         if tokens.shape[1:] != have.shape[1:]:
-            raise ShapeError(f"{self.site} has tokens {list(have.shape[1:])}, these are {list(tokens.shape[1:])}.")
+            raise ShapeError(f"{self.site} has tokens of shape {list(have.shape[1:])}, not {list(tokens.shape[1:])}.")
         like = self if len(tokens) == len(have) else self.first(0).times(len(tokens))
         module, output = like.said[-1]
         put = self.model.put_tokens(output, tokens.to(have))
         return replace(like, said=(*like.said[:-1], (module, put)), known={})
 
     def first(self, row: int) -> Downstream:
-        """Of one image of the batch alone."""
+        """Restricted to one image of the batch."""
         n = len(self.images)
         return self._rows(lambda x: x[row : row + 1] if x.ndim and len(x) == n else x)
 
     def times(self, n: int) -> Downstream:
-        """Of one image `n` times over, so that each copy can have its own edits.
+        """One image repeated `n` times, so that each copy can have its own edits.
 
         Raises:
             ShapeError: there are several images.
         """
         if len(self.images) != 1:
-            raise ShapeError(f"{len(self.images)} images: choose one with first(row) before it is repeated.")
+            raise ShapeError(f"{len(self.images)} images cannot be repeated; choose one with first(row) first.")
         return self._rows(lambda x: x.expand(n, *x.shape[1:]) if x.ndim and len(x) == 1 else x)
 
     def _rows(self, pick: Any) -> Downstream:
@@ -127,10 +127,10 @@ class Downstream:
         *,
         ask: Callable[[Tensor], Any] | None = None,
     ) -> Any:
-        """What `model(images)` answers under the edits, at the site or after it. Lists of edits, several for one image: one answer each.
+        """The output of `model(images)` under edits at the site or after it. For one image, several lists of edits give one output each.
 
         Args:
-            ask: given the images, instead of the model; something that runs it, such as `model.encode_images`.
+            ask: called with the images instead of the model; must run the model, such as `model.encode_images`.
 
         Raises:
             SteerError, ModelError: as `steering`, or an edit is before the site.
@@ -140,7 +140,7 @@ class Downstream:
     def record(
         self, sites: Iterable[Site], edits: Edits = (), checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None
     ) -> dict[Site, Float[Tensor, "batch n_tokens d_model"]]:
-        """What `model.record(images, sites)` gives under the edits, of sites not before this one.
+        """The result of `model.record(images, sites)` under the edits, for sites not before this one.
 
         Raises:
             SteerError, ModelError: as `__call__`.
@@ -154,7 +154,7 @@ class Downstream:
     def _not_before(self, site: Site) -> None:
         inside = site.layer == self.site.layer and site != self.site and self.site.stream == "resid"
         if site.layer < self.site.layer or inside:
-            raise ModelError(f"{site} is before {self.site}, from where the model goes on; start at an earlier site.")
+            raise ModelError(f"{site} is before {self.site}, where the model resumes; start at an earlier site.")
 
     def _with(self, edits: Edits, checkpoints: Mapping[str, Checkpoint] | Checkpoint | None, ask: Any) -> Any:
         rows = by_row(edits)
@@ -162,7 +162,7 @@ class Downstream:
             self._not_before(Site.parse(edit.site))
         plan = edits_by_site(self.model, rows, checkpoints)
         mine, made = plan.pop(self.site, ([[]] * len(rows), None))
-        # Here and not by a hook: the site's tokens are always the same, so they are encoded once.
+        # Not in a hook: the site's tokens are always the same, so they are encoded once.
         x = self.tokens
         edited = apply_edits(x, mine, made, n_prefix=self.model.grid.n_prefix, known=self.known)
         here = self if edited is x else self.on(edited)
@@ -177,16 +177,16 @@ def resume_from(
     tokens: Float[Tensor, "batch n_tokens d_model"],
     images: Float[Tensor, "batch 3 h w"] | None = None,
 ) -> Any:
-    """What `model(images)` answers if these tokens leave the site: only what comes after it is run on them.
+    """The output of `model(images)` with these tokens at the site; runs only the blocks after it.
 
-    To ask often, keep a `Downstream` and use `downstream.on(tokens)()`, which runs the first blocks never again.
+    For repeated calls, keep a `Downstream` and use `downstream.on(tokens)()`, which never re-runs the first blocks.
 
     Args:
-        images: where they came from; without them a black one, which is right for a model whose later blocks see the site's
-            tokens alone, as those of plain vision transformers do.
+        images: the images of the tokens; by default a black one, which is correct for models whose later blocks see only the
+            site's tokens, such as plain vision transformers.
 
     Raises:
-        ShapeError: the tokens do not fit the site.
+        ShapeError: the shape of the tokens does not match the site.
         ModelError: as `Downstream.of`.
     """
     downstream = Downstream.blank(model, site) if images is None else Downstream.of(model, images, site)
@@ -194,7 +194,7 @@ def resume_from(
 
 
 def _each(output: Any, change: Any) -> Any:
-    """The same structure, every tensor in it changed."""
+    """The same structure with `change` applied to every tensor."""
     if isinstance(output, Tensor):
         return change(output)
     if isinstance(output, (tuple, list)):
@@ -207,7 +207,7 @@ def _each(output: Any, change: Any) -> Any:
 
 @contextmanager
 def _answering(downstream: Downstream) -> Iterator[None]:
-    """The remembered modules answer without running. One thread at a time; another that runs the model as a whole is not disturbed."""
+    """Cached modules return their output without running. One thread at a time; other threads running the whole model are unaffected."""
     with _GUARD:
         lock = _LOCKS.setdefault(downstream.model, threading.RLock())
     owner = threading.get_ident()
@@ -218,7 +218,7 @@ def _answering(downstream: Downstream) -> Iterator[None]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != owner:
                 return own(*args, **kwargs)
-            # clone: a model that adds in place must not change what is remembered.
+            # clone: a model that adds in place must not modify the cache.
             return _each(output, torch.clone)
 
         return forward

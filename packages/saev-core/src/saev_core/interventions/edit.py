@@ -1,4 +1,4 @@
-"""`Edit`: one change of one feature's activation, in units that a person chose."""
+"""`Edit`: one change of one feature's activation."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ MODES: tuple[Mode, ...] = ("add", "set", "scale", "ablate")
 class Edit:
     """One change of one feature: its activation f becomes f', and the activations x become x + (f' - f) direction.
 
-    `add`: f' = f + strength x unit. `set`: f' = strength x unit. `scale`: f' = strength x f. `ablate`: f' = 0, whatever the
-    strength. Make one of an SAE's feature with `Edit.of`; of any other direction, such as a probe's row, as it is, with `add`.
+    `add`: f' = f + strength x unit. `set`: f' = strength x unit. `scale`: f' = strength x f. `ablate`: f' = 0, for any
+    strength. For an SAE's feature, use `Edit.of`; any other direction, such as a row of a probe, can be used directly, with `add`.
 
     Raises:
         SteerError: the mode is unknown, a number is not finite, or `set`, `scale` or `ablate` has no feature.
     """
 
     site: str
-    """Where in the model, as `str(Site)`."""
+    """The site, as `str(Site)`."""
     direction: Float[Tensor, " d_model"]
-    """What one unit of activation adds, in raw units: a row of W_dec over the norm's scale."""
+    """The vector added per unit of activation, in raw units: a row of W_dec divided by the norm's scale."""
     strength: float
     """In units of the feature's largest activation (`add`, `set`), or a factor (`scale`)."""
     mode: Mode = "add"
     where: Sequence[int] | None = None
-    """Patch numbers, which do not count prefix tokens; None: every patch."""
+    """Patch numbers, not counting prefix tokens; None: every patch."""
     feature: int | None = None
-    """Whose activation f is; it is computed on the spot."""
+    """The feature whose activation is f; f is computed when the edit is applied."""
     unit: float = 1.0
     """The feature's largest activation."""
     prefix: bool | Sequence[int] = False
-    """Whether prefix tokens (CLS, registers) are changed too, or numbers of those that are."""
+    """Whether to edit prefix tokens (CLS, registers) too, or the numbers of those to edit."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise SteerError(f"mode {self.mode!r}: an edit can {', '.join(MODES)}.")
+            raise SteerError(f"unknown mode {self.mode!r}; use one of {', '.join(MODES)}.")
         if self.direction.ndim != 1 or not bool(torch.isfinite(self.direction).all()):
-            raise SteerError(f"an edit's direction is one vector of finite numbers; this one is {list(self.direction.shape)}, or has NaN.")
+            raise SteerError(f"an edit's direction must be a finite vector; this one is {list(self.direction.shape)}, or has NaN.")
         if not (math.isfinite(self.strength) and math.isfinite(self.unit)):
-            raise SteerError(f"strength {self.strength} in units of {self.unit}: an edit's numbers are finite.")
+            raise SteerError(f"strength {self.strength} in units of {self.unit}: both must be finite.")
         if self.feature is None and self.mode != "add":
-            raise SteerError(f"{self.mode} needs the activation of a feature; make the edit with Edit.of, or add the direction.")
+            raise SteerError(f"{self.mode} needs the activation of a feature; create the edit with Edit.of, or use mode add.")
         for name in ("where", "prefix"):
             value = getattr(self, name)
             if isinstance(value, bool) or value is None:
                 continue
             numbers = tuple(int(number) for number in value)
             if any(number < 0 for number in numbers):
-                raise SteerError(f"{name} has {min(numbers)}: tokens are numbered from 0.")
+                raise SteerError(f"{name} contains {min(numbers)}: tokens are numbered from 0.")
             object.__setattr__(self, name, numbers)
 
     @classmethod
@@ -82,11 +82,11 @@ class Edit:
 
         Args:
             peak: the largest activation of every feature (`FeatureIndex.max`), or of this one.
-            prefix: None: the CLS token where that is what the SAE was trained on, else no prefix token.
-            site: which one, for an SAE that was trained on several, one by one.
+            prefix: None: the CLS token if the SAE was trained on it, else no prefix token.
+            site: the site to edit, for an SAE trained on several sites separately.
 
         Raises:
-            SteerError: no such feature, it never fires and so has no unit, or this SAE does not write where it reads.
+            SteerError: the feature does not exist, never fires and so has no unit, or this SAE does not write where it reads.
         """
         writes_where_it_reads(checkpoint)
         sae = checkpoint.sae.frozen()
@@ -94,7 +94,7 @@ class Edit:
             raise SteerError(f"feature {feature}: this SAE has features 0 to {sae.d_sae - 1}.")
         unit = _unit(peak, feature, sae.d_sae)
         if unit <= 0 and mode in ("add", "set") and strength != 0:
-            raise SteerError(f"feature {feature} never fires, so there is no largest activation to measure strength in; give one as peak.")
+            raise SteerError(f"feature {feature} never fires, so strength has no unit; pass a largest activation as peak.")
         with torch.no_grad():
             direction = sae.W_dec[feature].detach() / checkpoint.norm.factor
         cls_alone = checkpoint.read.tokens == "cls"
@@ -106,7 +106,7 @@ class Edit:
         return edit
 
     def activation(self, f: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """f': what the feature's activation f becomes, on the tokens where the edit acts."""
+        """f': the edited activation of the feature, on the edited tokens."""
         match self.mode:
             case "add":
                 return f + self.strength * self.unit
@@ -118,20 +118,20 @@ class Edit:
                 return torch.zeros_like(f)
 
     def along(self, direction: Float[Tensor, " d_model"]) -> Edit:
-        """The same change of the same feature's activation, but moving along another direction: a control."""
+        """The same change of the same feature's activation, but along another direction: a control."""
         return replace(self, direction=direction)
 
     @property
     def neutral(self) -> bool:
-        """Whether it changes nothing, wherever it is applied."""
+        """Whether it never changes anything."""
         nowhere = self.where == () and not self.prefix
         return nowhere or (self.mode == "add" and self.strength * self.unit == 0) or (self.mode == "scale" and self.strength == 1)
 
     def chosen(self, n_tokens: int, n_prefix: int, device: torch.device | str = "cpu") -> Bool[Tensor, " n_tokens"]:
-        """Which tokens it changes, prefix tokens first.
+        """Mask of the tokens it edits, prefix tokens first.
 
         Raises:
-            SteerError: there is no such patch or prefix token.
+            SteerError: a patch or prefix token does not exist.
         """
         mask = torch.zeros(n_tokens, dtype=torch.bool)
         for name, value, first, stop in (("patch", self.where, n_prefix, n_tokens), ("prefix token", self.prefix, 0, n_prefix)):
@@ -146,38 +146,38 @@ class Edit:
 
 
 Edits: TypeAlias = Sequence[Edit] | Sequence[Sequence[Edit]]
-"""Edits of every image, or for each image of a batch its own."""
+"""Edits for all images, or one list per image of a batch."""
 
 
 def _unit(peak: Sequence[float] | np.ndarray | Tensor | float, feature: int, d_sae: int) -> float:
     if isinstance(peak, int | float):
         return float(peak)
     if len(peak) != d_sae:
-        raise SteerError(f"the largest activations of {len(peak)} features were given, the SAE has {d_sae}; take the index of this SAE.")
+        raise SteerError(f"peak has {len(peak)} features, the SAE has {d_sae}; use the index of this SAE.")
     return float(peak[feature])
 
 
 def writes_where_it_reads(checkpoint: Checkpoint) -> None:
-    """Raises SteerError where a change of features cannot be written back to the one place that they were read from."""
+    """Raise SteerError if an edit of features cannot be written back to the site they were read from."""
     sae, read = checkpoint.sae, checkpoint.read
     if sae.d_out != sae.d_in:
-        raise SteerError(f"the SAE of {checkpoint.site} predicts one site from another, so it cannot be written back; steer an SAE.")
+        raise SteerError(f"the SAE of {checkpoint.site} predicts one site from another, so edits cannot be written back; use an SAE.")
     if read.n_sites > 1:
-        raise SteerError(f"the SAE reads {checkpoint.site} at once, so no one site has its features; steer an SAE of one site.")
+        raise SteerError(f"the SAE reads {checkpoint.site} jointly, so edits cannot be written to one site; use an SAE of one site.")
     if read.layer == "mean":
-        raise SteerError("the SAE reads the mean over blocks, which no block has; steer an SAE of one site.")
+        raise SteerError("the SAE reads the mean over blocks, so edits cannot be written to one block; use an SAE of one site.")
 
 
 def _fits(checkpoint: Checkpoint, site: str) -> None:
     selection = checkpoint.selection
     if selection.layers == "all" and site == str(selection):
-        raise SteerError(f"the SAE was trained on several sites ({site}); say at which one, as Edit.of(..., site='resid.3').")
+        raise SteerError(f"the SAE was trained on several sites ({site}); select one, as in Edit.of(..., site='resid.3').")
     if not selection.includes(Site.parse(site)):
-        raise SteerError(f"the edit is at {site}, the SAE is of {checkpoint.site}; give the checkpoint of that site.")
+        raise SteerError(f"the edit is at {site}, the SAE was trained at {checkpoint.site}; pass the checkpoint of that site.")
 
 
 def by_row(edits: Edits) -> list[list[Edit]]:
-    """One list of edits for all images, or one for each.
+    """Normalise edits to one list for all images, or one list per image.
 
     Raises:
         SteerError: edits and lists of them are mixed.
@@ -186,5 +186,5 @@ def by_row(edits: Edits) -> list[list[Edit]]:
     if all(isinstance(item, Edit) for item in items):
         return [items]
     if any(isinstance(item, Edit) for item in items):
-        raise SteerError("edits are a list of Edit, or for each image of the batch such a list, not both.")
+        raise SteerError("edits must be a list of Edit, or one such list per image of the batch, not both.")
     return [list(item) for item in items]

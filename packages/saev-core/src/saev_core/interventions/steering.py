@@ -1,4 +1,4 @@
-"""`Edit` and `steering`: change features inside a running model; what the SAE does not explain stays as it is."""
+"""`Edit` and `steering`: edit features inside a running model; what the SAE does not explain is unchanged."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from saev_core.types import Site
 
 @contextmanager
 def steering(model: VisionModel, edits: Edits, checkpoints: Mapping[str, Checkpoint] | Checkpoint | None = None) -> Iterator[None]:
-    """Inside, `model(images)` and `model.record(images, sites)` run with the edits; all that comes after a site sees them.
+    """Inside the context, `model(images)` and `model.record(images, sites)` run with the edits; everything after a site sees them.
 
-    Edits at several sites act as the pass reaches them: the features of a later site are those of what arrives there. No hook
-    is left behind, also after an exception. Acts in the thread that entered it alone, so that a model may be shared. What
-    torch.compile made runs eagerly inside, since a compiled graph does not see hooks that came after it.
+    Edits at several sites are applied in the order of the forward pass: features of a later site are computed from the edited
+    activations that reach it. Hooks are always removed, even after an exception. Affects only the thread that entered it, so
+    a model can be shared. Compiled functions run eagerly inside, since a compiled graph ignores hooks added later.
 
     Args:
-        edits: of every image, or where the elements are sequences, one of them for each image of the batch.
-        checkpoints: the SAE of each site at which an edit needs activations (all but `add`); one alone serves its own site.
+        edits: a list for all images, or one list per image of the batch.
+        checkpoints: the SAE of each site where an edit needs activations (all but `add`); a single one is used for its own site.
 
     Raises:
-        SteerError: as `apply_edits`, or a checkpoint is missing, of another site, or does not write where it reads.
-        ModelError: there is no such site, it did not run, or its output cannot be written.
+        SteerError: as `apply_edits`, or a checkpoint is missing, from another site, or does not write where it reads.
+        ModelError: a site does not exist, did not run, or its output cannot be edited.
     """
     root: VisionModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     plan = edits_by_site(root, by_row(edits), checkpoints)
@@ -47,7 +47,7 @@ def steering(model: VisionModel, edits: Edits, checkpoints: Mapping[str, Checkpo
             ran[site] += 1
             x = root.tokens(output)
             if x.shape[1] != root.grid.n_tokens:
-                raise SteerError(f"{site} gives {x.shape[1]} tokens, the model's grid has {root.grid.n_tokens}; steer a site of that size.")
+                raise SteerError(f"{site} has {x.shape[1]} tokens, the model's grid has {root.grid.n_tokens}; edit a site of that size.")
             edited = apply_edits(x, rows, checkpoint, n_prefix=root.grid.n_prefix)
             return None if edited is x else root.put_tokens(output, edited)
 
@@ -70,8 +70,8 @@ def steering(model: VisionModel, edits: Edits, checkpoints: Mapping[str, Checkpo
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Compiled functions run as written. A graph that was compiled before a hook came would pass it by in silence."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled
+    """Run compiled functions eagerly. A graph compiled before a hook was added would silently ignore it."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -81,10 +81,10 @@ def eagerly() -> Iterator[None]:
 def edits_by_site(
     model: VisionModel, rows: list[list[Edit]], checkpoints: Mapping[str, Checkpoint] | Checkpoint | None
 ) -> dict[Site, tuple[list[list[Edit]], Checkpoint | None]]:
-    """For each site at which something changes its edits, row by row, and its SAE.
+    """For each site with a non-neutral edit, its edits, row by row, and its SAE.
 
     Raises:
-        SteerError, ModelError: all that can be said before the model runs; see `steering`.
+        SteerError, ModelError: whatever can be detected before the model runs; see `steering`.
     """
     plan: dict[Site, tuple[list[list[Edit]], Checkpoint | None]] = {}
     for name in dict.fromkeys(edit.site for row in rows for edit in row):

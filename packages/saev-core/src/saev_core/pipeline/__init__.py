@@ -1,4 +1,4 @@
-"""The pipeline: the stages of a run in their order, each skipped where what it makes is up to date.
+"""The pipeline: the stages of a run in order, each skipped if its output is up to date.
 
-Import `Pipeline`. One file a stage: record, train, evaluate, index, names, report. It knows every room below and no command line.
+Import `Pipeline`. One file per stage: record, train, evaluate, index, names, report. Depends on every package but `cli`.
 """

@@ -1,4 +1,4 @@
-"""`evaluate_stage`: checkpoint to evaluation card, and to recovered truth where the data set knows it; of several SAEs, which is best."""
+"""`evaluate_stage`: evaluate checkpoints, measure recovery of the ground truth where it is known, and compare several SAEs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from saev_core.sae.initialise import CALIBRATE_ON
 
 
 def evaluate_stage(context: StageContext) -> Summary:
-    """Measure every SAE of the run, and compare them.
+    """Evaluate every SAE of the run, and compare them.
 
     Returns:
-        `sae`, and of several `pareto`; `stability` of several seeds; `recovery` where the data set knows the truth; of a run that
-        trains live the images, as `record_stage`.
+        `sae`; for several SAEs `pareto`, for several seeds `stability`; `recovery` if the data set has ground truth; for a run that
+        trains live, the image counts, as `record_stage`.
 
     Raises:
-        RunError: there is no SAE, or nothing is recorded.
-        CheckpointError: an SAE is damaged, or of other activations.
+        RunError: the run has no SAE, or nothing is recorded.
+        CheckpointError: an SAE is damaged, or was trained on other activations.
     """
     run, names = context.run, context.sae_names()
     found = {name: _evaluate(context, name) for name in names if not is_consensus(run, name)}
@@ -37,7 +37,7 @@ def evaluate_stage(context: StageContext) -> Summary:
     measured = {name: each for name, (each, _) in found.items()}
     seeds = seeds_of(measured)
     entries = {point: _compare_seeds(context, point, some, measured) for point, some in seeds.items()}
-    for name in context.sae_names():  # a consensus is an SAE too, and may have been made just now
+    for name in context.sae_names():  # a consensus is an SAE too, and may be new
         if name not in measured:
             measured[name], cards[name] = _evaluate(context, name)
     points = [each.point for each in measured.values()]
@@ -55,18 +55,18 @@ def evaluate_stage(context: StageContext) -> Summary:
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """An evaluation card in one line."""
+    """An evaluation card as one line."""
     return "  ".join(f"{key} {card[key]:.4g}" for key in ("nmse", "l0", "dead", "dense") if isinstance(card.get(key), int | float))
 
 
 def _evaluate(context: StageContext, name: str) -> tuple[Measured, dict[str, Any]]:
-    """Measure one SAE, unless it is measured; its card too."""
+    """Evaluate one SAE, unless up to date; also returns its card."""
     run, stage, workspace = context.run, f"evaluate:{name}", context.workspace
     checkpoint = context.checkpoint(name)
     images = workspace.images(checkpoint.read)
     key = context.stamps.key(run.config.evaluate, checkpoint.fingerprint, images.meta.fingerprint)
     if checkpoint.card and context.stamps.up_to_date(stage, key):
-        context.say(f"evaluate: {name} already there, skipped.")
+        context.say(f"evaluate: {name} up to date, skipping.")
     else:
         began = time.monotonic()
         done = measure(checkpoint, images, run.config.evaluate, track=context.track)
@@ -81,7 +81,7 @@ def _evaluate(context: StageContext, name: str) -> tuple[Measured, dict[str, Any
 
 
 def _recover(context: StageContext, name: str, checkpoint: Checkpoint) -> None:
-    """Where the data set knows the truth, and the SAE reads patches and left images out: how well it is recovered."""
+    """Measure recovery, if the data set has ground truth and the SAE reads patches and has held-out images."""
     run, read = context.run, checkpoint.read
     if read.tokens != "patches" or not read.heldout or not knows_truth(run.config.dataset):
         return
@@ -93,13 +93,13 @@ def _recover(context: StageContext, name: str, checkpoint: Checkpoint) -> None:
 
 
 def _compare_seeds(context: StageContext, point: str, seeds: list[str], found: Mapping[str, Measured]) -> dict[str, Any]:
-    """How well the seeds of one point agree, and their consensus as an SAE of the run."""
+    """Measure how well the seeds of one point agree, and save their consensus as an SAE of the run."""
     run, stamps, stage, above = context.run, context.stamps, f"stability:{point}", context.run.config.evaluate.consensus
     key = stamps.key(above, seeds, [found[name].fingerprint for name in seeds])
     entry: dict[str, Any] = run.result("stability").get(point, {})
     made = entry.get("consensus", {}).get("name")
     if entry and stamps.up_to_date(stage, key, partial(context.checkpoint, made) if made else lambda: None):
-        context.say(f"evaluate: the seeds of {point} are compared already, skipped.")
+        context.say(f"evaluate: seed agreement of {point} up to date, skipping.")
         return entry
     began = time.monotonic()
     checkpoints = {name: context.checkpoint(name) for name in seeds}
@@ -109,9 +109,9 @@ def _compare_seeds(context: StageContext, point: str, seeds: list[str], found: M
     context.workspace.forget(f"{point}-consensus")
     run.write_result("stability", {**run.result("stability"), point: entry})
     stamps.record(stage, key, began)
-    context.say(f"evaluate: the {len(seeds)} seeds of {point} agree to a mean cosine of {entry['mean_cosine']:.3f}")
+    context.say(f"evaluate: {len(seeds)} seeds of {point} agree with a mean cosine of {entry['mean_cosine']:.3f}")
     if why := entry.get("consensus", {}).get("why"):
-        context.say(f"evaluate: no consensus of {point}: {why}")
+        context.say(f"evaluate: no consensus for {point}: {why}")
     return entry
 
 
@@ -124,7 +124,7 @@ def _frequency(context: StageContext, name: str, checkpoint: Checkpoint) -> np.n
 
 
 def _rank(context: StageContext, points: Sequence[EvaluatedSAE]) -> dict[str, Any]:
-    """Front and best of several SAEs, as a table and a picture."""
+    """Write the Pareto front and the best SAE as a table and a plot."""
     run = context.run
     ranked = pareto(points, run.config.evaluate.best_l0).to_json()
     changed = ranked != run.result("pareto")
@@ -132,5 +132,5 @@ def _rank(context: StageContext, points: Sequence[EvaluatedSAE]) -> dict[str, An
     draw_pareto(run, changed=changed)
     best, bound = ranked["best"], ranked["best_l0"]
     what = f"{best} has the lowest NMSE" if best else "no SAE is"
-    context.say(f"evaluate: {what} among those with an L0 of at most {bound:.4g}")
+    context.say(f"evaluate: {what} among those with L0 <= {bound:.4g}")
     return ranked

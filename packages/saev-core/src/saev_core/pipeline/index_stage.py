@@ -1,4 +1,4 @@
-"""`index_stage`: checkpoint to feature index, of every SAE, or where there are many of the best one, or of those asked for."""
+"""`index_stage`: build the feature index of every SAE; with many SAEs, of the best one only, or of those selected."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from saev_core.sae.checkpoint import Checkpoint
 
 
 def index_stage(context: StageContext) -> Summary:
-    """Index the features of SAEs that are not indexed yet, and propose names for them.
+    """Index the features of SAEs whose index is not up to date, and propose names for them.
 
     Returns:
         `names`, as `names_stage`.
 
     Raises:
-        RunError: there is no SAE, none of a name that was asked for, or nothing is recorded.
-        CheckpointError: an SAE is damaged, or of other activations.
+        RunError: the run has no SAE, a selected SAE does not exist, or nothing is recorded.
+        CheckpointError: an SAE is damaged, or was trained on other activations.
         StoreError: the store is damaged, or the index cannot be written.
     """
     run, only = context.run, context.only
     names, n_saes = run.to_index(only), len(run.sae_names)
     if not only and len(names) < n_saes:
-        told = f"of {n_saes} SAEs only {names[0]}, the best"
-        context.say(f"index: {told}; others with saev index {run.path} --only NAME.")
+        told = f"of {n_saes} SAEs only {names[0]}, the best, is indexed"
+        context.say(f"index: {told}; index others with saev index {run.path} --only NAME.")
     seconds: dict[str, float] = {}
     proposed: dict[str, Mapping[str, Any]] = {}
     for name in names:
@@ -42,17 +42,17 @@ def index_stage(context: StageContext) -> Summary:
 
 
 def _index(context: StageContext, name: str, checkpoint: Checkpoint) -> None:
-    """Index one SAE, unless that is done."""
+    """Index one SAE, unless up to date."""
     run, workspace, stage, path = context.run, context.workspace, f"index:{name}", context.run.features_path(name)
     store = workspace.store()
     key = context.stamps.key(run.config.index, checkpoint.fingerprint, store.meta.fingerprint)
     workspace.forget(name)
     if context.stamps.up_to_date(stage, key, partial(workspace.index, name, checked=False)):
-        context.say(f"index: {name} already there, skipped.")
+        context.say(f"index: {name} up to date, skipping.")
         return
     began = time.monotonic()
     index_features(checkpoint, store, path, run.config.index, track=context.track)
     workspace.forget(name)
     context.stamps.record(stage, key, began)
     context.emit("indexed", name=name, path=path)
-    context.say(f"index: {name} is in {path}")
+    context.say(f"index: {name} written to {path}")

@@ -1,4 +1,4 @@
-"""`names_stage`: names for an SAE's features, proposed again only when what they rest on has changed."""
+"""`names_stage`: propose names for an SAE's features, again only when their inputs have changed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from saev_core.sae.checkpoint import Checkpoint
 
 
 def names_stage(context: StageContext, name: str, checkpoint: Checkpoint) -> Summary:
-    """Names of one indexed SAE's features in `features/<sae>.names.json`; where the truth is known, how often they are right in
+    """Write names of one indexed SAE's features to `features/<sae>.names.json`; with ground truth, their accuracy to
     `results/names.json`.
 
     Returns:
-        `names`; nothing where none are asked for, or there is nothing to name by and none were asked for expressly.
+        `names`; nothing if names are off, or if they are `auto` and the run has nothing to name features by.
 
     Raises:
         ConfigError: the vocabulary cannot be read.
-        RunError: what was asked for is not there to name by.
-        CheckpointError: no image is held out; where nothing was asked for, that is only said.
+        RunError: the requested source of names is not available.
+        CheckpointError: no image is held out; with `auto` this is only logged.
     """
     run, path, stage = context.run, names_path(context.run.features_path(name)), f"names:{name}"
     cfg = run.config.names
@@ -58,7 +58,7 @@ def names_stage(context: StageContext, name: str, checkpoint: Checkpoint) -> Sum
 
 
 def _settings(cfg: NamesConfig, words: Vocabulary | None) -> dict[str, Any]:
-    """What decides names, a vocabulary by what is in it; keyed as when it was part of `index`, so that older names stay valid."""
+    """The settings that affect names, a vocabulary by its content. The keys are those of older versions, so old stamps stay valid."""
     return {
         "names": words.sha256 if words else cfg.source,
         "names_images": cfg.n_images,
@@ -69,7 +69,7 @@ def _settings(cfg: NamesConfig, words: Vocabulary | None) -> dict[str, Any]:
 
 
 def names_path(features: Path) -> Path:
-    """Where the names lie that belong to a feature index."""
+    """Path of the names that belong to a feature index."""
     return features.with_suffix(".names.json")
 
 
@@ -86,16 +86,16 @@ def _made(context: StageContext, name: str, checkpoint: Checkpoint, words: Vocab
     index.check(checkpoint)
     if words is not None and isinstance(model := workspace.model(), TextSpace):
         if words.n_twice:
-            context.say(f"index: {words.n_twice} lines of the vocabulary repeat another and are dropped.")
+            context.say(f"index: {words.n_twice} duplicate lines of the vocabulary dropped.")
         return names_from_text(checkpoint, store, index, model, workspace.dataset(), words, cfg, track=context.track)
     concepts = known_concepts(None if words or cfg.source == "auto" else cfg.source, checkpoint, store, workspace.dataset)
     if words is not None:
-        context.say(f"index: the model {context.run.config.model.name} has no text encoder; names come from the annotations of the data set.")
+        context.say(f"index: the model {context.run.config.model.name} has no text encoder; using the data set's annotations for names.")
     return names_from(checkpoint, store, index, concepts, cfg, track=context.track)
 
 
 def _told(context: StageContext, name: str, found: Names) -> Mapping[str, Any]:
-    """How many names there are, and where the truth is known how many are right, which is kept as a result."""
+    """How many names were proposed; with ground truth, also how many are right, written to the results."""
     told = {"source": found.source, "n_named": len(found.names), "n_alive": found.n_alive, "threshold": found.threshold}
     run = context.run
     if best := run.result("recovery").get(name, {}).get("tells", []):
@@ -103,6 +103,6 @@ def _told(context: StageContext, name: str, found: Names) -> Mapping[str, Any]:
         if (scored := {**run.result("names"), name: told}) != run.result("names"):
             run.write_result("names", scored)
         if told["n_named"]:
-            share = f"{told['n_right']} of {told['n_named']} names are right by the known truth (precision {told['precision']:.3f})"
-            context.say(f"index: {share}; {told['n_unnamed']} features that fire stay unnamed")
+            share = f"{told['n_right']} of {told['n_named']} names match the ground truth (precision {told['precision']:.3f})"
+            context.say(f"index: {share}; {told['n_unnamed']} firing features stay unnamed")
     return {key: value for key, value in told.items() if key != "wrong"}

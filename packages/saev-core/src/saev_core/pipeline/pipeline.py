@@ -1,9 +1,9 @@
-"""`Pipeline`: the stages of a run, each skipped when what it makes is there already and up to date.
+"""`Pipeline`: the stages of a run, each skipped if its output is up to date.
 
     images -> VisionModel -> ActivationStore -> train -> Checkpoint -> FeatureIndex -> report
 
-A stage reads the artifact before it, writes its own once, and never touches an upstream one. What was made from
-what is kept in the run's `stages.json`: a stage's key is a digest of its settings and of the fingerprints it read.
+A stage reads the previous artifact, writes its own once, and never modifies an upstream one. The run's `stages.json` records
+provenance: a stage's key is a digest of its settings and of the fingerprints of its inputs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ STAGE_FUNCTIONS: Mapping[str, Callable[[StageContext], Summary]] = {
     "index": index_stage,
     "report": report_stage,
 }
-"""What does each stage, in their order; each can be called alone, with a `StageContext`."""
+"""The function of each stage, in order; each can be called on its own with a `StageContext`."""
 
 
 class Pipeline:
-    """One run's work: `run_stages` does what is asked, `plan` says what training will take."""
+    """The stages of one run: `run_stages` runs them, `plan` estimates the cost of training."""
 
     def __init__(
         self,
@@ -49,20 +49,20 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            track: told how far each stage is.
-            say: given one line for a person whenever a stage is done or skipped.
-            observers: hook implementations beside the run's trackers and the installed `saev.hooks`.
-            only: SAEs to index; none named: all up to four, of more the best.
+            track: receives the progress of each stage.
+            say: called with one human-readable line whenever a stage is done or skipped.
+            observers: hook implementations in addition to the run's trackers and the installed `saev.hooks`.
+            only: SAEs to index; empty: all if there are at most four, otherwise the best.
         """
         self.run = run
         self.workspace = Workspace(run)
         self.context = StageContext.of(self.workspace, say=say, track=track, observers=observers, only=only)
 
     def run_stages(self, stages: Iterable[str] = STAGES) -> Summary:
-        """Do the stages in their order; what one has made stays when a later one fails.
+        """Run the stages in order; the output of one is kept if a later one fails.
 
         Raises:
-            SaevError: what a stage cannot do, said in a line.
+            SaevError: a stage failed; one line with the reason.
         """
         context, found = self.context, Summary(self.run.path)
         wanted, impossible = self._possible(list(stages))
@@ -83,11 +83,11 @@ class Pipeline:
         return found
 
     def plan(self) -> dict[str, Any]:
-        """What training would do and what it takes, see `plan_training`. Writes nothing."""
+        """What training would do and cost, see `plan_training`. Writes nothing."""
         return plan_training(self.context)
 
     def _possible(self, wanted: list[str]) -> tuple[list[str], list[str]]:
-        """Of the stages, those to do and those that a run which trains live has nothing to do with: they need a recording."""
+        """Split the stages into those to run and those that a live run cannot run because they need a recording."""
         if not self.run.config.train.live or "train" not in wanted:
             return wanted, []
         needs = {"index", "report"} if not self.workspace.is_recorded() else set()

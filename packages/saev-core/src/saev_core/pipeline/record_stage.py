@@ -1,4 +1,4 @@
-"""`record_stage`: images to an activation store."""
+"""`record_stage`: record activations of images into a store."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from saev_core.pipeline.summary import MissingImage, Summary
 
 
 def record_stage(context: StageContext) -> Summary:
-    """Record what is not recorded yet.
+    """Record the activations, unless they are complete.
 
     Returns:
-        `n_images` and `n_missing`; `missing` if something was recorded.
+        `n_images` and `n_missing`; `missing` if anything was recorded.
 
     Raises:
-        RunError: the store that is there is of another model or data set.
+        RunError: the existing store was recorded from another model or data set.
         StoreError, ModelError, DatasetError: as `record`.
     """
     workspace, missing = context.workspace, None
     if workspace.is_recorded():
-        context.say(f"record: already there ({_text(workspace.store())}), skipped.")
+        context.say(f"record: up to date ({_text(workspace.store())}), skipping.")
     else:
         missing = _record(context)
     store = workspace.store()
@@ -55,5 +55,5 @@ def _text(store: ActivationStore) -> str:
 
 
 def _n_missing(store: ActivationStore) -> int:
-    """Images recorded as missing, at the site that lacks most."""
+    """Images recorded as missing, at the site with the most of them."""
     return max((int((store.done(site) == MISSING).sum()) for site in store.sites), default=0)

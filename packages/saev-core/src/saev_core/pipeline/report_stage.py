@@ -1,4 +1,4 @@
-"""`report_stage`: everything to one illustrated file, and the picture of a sweep; both are drawn by viewer plugins, if installed."""
+"""`report_stage`: the illustrated report and the plot of a sweep, both made by viewer plugins, if installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saev_core.runs.viewer import find_viewer
 
 
 def report_stage(context: StageContext) -> Summary:
-    """Write the report, if a viewer plugin is installed that makes it.
+    """Write the report, if an installed viewer plugin supports it.
 
     Returns:
         `report`.
@@ -29,7 +29,7 @@ def report_stage(context: StageContext) -> Summary:
         return Summary(run.path)
     path, key = run.report_path, _key(context)
     if path.exists() and stamps.up_to_date("report", key):
-        context.say("report: already there, skipped.")
+        context.say("report: up to date, skipping.")
     else:
         began = time.monotonic()
         path = viewer.report(run)
@@ -38,9 +38,9 @@ def report_stage(context: StageContext) -> Summary:
 
 
 def draw_pareto(run: Run, *, changed: bool) -> None:
-    """The picture of `results/pareto.json`, if that has changed or there is none yet, and a viewer plugin draws it."""
+    """Plot `results/pareto.json` if it changed or has no plot yet, and a viewer plugin supports it."""
     if changed or not run.results_path("pareto").with_suffix(".png").exists():
-        with suppress(NoViewerError):  # the table is enough
+        with suppress(NoViewerError):  # the table suffices
             find_viewer("pareto").pareto(run)
 
 

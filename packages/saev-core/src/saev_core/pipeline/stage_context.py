@@ -1,4 +1,4 @@
-"""`StageContext`: what every stage of a run works with."""
+"""`StageContext`: the inputs shared by all stages of a run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class StageContext:
-    """The run, what is known of its stages, and who is told. `StageContext.of(workspace)` makes one."""
+    """The run, the stamps of its stages, and the outputs for logging and progress. Create one with `StageContext.of(workspace)`."""
 
     workspace: Workspace
     stamps: Stamps
     observers: Observers
     say: Callable[[str], None] = log.info
-    """Given one line for a person whenever something is done or skipped."""
+    """Called with one human-readable line whenever something is done or skipped."""
     track: Track = silent
-    """Told how far each stage is."""
+    """Receives the progress of each stage."""
     only: Sequence[str] = ()
-    """SAEs to index; none named: all up to four, of more the best."""
+    """SAEs to index; empty: all if there are at most four, otherwise the best."""
     _said: set[int] = field(default_factory=set)
-    """Images that a person was told cannot be read."""
+    """Unreadable images already reported."""
 
     @classmethod
     def of(
@@ -48,10 +48,10 @@ class StageContext:
     ) -> Self:
         """
         Args:
-            observers: hook implementations beside the run's trackers and the installed `saev.hooks`.
+            observers: hook implementations in addition to the run's trackers and the installed `saev.hooks`.
 
         Raises:
-            PluginError: a tracker cannot be used, or a hook does not fit.
+            PluginError: a tracker cannot be used, or a hook has the wrong signature.
         """
         trackers = []
         for name in workspace.run.config.trackers:
@@ -61,40 +61,40 @@ class StageContext:
 
     @property
     def run(self) -> Run:
-        """Whose stages they are."""
+        """The run of these stages."""
         return self.workspace.run
 
     def emit(self, hook: str, **arguments: Any) -> None:
-        """Call every observer's `hook`."""
+        """Call `hook` on every observer."""
         self.observers.emit(hook, run=self.run, **arguments)
 
     def sae_names(self) -> list[str]:
-        """Trained SAEs of the run.
+        """Names of the run's trained SAEs.
 
         Raises:
-            RunError: there is none.
+            RunError: there are none.
         """
         if not (names := self.run.sae_names):
             raise RunError(f"{self.run.path} has no trained SAE; train one with saev train {self.run.path}.")
         return names
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """A trained SAE as it is on disk, checked against the store, or the model where nothing is recorded.
+        """A trained SAE as on disk, checked against the store, or against the model if nothing is recorded.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or of other activations.
+            CheckpointError: it is missing, damaged, or was trained on other activations.
         """
         checkpoint = self.workspace.read_checkpoint(name)
         checkpoint.check(self.workspace.images(checkpoint.read))
         return checkpoint
 
     def live_images(self) -> Summary:
-        """What a recording would have said of the images, of those that were read live so far; nothing where none were."""
+        """The image counts that a recording would return, for images read live so far; nothing if none were."""
         if not (sources := self.workspace.live_sources):
             return Summary(self.run.path)
         missing = {image[0]: image for source in sources for image in source.missing}
         for index, name, why in [image for image in missing.values() if image[0] not in self._said][:20]:
-            self.say(f"train: image {index} is left out: {name} ({why})")
+            self.say(f"train: image {index} cannot be read, skipping: {name} ({why})")
         self._said |= missing.keys()
         told = [MissingImage(index=index, name=name, why=why) for index, name, why in map(missing.__getitem__, sorted(missing))]
         return Summary(self.run.path, missing=told, n_images=sources[-1].n_images, n_missing=len(told))

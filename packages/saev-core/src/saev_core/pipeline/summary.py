@@ -1,4 +1,4 @@
-"""`Summary`: what the stages of a run found, for a table at the end and for `--json`."""
+"""`Summary`: the results of the stages of a run, for the final table and for `--json`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ class MissingImage(TypedDict):
 
 @dataclass(frozen=True)
 class Summary:
-    """What one stage found, or several: what none of them had to do with is None. `a | b` is both, the later before the earlier."""
+    """Results of one or several stages; None where no stage applies. `a | b` merges two, `b` taking precedence."""
 
     run: Path
     """The run's folder."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """How long each stage took when it was last done, by the names of `Stamps`."""
+    """How long each stage took when it last ran, by its name in `Stamps`."""
     missing: list[MissingImage] | None = None
-    """Images that could not be read just now, by their number."""
+    """Images that could not be read in this call, by number."""
     n_images: int | None = None
     """Images of the run, readable or not."""
     n_missing: int | None = None
-    """Those that were recorded as missing."""
+    """Images recorded as missing."""
     stopped: Mapping[str, str] | None = None
-    """SAEs whose training diverged, and why."""
+    """SAEs that diverged in training, with the reason."""
     sae: Mapping[str, Mapping[str, Any]] | None = None
-    """Every SAE's evaluation card."""
+    """The evaluation card of every SAE."""
     stability: Mapping[str, Any] | None = None
-    """How well seeds agree, as `results/stability.json`."""
+    """Seed agreement, as in `results/stability.json`."""
     pareto: Mapping[str, Any] | None = None
-    """Several SAEs compared, as `results/pareto.json`."""
+    """Comparison of several SAEs, as in `results/pareto.json`."""
     recovery: Mapping[str, Any] | None = None
-    """Where the data set knows the truth, how well each SAE recovers it, as `results/recovery.json`."""
+    """How well each SAE recovers the ground truth, if known, as in `results/recovery.json`."""
     names: Mapping[str, Mapping[str, Any]] | None = None
-    """For each indexed SAE how many names were proposed, and how many are right where the truth is known."""
+    """For each indexed SAE, how many names were proposed and, with ground truth, how many are right."""
     report: Path | None = None
     """The illustrated report."""
 
@@ -50,6 +50,6 @@ class Summary:
         return replace(self, **{**found, "seconds": {**self.seconds, **later.seconds}})
 
     def to_json(self) -> dict[str, Any]:
-        """What was found, as plain JSON; what no stage had to do with is left out."""
+        """The results as plain JSON; None values are omitted."""
         told = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
         return {key: str(value) if isinstance(value, Path) else value for key, value in told.items()}

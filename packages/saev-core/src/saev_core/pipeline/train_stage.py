@@ -1,4 +1,4 @@
-"""`train_stage`: activations to checkpoints, one SAE or a sweep; `plan_training`: what that takes."""
+"""`train_stage`: train one SAE or a sweep; `plan_training`: estimate its cost."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class Points:
 
     all: list[Point]
     todo: list[Point]
-    """Those that are to be trained."""
+    """SAEs to be trained."""
     stopped: dict[str, str]
-    """Those that diverged before, and why."""
+    """SAEs that diverged before, with the reason."""
 
 
 def train_stage(context: StageContext) -> Summary:
-    """Train the SAEs that the configuration asks for and that are not there yet.
+    """Train the SAEs of the configuration that are not up to date.
 
     Returns:
-        `stopped`; of a run that trains live the images, as `record_stage`.
+        `stopped`; for a run that trains live, the image counts, as `record_stage`.
 
     Raises:
         RunError: nothing is recorded.
-        ConfigError: an SAE's options do not fit.
-        TrainError: training cannot go on, or every SAE diverged.
+        ConfigError: an SAE's options are invalid for these activations.
+        TrainError: training cannot continue, or every SAE diverged.
     """
     config, workspace, say = context.run.config, context.workspace, context.say
     points = _points(context)
     names, stopped = [point.name for point in points.all], dict(points.stopped)
     if n_there := len(points.all) - len(points.todo) - len(stopped):
-        say(f"train: {names[0] if len(names) == 1 else f'{n_there} of {len(names)} SAEs'} already there, skipped.")
+        say(f"train: {names[0] if len(names) == 1 else f'{n_there} of {len(names)} SAEs'} up to date, skipping.")
     limit = limit_of(config.train.memory_gb, workspace.device)
     passes = make_passes(points.todo, workspace.source, context.run.sae_dir, workspace.device, limit=limit)
     if len(passes) > 1:
@@ -57,12 +57,12 @@ def train_stage(context: StageContext) -> Summary:
     for why in stopped.values():
         say(f"train: {why}")
     if len(stopped) == len(names):
-        raise TrainError("no SAE is left to train: " + " ".join(stopped.values()))
+        raise TrainError("all SAEs diverged: " + " ".join(stopped.values()))
     return found
 
 
 def plan_training(context: StageContext) -> dict[str, Any]:
-    """What `train_stage` would do and what it takes, from a few steps of each kind of SAE; see `plan_of`. Writes nothing."""
+    """What `train_stage` would do and cost, measured on a few steps of each kind of SAE; see `plan_of`. Writes nothing."""
     config, workspace = context.run.config, context.workspace
     source = workspace.source
     limit = limit_of(config.train.memory_gb, workspace.device)
@@ -78,10 +78,10 @@ def plan_training(context: StageContext) -> dict[str, Any]:
 
 
 def refuse_impossible(context: StageContext) -> None:
-    """Build every SAE of the configuration once, so that one that cannot be is refused now, not after hours of recording.
+    """Build every SAE of the configuration once, to reject invalid options before hours of recording.
 
     Raises:
-        ConfigError: an SAE's options do not fit.
+        ConfigError: an SAE's options are invalid for these activations.
     """
     d_model = context.workspace.model().d_model
     for point in expand(context.run.config).points:
@@ -93,9 +93,9 @@ def _points(context: StageContext) -> Points:
     sweep, stamps = expand(context.run.config), context.stamps
     if sweep.dropped:
         some = ", ".join(sweep.dropped[:5]) + (", ..." if len(sweep.dropped) > 5 else "")
-        context.say(f"train: {len(sweep.dropped)} points of the sweep were there twice and are dropped: {some}")
+        context.say(f"train: {len(sweep.dropped)} duplicate points of the sweep dropped: {some}")
     keys = [_key(context, point) for point in sweep.points]
-    # A sweep that grew may call a point otherwise than when it was trained.
+    # In a sweep that grew, a point may have another name than when it was trained.
     had = {stamp["key"]: name for name, stamp in stamps.of_saes("train").items()}
     found = Points([replace(point, name=had.get(key, point.name)) for point, key in zip(sweep.points, keys, strict=True)], [], {})
     for point, key in zip(found.all, keys, strict=True):
@@ -114,18 +114,18 @@ def _key(context: StageContext, point: Point) -> str:
 
 
 def _say_size(context: StageContext, one: Pass, limit: int) -> None:
-    """Of a pass whose SAEs memory divides, or does not hold."""
+    """Report a pass that was split, or does not fit, because of memory."""
     if one.part[1] > 1 and one.part[0] == 1:
-        context.say(f"train: {one.part[1]} of them read the same data: {limit / 1e9:.3g} GB do not hold all those SAEs at once.")
+        context.say(f"train: {one.part[1]} of them read the same data, because {limit / 1e9:.3g} GB cannot hold all their SAEs at once.")
     if one.cost and one.cost.memory > limit:
         context.say(
-            f"train: {one.names[0]} takes about {one.cost.memory / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB it may, and is "
-            "tried nevertheless; lower sae.d_sae or train.batch_size if it fails."
+            f"train: {one.names[0]} needs about {one.cost.memory / 1e9:.3g} GB, limit is {limit / 1e9:.3g} GB; trying anyway; "
+            "if it fails, lower sae.d_sae or train.batch_size."
         )
 
 
 def _train(context: StageContext, one: Pass) -> dict[str, str]:
-    """One pass; each SAE is stamped when it is saved. Returns those that diverged, and why."""
+    """Run one pass; each SAE is stamped when saved. Returns the SAEs that diverged, with the reason."""
     run, began, points = context.run, time.monotonic(), {point.name: point for point in one.points}
 
     def stamp(name: str, **more: Any) -> None:

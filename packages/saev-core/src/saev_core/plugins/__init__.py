@@ -1,4 +1,4 @@
-"""Plugins by entry point: which are installed, and how one is found, imported and configured.
+"""Plugins by entry point: list those installed; find, import and configure one.
 
-Import `find`, `installed`, `resolve` from `plugins.registry`. It knows names and distributions, not what a plugin does.
+Import `find`, `installed`, `resolve` from `plugins.registry`. Knows names and distributions only, not what plugins do.
 """

@@ -1,7 +1,7 @@
-"""Choosing one plugin by name from an entry-point group. Only the one asked for is imported.
+"""Find a plugin by name in an entry-point group. Only the requested plugin is imported.
 
-A plugin is any class behind an entry point; ours register through the same door as a stranger's.
-Names come from installed metadata alone, so a plugin that cannot be imported harms nobody but itself.
+A plugin is any class behind an entry point; our plugins use the same entry points as third-party ones.
+Names come from installed metadata only, so a broken plugin affects only commands that use it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Plugin:
     entry: EntryPoint
 
     def load(self) -> Any:
-        """The object behind the name.
+        """Import the object behind the name.
 
         Raises:
-            PluginError: importing it fails; names plugin, target, distribution and cause.
+            PluginError: the import fails; the message names plugin, target, distribution and cause.
         """
         try:
             return self.entry.load()
@@ -56,7 +56,7 @@ class Plugin:
             ) from error
 
     def _extra(self, error: Exception) -> str:
-        """What to install, where a library is missing and the distribution has an extra of the plugin's name."""
+        """The install command, if a library is missing and the distribution has an extra with the plugin's name."""
         extras = (self.entry.dist.metadata.get_all("Provides-Extra") if self.entry.dist else None) or []
         fits = isinstance(error, ModuleNotFoundError) and self.name in extras
         return f'; pip install "{self.dist}[{self.name}]"' if fits else ""
@@ -69,21 +69,21 @@ def installed(kind: str) -> list[Plugin]:
 
 @functools.lru_cache(maxsize=len(GROUPS))
 def _installed(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
-    # Cached by sys.path: reading all metadata takes 50 ms, and a command asks a dozen times.
+    # Cached by sys.path: reading all metadata takes 50 ms, and a command does it a dozen times.
     found: dict[tuple[str, str], Plugin] = {}
     for entry in entry_points(group=GROUPS[kind]):
         dist = entry.dist
         name, version = (_canonical(dist.name), dist.version) if dist else ("unknown", "?")
-        # An editable install can be seen twice on sys.path; the same distribution is one plugin, the first one seen.
+        # An editable install can appear twice on sys.path; the first occurrence of a distribution wins.
         found.setdefault((entry.name, name), Plugin(kind, entry.name, entry.value, name, version, entry))
     return tuple(sorted(found.values(), key=lambda p: (p.name, p.dist)))
 
 
 def find(kind: str, name: str) -> Plugin:
-    """The plugin called `name`, or `dist:name`.
+    """The plugin named `name`, or `dist:name`.
 
     Raises:
-        UnknownPluginError: none has that name, or two distributions have it.
+        UnknownPluginError: no plugin has that name, or several distributions provide it.
     """
     return _pick(kind, name, installed(kind))
 
@@ -97,13 +97,13 @@ def _pick(kind: str, name: str, plugins: Iterable[Plugin]) -> Plugin:
     if matches:
         dists = [p.dist for p in matches]
         spelled = " or ".join(f"{d}:{bare}" for d in dists)
-        raise UnknownPluginError(f"{kind} {bare!r} is offered by {' and '.join(dists)}; choose with {spelled}.")
+        raise UnknownPluginError(f"{kind} {bare!r} is provided by {' and '.join(dists)}; use {spelled}.")
     raise UnknownPluginError(_unknown(kind, name, plugins))
 
 
 def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
     names = sorted({p.name for p in plugins})
-    text = f"no {kind} plugin is called {name!r}"
+    text = f"no {kind} plugin named {name!r}"
     if dist := KNOWN[kind].get(name):
         return f"{text}; pip install {dist}."
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
@@ -114,7 +114,7 @@ def _unknown(kind: str, name: str, plugins: list[Plugin]) -> str:
 
 
 def missing(kind: str) -> list[tuple[str, str]]:
-    """(name, distribution) of every plugin of ours that is not installed."""
+    """(name, distribution) of each of our plugins that is not installed."""
     names = {p.name for p in installed(kind)}
     return [(name, dist) for name, dist in KNOWN[kind].items() if name not in names]
 
@@ -142,7 +142,7 @@ def _with_main(kind: str, name: str, value: str, plugins: list[Plugin]) -> Plugi
 
 
 def config_class(plugin: Plugin) -> type[PluginConfig]:
-    """A plugin's `Config`; imports the plugin.
+    """A plugin's `Config` class; imports the plugin.
 
     Raises:
         PluginError: it has none.
@@ -158,7 +158,7 @@ def resolve(kind: str, ref: PluginRef | str) -> tuple[Any, Any]:
 
     Raises:
         UnknownPluginError, PluginError: as `find` and `Plugin.load`.
-        ConfigError: an option is unknown or does not fit; the place is named `model.options.<key>`.
+        ConfigError: an option is unknown or invalid; the message names it as `model.options.<key>`.
     """
     if isinstance(ref, str):
         ref = parse_ref(kind, ref)
@@ -169,7 +169,7 @@ def resolve(kind: str, ref: PluginRef | str) -> tuple[Any, Any]:
 
 
 def check(kind: str) -> list[tuple[Plugin, str]]:
-    """Import every plugin of a kind; pairs each with `""` or the reason it cannot be used."""
+    """Import every plugin of a kind; pairs each with `""` or the reason it is unusable."""
     results = []
     for plugin in installed(kind):
         try:
@@ -182,7 +182,7 @@ def check(kind: str) -> list[tuple[Plugin, str]]:
 
 
 def _use(plugin: Plugin) -> None:
-    """Import a plugin and look whether it is what its group asks for."""
+    """Import a plugin and check that it satisfies the contract of its group."""
     if plugin.kind == "viewer":
         if not getattr(plugin.load(), "offered", list)():
             what = "is not a class derived from saev_core's RunViewer, or defines none of its methods"
@@ -190,13 +190,13 @@ def _use(plugin: Plugin) -> None:
     elif plugin.kind == "task":
         if not hasattr(task := plugin.load(), "verbs"):
             raise PluginError(f"task plugin {plugin.name!r} ({plugin.target}) is not a class derived from saev_core's Task.")
-        task.verbs()  # each verb has a Config of its own
+        task.verbs()  # each verb has its own Config
     else:
         config_class(plugin)
 
 
 def _canonical(dist: str) -> str:
-    """A distribution's name as the packaging standard compares it."""
+    """A distribution's normalised name, per the packaging standard."""
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 

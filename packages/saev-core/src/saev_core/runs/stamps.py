@@ -50,7 +50,7 @@ class Stamps:
         try:
             opens()
         except SaevError as error:
-            self.say(f"{stage.partition(':')[0]}: done again, for {error}")
+            self.say(f"{stage.partition(':')[0]}: re-running because {error}")
             return False
         return True
 

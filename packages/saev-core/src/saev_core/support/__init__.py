@@ -1,4 +1,4 @@
-"""What every room may need and no SAE: files written whole or not at all, threads, progress, devices, digests, memory errors.
+"""General helpers: atomic files, threads, progress, devices, digests, out-of-memory errors.
 
-Import from its modules. It knows nothing of models, activations or SAEs, and imports only `errors`.
+Import from its modules. Independent of models, activations and SAEs; imports only `errors`.
 """

@@ -8,10 +8,10 @@ from saev_core.errors import DeviceError
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` as cuda, mps or cpu, whichever is there; any other name as it is.
+    """The device of that name; `auto` picks cuda, mps or cpu, the first that is available.
 
     Raises:
-        DeviceError: the device that was asked for is absent.
+        DeviceError: the requested device is not available.
     """
     if device == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

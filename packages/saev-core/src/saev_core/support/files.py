@@ -1,8 +1,8 @@
-"""Files and folders that appear at their place whole or not at all, and are on disk when they do.
+"""Atomic, durable writes of files and folders.
 
-A folder in the making lies at `<parent>/.incomplete/<name>.<random>`, one level below its place, so that a search for
-`<parent>/*/<file>` does not find it. It is locked while its writer lives: the next writer removes what a killed one left.
-What a folder replaces waits at `<parent>/.incomplete/<name>.old` between the two renames; `recover_folder` puts it back.
+An unfinished folder is kept at `<parent>/.incomplete/<name>.<random>`, one level deeper than its target, so that a glob of
+`<parent>/*/<file>` does not match it. It is locked while its writer is alive; the next writer removes leftovers of killed ones.
+A folder being replaced is kept at `<parent>/.incomplete/<name>.old` between the two renames; `recover_folder` restores it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 ASIDE = ".incomplete"
 MANY = 256
-"""Files from which one `sync` of all disks is cheaper than one `fsync` each (measured: 3.6 ms each, 250 ms together)."""
+"""Number of files above which one `sync` of all disks is faster than one `fsync` per file (measured: 250 ms against 3.6 ms each)."""
 
 
 def write_json(path: Path, data: Any) -> None:
-    """`replace_file` with JSON; makes the folder that it lies in."""
+    """`replace_file` with JSON; creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(data, indent=1) + "\n")
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
-    """Write a file (text as UTF-8) so that a reader, or a restart after a power failure, finds the old one or the new one.
+    """Write a file (text as UTF-8) atomically: readers, also after a power failure, see either the old or the new content.
 
     Raises:
-        OSError: it cannot be written; the old file stays.
+        OSError: it cannot be written; the old file is kept.
     """
     remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.new"))
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
@@ -54,10 +54,10 @@ def replace_file(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes `path`, unless the block raises. An empty folder may be there.
+    """A folder to fill, which becomes `path` unless the block raises. `path` may be an empty folder.
 
     Raises:
-        OSError: something else is there by the end, or it cannot be written; nothing is left behind.
+        OSError: `path` exists and is not empty, or cannot be written; nothing is left behind.
     """
     with _in_the_making(path) as new:
         yield new
@@ -68,10 +68,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes `path`, unless the block raises; what is there is replaced.
+    """A folder to fill, which becomes `path` unless the block raises; replaces an existing `path`.
 
     Raises:
-        OSError: it cannot be written; what was there stays, and nothing is left behind.
+        OSError: it cannot be written; an existing `path` is kept, and nothing is left behind.
     """
     with _in_the_making(path) as new:
         yield new
@@ -80,10 +80,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(new: Path, path: Path) -> None:
-    """Rename a file or folder to `path`; what is there is removed once it is replaced.
+    """Rename a file or folder to `path`; an existing `path` is removed after it is replaced.
 
     Raises:
-        OSError: it cannot be renamed; what was there stays.
+        OSError: it cannot be renamed; an existing `path` is kept.
     """
     old = _old(path)
     old.parent.mkdir(exist_ok=True)
@@ -104,16 +104,16 @@ def move_into_place(new: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Put back what a process was replacing at `path` when it was killed between its renames. Call it before reading `path`."""
+    """Restore `path` if a process was killed between its two renames while replacing it. Call before reading `path`."""
     if _is_there(path) or (old := next(filter(_is_there, _olds(path)), None)) is None:
         return
     try:
-        with _locked(old.parent):  # whoever is just replacing it goes on first
+        with _locked(old.parent):  # let a running replacement finish first
             if _is_there(old) and not _is_there(path):
                 old.rename(path)
                 sync(path.parent)
     except OSError as error:
-        log.warning("%s was being replaced when saev was killed, and cannot be put back from %s (%s)", path, old, error)
+        log.warning("%s was being replaced when saev was killed and cannot be restored from %s (%s)", path, old, error)
     if old.parent.name == ASIDE:
         _remove_if_empty(old.parent)
 
@@ -128,9 +128,9 @@ def recover_folders(parent: Path) -> None:
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove files and folders in the making whose writer was killed; one whose writer lives is locked and stays."""
+    """Remove unfinished files and folders whose writer was killed; those of a live writer are locked and kept."""
     for path in paths:
-        with suppress(OSError):  # another process is removing it too, or the file system has no locks
+        with suppress(OSError):  # another process is removing it, or the file system has no locks
             handle = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -150,7 +150,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _in_the_making(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, locked while this process lives; removed at the end, unless it was moved."""
+    """A new folder next to `path`, locked while this process is alive; removed on exit unless it was moved."""
     aside = path.parent / ASIDE
     remove_abandoned(each for each in aside.glob("*") if each.suffix != ".old")
     new = aside / f"{path.name}.{uuid.uuid4().hex}"
@@ -164,7 +164,7 @@ def _in_the_making(path: Path) -> Iterator[Path]:
 
 
 def _make_locked(new: Path, make: Callable[[Path], int]) -> int:
-    """Make and lock a file or folder; another process may take it for a leftover, and remove it, before it is locked."""
+    """Create and lock a file or folder; retries if another process removed it as a leftover before it was locked."""
     while True:
         handle = make(new)
         _lock(handle)
@@ -182,7 +182,7 @@ def _make_folder(folder: Path, tries: int = 100) -> int:
         try:
             folder.mkdir(parents=True)
             return os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process has just removed `.incomplete`, which was empty
+        except FileNotFoundError:  # another process just removed the empty `.incomplete`
             if not left:
                 raise
     raise AssertionError
@@ -190,7 +190,7 @@ def _make_folder(folder: Path, tries: int = 100) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else renames by way of this folder meanwhile."""
+    """Hold the lock for renames through this folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle)
@@ -200,7 +200,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: int) -> None:
-    # A file system without locks loses the removal of leftovers, and order among processes that replace one folder at once.
+    # Without file-system locks, leftovers are not removed and concurrent replacements of one folder are not serialised.
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX)
 
@@ -210,7 +210,7 @@ def _old(path: Path) -> Path:
 
 
 def _olds(path: Path) -> Iterator[Path]:
-    """Where this version, and earlier ones, keep what is being replaced."""
+    """Backup paths used by this and earlier versions during a replacement."""
     yield _old(path)
     name = re.compile(rf"\.{re.escape(path.name)}(\.\d+)?\.old")
     yield from (each for each in path.parent.glob(".*.old") if name.fullmatch(each.name))
@@ -228,7 +228,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # others have something in it
+    with suppress(OSError):  # in use by another process
         folder.rmdir()
 
 

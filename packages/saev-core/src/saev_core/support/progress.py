@@ -1,4 +1,4 @@
-"""Telling a person how far a long job is, without the library printing anything: a caller passes a `Track`."""
+"""Progress of long jobs, without the library printing anything: callers pass a `Track`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Self
 
 
 class Meter:
-    """One job's progress; this one is silent. Use it as a context manager."""
+    """Progress of one job; this base class is silent. Use it as a context manager."""
 
     def update(self, n: int = 1, **facts: float) -> None:
-        """`n` more units are done; `facts` are the numbers worth showing now."""
+        """Report `n` more units as done; `facts` are numbers to show."""
 
     def skip(self, n: int) -> None:
-        """`n` units were done before, by a process that did not end: they say nothing of how fast this one is."""
+        """Report `n` units as done by an earlier, interrupted process; they do not count towards the rate."""
 
     def __enter__(self) -> Self:
         return self
@@ -24,9 +24,9 @@ class Meter:
 
 
 Track = Callable[[str, int, str], Meter]
-"""`track(title, total, unit)` begins a job of `total` units and returns its meter."""
+"""`track(title, total, unit)` starts a job of `total` units and returns its meter."""
 
 
 def silent(title: str, total: int, unit: str) -> Meter:
-    """Shows nothing."""
+    """A `Track` that shows nothing."""
     return Meter()

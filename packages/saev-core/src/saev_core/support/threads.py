@@ -1,4 +1,4 @@
-"""Work that overlaps: a thread that makes items ahead of their use, and one that works off items behind their making."""
+"""Overlapping work: `read_ahead` produces items in a thread, `write_behind` consumes them in a thread."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ log = logging.getLogger(__name__)
 
 
 def torch_threads(n: int) -> None:
-    """Let torch use `n` threads for what this thread asks of it; other threads that have begun keep theirs."""
+    """Let torch use `n` threads for calls from this thread; other running threads keep their setting."""
     torch.set_num_threads(n)
-    # Torch settles a thread's number at its first use, with what ANY thread set last; this settles it now.
+    # Torch fixes a thread's setting at its first use, to the value that ANY thread set last; this fixes it now.
     torch.get_num_threads()
 
 
 def avoid_spinning() -> None:
-    """For as long as the calling thread lives, torch's threads that wait for one another sleep instead of spinning.
+    """Make torch's waiting threads sleep instead of spin, as long as the calling thread is alive.
 
-    GNU OpenMP's threads spin at the end of every operation for about a millisecond, unless more of them are alive than
-    there are cores. Where other threads decode or write, those cores are taken, and spinning costs more than it saves:
-    recording on two busy cores took 1.6 times the processor time of a bare loop. A team of two of this thread's own makes
-    one thread too many; afterwards this thread does what it has to do alone.
+    GNU OpenMP threads spin for about a millisecond at the end of every operation, unless there are more of them than cores.
+    If other threads decode or write, the cores are busy, and spinning costs more than it saves: recording on two busy cores
+    took 1.6 times the processor time of a bare loop. Giving this thread a team of two exceeds the number of cores; afterwards
+    it works single-threaded.
     """
     torch_threads(2)
-    torch.zeros(1 << 17).add_(1)  # large enough for torch to use both; from here on the team exists
+    torch.zeros(1 << 17).add_(1)  # large enough for torch to use both threads, which creates the team
     torch_threads(1)
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Generator[T]:
-    """The same items, made by a thread of its own, which stays at most `depth` of them ahead.
+    """Yield the same items, produced by a separate thread at most `depth` items ahead.
 
-    An error of `items` is raised where it would have come. Closing this closes `items`, in its thread, and waits for it.
+    An error in `items` is raised at its position. Closing the generator closes `items`, in its thread, and waits for it.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stop = threading.Event()
@@ -50,7 +50,7 @@ def read_ahead(items: Iterator[T], depth: int) -> Generator[T]:
                 if stop.is_set():
                     break
                 ready.put((True, item))
-        except BaseException as error:  # noqa: BLE001 - raised again by the one who consumes
+        except BaseException as error:  # noqa: BLE001 - re-raised by the consumer
             last = (False, error)
         finally:
             try:
@@ -81,15 +81,15 @@ def read_ahead(items: Iterator[T], depth: int) -> Generator[T]:
 
 
 class _Abandoned(Exception):
-    """The one who handed items over failed; what is unfinished is to be dropped."""
+    """The producer failed; drop unfinished work."""
 
 
 @contextmanager
 def write_behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable[[T], None]]:
-    """`work`, in a thread of its own, on the items that the caller hands over; at most `depth` of them wait.
+    """Run `work` in a separate thread on the items passed by the caller; at most `depth` items are queued.
 
-    What `work` raises is raised at the next hand-over, or on leaving. If the caller fails, `work` still gets all that was
-    handed over, and then an exception in place of the next item.
+    An error in `work` is raised at the next item passed, or on exit. If the caller fails, `work` still receives all queued
+    items, then an exception in place of the next one.
     """
     waiting: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     failed: list[BaseException] = []
@@ -112,12 +112,12 @@ def write_behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Ca
                 work(handed)
             except _Abandoned:
                 raise
-            except BaseException as error:  # noqa: BLE001 - raised again by the one who hands over
+            except BaseException as error:  # noqa: BLE001 - re-raised in the caller
                 failed.append(error)
-            for _ in handed:  # let nobody wait for a place
+            for _ in handed:  # drain, so that the caller never blocks
                 pass
         except _Abandoned:
-            log.debug("the last, unfinished shard is dropped")
+            log.debug("dropping the last, unfinished shard")
 
     def hand_over(item: T) -> None:
         if failed:

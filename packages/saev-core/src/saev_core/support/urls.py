@@ -1,4 +1,4 @@
-"""`local_path`: the folder that a store's address names, where it is one of this machine's."""
+"""`local_path`: the local folder of a store's URL, if it is local."""
 
 from __future__ import annotations
 

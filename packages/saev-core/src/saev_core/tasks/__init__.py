@@ -1,4 +1,4 @@
-"""Tasks: the base class of task plugins, what a verb works with, probes, and the contract of viewer tabs.
+"""Tasks: the base class of task plugins, the context passed to verbs, linear probes, and the interface of viewer tabs.
 
-Import `Task`, `verb`, `TaskContext`, `Probe`. It knows runs and their artifacts, and none of the tasks themselves.
+Import `Task`, `verb`, `TaskContext`, `Probe`. Depends on runs and their artifacts, not on any task.
 """

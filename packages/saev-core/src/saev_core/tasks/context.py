@@ -1,4 +1,4 @@
-"""`TaskContext`: what a task's verb works with."""
+"""`TaskContext`: the context passed to a task's verb."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class TaskContext:
-    """What a verb works with: the run and what was made in it, the device, and where to speak. All but the run is opened when asked for."""
+    """A verb's context: the run and its artifacts, the device, and the output. Everything but the run is opened on first use."""
 
     def __init__(
         self,
@@ -40,19 +40,19 @@ class TaskContext:
     ) -> None:
         """
         Args:
-            name: the task's, for its folder.
+            name: name of the task, used for its folder.
             device: as `--device`; empty: the run's.
-            dataset: where the pictures lie now, as `--dataset`; empty: where they lay when they were recorded.
-            say: given one line for a person.
-            table: given rows for a person, and `header`; by default each goes to `say`.
-            track: told how far a long job is.
+            dataset: current location of the images, as `--dataset`; empty: unchanged since recording.
+            say: called with one human-readable line at a time.
+            table: called with rows and `header` to show; by default each row goes to `say`.
+            track: receives the progress of long jobs.
         """
         self.run, self.name, self.say, self.track = run, name, say, track
         self._table = table
         self.workspace = Workspace(run, device, dataset, hint=f"saev task {name} VERB {run.path} --dataset NAME:FOLDER")
 
     def table(self, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
-        """Aligned columns for a person."""
+        """Print aligned columns."""
         cells = [[str(each) for each in row] for row in rows]
         if self._table is not None:
             self._table(cells, header)
@@ -61,7 +61,7 @@ class TaskContext:
             self.say("  ".join(row))
 
     def folder(self, name: str = "") -> Path:
-        """`RUN/tasks/<task>`, which is made, or the path `name` in it, which is not.
+        """`RUN/tasks/<task>`, which is created, or the path `name` in it, which is not.
 
         Raises:
             RunError: it cannot be written.
@@ -75,10 +75,10 @@ class TaskContext:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute.
+        """The device to compute on.
 
         Raises:
-            DeviceError: it is absent.
+            DeviceError: it is not available.
         """
         return self.workspace.device
 
@@ -86,15 +86,15 @@ class TaskContext:
         """The run's activations.
 
         Raises:
-            RunError, StoreError: nothing is recorded, or it is damaged or another's.
+            RunError, StoreError: nothing is recorded, or the store is damaged or belongs to another run.
         """
         return self.workspace.store()
 
     def dataset(self) -> ImageDataset:
-        """The pictures of the run, those that were recorded.
+        """The images of the run, the same ones as recorded.
 
         Raises:
-            DatasetError: they cannot be opened, or are others; says how to name another place.
+            DatasetError: they cannot be opened, or are not the recorded ones; the message shows how to pass another location.
         """
         return self.workspace.dataset()
 
@@ -107,19 +107,19 @@ class TaskContext:
         return self.workspace.model()
 
     def sae_name(self, name: str = "") -> str:
-        """The SAE of that name; none named: the best, or the only one.
+        """The name of an SAE; by default the only one, or the best.
 
         Raises:
-            RunError: there is none, none of that name, or several of which none is marked best.
+            RunError: there is no SAE, none of that name, or several with none marked best.
         """
         return self.workspace.sae_name(name)
 
     def checkpoint(self, name: str = "") -> Checkpoint:
-        """A trained SAE, on the device, checked against the recorded activations where there are any.
+        """A trained SAE, on the device, checked against the recorded activations, if any.
 
         Raises:
             RunError: as `sae_name`.
-            CheckpointError: it is damaged, or of other activations.
+            CheckpointError: it is damaged, or was trained on other activations.
         """
         return self.workspace.checkpoint(name)
 

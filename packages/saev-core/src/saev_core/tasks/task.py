@@ -1,4 +1,4 @@
-"""`Task`: a plugin that does something with a run's features. Its methods marked `@verb` are what `saev task NAME` offers."""
+"""`Task`: base class of plugins that use a run's features. Its methods marked `@verb` become verbs of `saev task NAME`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from saev_core.tasks.context import TaskContext
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 RESERVED = frozenset({"dataset", "device", "config", "set", "json", "debug", "help"})
-"""Flags that every verb has; an option cannot be called so."""
+"""Flags that every verb has; not available as option names."""
 
 
 class NoOptions(Config):
-    """Options of a verb that has none."""
+    """The options class of a verb without options."""
 
 
 def verb(method: F) -> F:
-    """Mark a method `(self, cx: TaskContext, cfg: MyConfig) -> Mapping` of a `Task` as one that the command line offers.
+    """Mark a method `(self, cx: TaskContext, cfg: MyConfig) -> Mapping` of a `Task` as a command.
 
-    The first line of its docstring is its help, the fields of `MyConfig`, a `Config`, are its flags; without a third
-    parameter it has none. What it returns is what `--json` prints.
+    The first line of its docstring becomes its help, the fields of `MyConfig`, a `Config`, its flags; without a third
+    parameter it has none. `--json` prints its return value.
     """
     method.__saev_verb__ = True  # type: ignore[attr-defined]
     return method
@@ -39,7 +39,7 @@ def verb(method: F) -> F:
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of a task: its name on the command line, its method's name, and the class of its options."""
+    """One verb of a task: its name on the command line, the name of its method, and the class of its options."""
 
     name: str
     method: str
@@ -48,14 +48,14 @@ class Verb:
 
 
 class Task:
-    """Base of every task plugin: define methods marked `@verb`. It is built without arguments and keeps nothing between verbs."""
+    """Base of every task plugin: define methods marked `@verb`. Instantiated without arguments; keeps no state between verbs."""
 
     @classmethod
     def verbs(cls) -> dict[str, Verb]:
-        """Verbs by name, in the order in which they are written.
+        """Verbs by name, in the order of definition.
 
         Raises:
-            PluginError: there is none, or one cannot be offered: its options are not a `Config`, or bear a reserved name.
+            PluginError: there are none, or one is invalid: its options are not a `Config`, or have a reserved name.
         """
         found = {}
         for klass in reversed(cls.__mro__):
@@ -72,31 +72,31 @@ class Task:
         """The verb of that name.
 
         Raises:
-            UnknownVerbError: there is none; names the nearest and all.
+            UnknownVerbError: there is none; suggests the closest and lists all.
         """
         verbs = cls.verbs()
         if name in verbs:
             return verbs[name]
         near = difflib.get_close_matches(name, verbs, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise UnknownVerbError(f"no verb is called {name!r}{hint} There are: {', '.join(verbs)}.")
+        raise UnknownVerbError(f"no verb named {name!r}{hint} Available: {', '.join(verbs)}.")
 
     def call(self, cx: TaskContext, name: str, cfg: Config | None = None) -> dict[str, Any]:
-        """Do a verb; what it found as plain JSON values.
+        """Run a verb; returns its result as plain JSON values.
 
         Raises:
             UnknownVerbError: as `find`.
-            PluginError: what it returns is not a mapping of values that JSON knows.
+            PluginError: the verb does not return a mapping of JSON-serialisable values.
         """
         found = self.find(name)
         options = [] if found.config is NoOptions else [cfg if cfg is not None else found.config()]
         result = getattr(self, found.method)(cx, *options)
         if not isinstance(result, Mapping | None):
-            raise PluginError(f"{cx.name} {name} returned {type(result).__name__}, not a mapping; that is a mistake of the plugin.")
+            raise PluginError(f"{cx.name} {name} returned {type(result).__name__}, not a mapping; this is a bug in the plugin.")
         try:
             answer = plain(result or {})
         except TypeError as error:
-            raise PluginError(f"{cx.name} {name} returned what JSON does not know ({error}); that is a mistake of the plugin.") from None
+            raise PluginError(f"{cx.name} {name} returned a value that JSON cannot hold ({error}); this is a bug in the plugin.") from None
         assert isinstance(answer, dict)
         return answer
 
@@ -108,31 +108,31 @@ class UnknownVerbError(PluginError):
 
 
 def _options_of(task: type[Task], function: Callable[..., Any]) -> type[Config]:
-    """The class of a verb's third parameter."""
+    """The annotated class of a verb's third parameter."""
     where = f"{task.__module__}.{task.__qualname__}.{function.__name__}"
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) == 2:
         return NoOptions
     if len(parameters) != 3 or parameters[2].annotation is inspect.Parameter.empty:
-        raise PluginError(f"{where}: a verb is written (self, cx: TaskContext, cfg: MyConfig), and this one is not.")
-    # By itself: the other annotations may be imported for type checking only.
+        raise PluginError(f"{where}: wrong signature; a verb is defined as (self, cx: TaskContext, cfg: MyConfig).")
+    # Only this one: other annotations may be imported for type checking only.
     holder = SimpleNamespace(__annotations__={"cfg": parameters[2].annotation})
     try:
         config = typing.get_type_hints(holder, inspect.unwrap(function).__globals__, dict(vars(task)))["cfg"]
     except NameError as error:
-        raise PluginError(f"{where}: the class of its options is not there when it runs ({error}); import it outright.") from None
+        raise PluginError(f"{where}: its options class is missing at run time ({error}); import it outside TYPE_CHECKING.") from None
     if not (isinstance(config, type) and issubclass(config, Config)):
         raise PluginError(f"{where}: its options are {config!r}, not a class derived from saev_core's Config.")
     if taken := RESERVED & set(config.model_fields):
-        raise PluginError(f"{where}: an option cannot be called {sorted(taken)[0]}, every verb has that flag.")
+        raise PluginError(f"{where}: the option name {sorted(taken)[0]} is reserved, every verb has that flag.")
     return config
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: numbers and arrays of numpy and torch unpacked, paths as text, numbers that are not finite as None.
+    """Convert a value to plain JSON types: numpy and torch numbers and arrays unpacked, paths as text, non-finite numbers as None.
 
     Raises:
-        TypeError: it holds something else.
+        TypeError: it contains any other type.
     """
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(plain(key)): plain(each) for key, each in value.items()}

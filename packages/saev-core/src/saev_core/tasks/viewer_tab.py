@@ -1,4 +1,4 @@
-"""`ViewerTab`: a tab that a plugin adds to the viewer; `TabHost`: what the viewer offers it. Imports neither torch nor gradio."""
+"""`ViewerTab`: a viewer tab added by a plugin; `TabHost`: what the viewer provides to it. Imports neither torch nor gradio."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ViewerTab(Protocol):
-    """A tab of the viewer, as the hook `viewer_tabs` gives it."""
+    """A tab of the viewer, as returned by the hook `viewer_tabs`."""
 
     @property
     def title(self) -> str:
-        """What is written on the tab; not empty."""
+        """Label of the tab; not empty."""
         ...
 
     def build(self, host: TabHost) -> None:
-        """Make the tab's components; called once, inside the tab, while the page is built. Where it raises, the tab is left out."""
+        """Create the tab's components; called once, inside the tab, while the page is built. If it raises, the tab is omitted."""
         ...
 
 
 @runtime_checkable
 class TabHost(Protocol):
-    """What the viewer offers a tab: the gradio components that all tabs share, and the SAEs that can be shown.
+    """What the viewer provides to a tab: the gradio components shared by all tabs, and the SAEs on view.
 
-    A callback takes the shared components as inputs and sets them as outputs; every tab follows. To follow a change, listen to
-    its `.change`. Another tab is opened by returning `gr.Tabs(selected=TITLE.lower())` to `tabs`.
+    Use the shared components as inputs and outputs of callbacks; all tabs stay in sync. To react to a change, listen to
+    `.change`. To open another tab, return `gr.Tabs(selected=TITLE.lower())` to `tabs`.
     """
 
     @property
     def sae(self) -> Any:
-        """`gr.Dropdown`: key of the SAE that is shown."""
+        """`gr.Dropdown`: key of the current SAE."""
         ...
 
     @property
     def feature(self) -> Any:
-        """`gr.Number`: the feature that is shown; -1: none yet."""
+        """`gr.Number`: the current feature; -1: none yet."""
         ...
 
     @property
     def picture(self) -> Any:
-        """`gr.Number`: the image that the Image tab shows; -1: an uploaded one."""
+        """`gr.Number`: the image shown in the Image tab; -1: an uploaded one."""
         ...
 
     @property
@@ -61,19 +61,19 @@ class TabHost(Protocol):
 
     @property
     def first(self) -> str:
-        """Key of the SAE that is shown first."""
+        """Key of the SAE shown first."""
         ...
 
     def view(self, key: str) -> SAEView:
         """The SAE with a key.
 
         Raises:
-            RunError: there is none, or its index is of another checkpoint or format.
+            RunError: there is none, or its index has another format or was built from another checkpoint.
         """
         ...
 
     def map_url(self, sae: str, feature: int, image: int) -> str:
-        """Address of a feature's heat map on an image of the data set: a PNG, one pixel a patch.
+        """URL of a feature's heat map on an image of the data set: a PNG with one pixel per patch.
 
         Args:
             sae: an SAE's key.
@@ -82,11 +82,11 @@ class TabHost(Protocol):
 
 
 class SAEView(Protocol):
-    """One SAE as the viewer holds it; what is slow is loaded when it is first asked for."""
+    """One SAE as loaded by the viewer; slow parts are loaded on first use."""
 
     @property
     def key(self) -> str:
-        """What the viewer calls it: its name, or `RUN:NAME` where it belongs to a run beside the viewed one."""
+        """Its key in the viewer: its name, or `RUN:NAME` if it belongs to another run than the viewed one."""
         ...
 
     @property
@@ -106,26 +106,26 @@ class SAEView(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The SAE itself; loads torch.
+        """The SAE itself; imports torch.
 
         Raises:
             CheckpointError: it is damaged.
-            RunError: the index is of another checkpoint.
+            RunError: the index was built from another checkpoint.
         """
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Proposed name of each feature; empty where it has none."""
+        """Proposed name of each feature; empty if it has none."""
         ...
 
     def common_label(self, feature: int) -> str:
-        """Name of the label that at least half of a feature's top images have; empty where there is none."""
+        """Name of the label shared by at least half of a feature's top images; empty if there is none."""
         ...
 
 
 class RunLibrary(Protocol):
-    """A run and its images as the viewer holds them; what is slow is loaded when it is first asked for."""
+    """A run and its images as loaded by the viewer; slow parts are loaded on first use."""
 
     @property
     def run(self) -> Run:
@@ -137,13 +137,13 @@ class RunLibrary(Protocol):
         """Its recorded activations.
 
         Raises:
-            StoreError: they are gone or damaged.
+            StoreError: they are missing or damaged.
         """
         ...
 
     @property
     def model(self) -> VisionModel:
-        """Its model; loads torch.
+        """Its model; imports torch.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -152,38 +152,38 @@ class RunLibrary(Protocol):
 
     @property
     def n_images(self) -> int:
-        """Images of the run."""
+        """Number of images in the run."""
         ...
 
     @property
     def labels(self) -> Int[np.ndarray, " n_images"]:
-        """Label of each image; -1 where unknown."""
+        """Label of each image; -1 if unknown."""
         ...
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the labels, by number; empty where there are none."""
+        """Names of the labels, by number; empty if there are none."""
         ...
 
     @property
     def no_pictures(self) -> str:
-        """Why the images cannot be shown; empty where they can."""
+        """Why the images cannot be shown; empty if they can."""
         ...
 
     def label(self, index: int) -> str:
-        """Name of an image's label; empty where it has none."""
+        """Name of an image's label; empty if it has none."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of an original in pixels, each at least 1."""
+        """Width and height of the original image in pixels, each at least 1."""
         ...
 
     def crop(self, index: int) -> Box:
-        """What of an image the model saw, in pixels of the original."""
+        """The part of an image that the model saw, in pixels of the original."""
         ...
 
     def src(self, index: int, px: int) -> str:
-        """Address of an image as a JPEG, its longer side about `px` pixels."""
+        """URL of an image as a JPEG whose longer side is about `px` pixels."""
         ...
 
 

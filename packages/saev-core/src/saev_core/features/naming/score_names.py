@@ -1,4 +1,4 @@
-"""How often proposed names are right, where the truth is known."""
+"""`score_names`: accuracy of proposed names, given the ground truth."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from saev_core.features.naming.names import Names
 
 
 def score_names(names: Names, best_values: Sequence[tuple[int, str, float]], telling: float = 0.6) -> dict[str, Any]:
-    """How often the names are right, where the truth is known.
+    """Measure the accuracy of names, given the ground truth.
 
-    A name is right if it is the value that the feature tells best (largest F1 on patches, `Recovery.best_value`), said alone (`red`) or
-    with its factor (`colour: red`). `precision` is the share of names that are right. A feature that tells no value with an F1 of
-    `telling` or more may be about two at once (red circles), where a right name counts as wrong; so of those that do, `found` is the
-    share that got the right name, `silent` the share that got none, and `precision_telling` the share of their names that is right.
+    A name is right if it is the value that the feature detects best (largest F1 on patches, `Recovery.best_value`), alone (`red`) or
+    with its factor (`colour: red`). `precision` is the share of names that are right. A feature that detects no value with an F1 of at
+    least `telling` may represent two at once (red circles), so that a correct name counts as wrong. Among the others, `found` is the
+    share with the right name, `silent` the share without a name, and `precision_telling` the share of their names that are right.
     """
     truth = {feature: (value, f1) for feature, value, f1 in best_values}
     right = {f for f, name in names.names.items() if f in truth and name.name in (truth[f][0], truth[f][0].partition(": ")[2])}

@@ -1,4 +1,4 @@
-"""Optimisers: what moves an SAE's weights. Their state is plain tensors by name, so that a killed run goes on to the same bits."""
+"""Optimisers. Their state is plain named tensors, so that a killed run resumes bit-exactly."""
 
 from __future__ import annotations
 
