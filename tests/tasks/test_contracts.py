@@ -1,4 +1,4 @@
-"""Every task keeps to the contract that a stranger's is held to."""
+"""Every task passes the contract for third-party tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model loses to a reconstruction: against hooks placed by hand, against scikit-learn, and where the answer is known."""
+"""Fidelity: against hooks placed by hand, against scikit-learn, and in cases with a known result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure(run: Run, **options: Any) -> dict[str, Any]:
 
 
 def by_hand(cx: TaskContext, ask: Any, images: np.ndarray) -> dict[str, Tensor]:
-    """What `ask(pixels)` answers with the patches replaced by a hook."""
+    """The result of `ask(pixels)` with the patches replaced by a hook."""
     model, made = cx.model(), cx.checkpoint()
     pixels = torch.stack([model.transform(cx.dataset()[int(i)].image) for i in images])
     new = {
@@ -79,7 +79,7 @@ def heldout(run: Run, cx: TaskContext) -> np.ndarray:
 def test_errors_are_those_of_hooks_placed_by_hand(run: Run, from_images: bool):
     cx = TaskContext(run, "fidelity", device="cpu")
     found = measure(run, from_images=from_images)
-    tokens = by_hand(cx, cx.model(), heldout(run, cx))  # tiny answers with its last block's tokens
+    tokens = by_hand(cx, cx.model(), heldout(run, cx))  # tiny outputs its last block's tokens
     for pool, pick in (("cls", lambda x: x[:, 0]), ("mean", lambda x: x[:, 1:].mean(1))):
         want = pick(tokens["original"]).double()
         spread = (want - want.mean(0)).square().sum()
@@ -108,7 +108,7 @@ def test_the_table_the_csv_and_the_results_say_the_same(run: Run):
     assert found["outputs"]["mean"]["linear accuracy"]["original"] > 0.8
     assert found["outputs"]["mean"]["linear accuracy"]["mean"] < 0.5
     assert found["zero_shot_absent"] == "the model has no text space"
-    assert measure(run) == found  # the same again
+    assert measure(run) == found  # reproducible
 
 
 def test_the_command_line_does_it(run: Run, capsys: pytest.CaptureFixture[str]):
@@ -124,7 +124,7 @@ def test_images_without_classes_have_errors_alone(tmp_path: Path):
     settings = ("read.heldout=0.3", "train.n_tokens=2000", "train.batch_size=256")
     made = make(tmp_path / "run", "--model", "tiny", "--dataset", f"image-folder:{tmp_path / 'pictures'}", settings=settings)
     found = measure(made)
-    assert found["classification_absent"] == "the store has no labels of two classes or more"
+    assert found["classification_absent"] == "the store does not have labels of at least two classes"
     assert set(found["outputs"]["cls"]) == {"fvu", "cosine"}
 
 
@@ -161,7 +161,7 @@ def test_zero_shot_accuracy_in_a_model_of_images_and_text(tmp_path: Path):
 
 
 def whole(d: int = 6, **read: Any) -> Checkpoint:
-    """An SAE that gives everything back: the identity and its opposite."""
+    """A lossless SAE: the identity and its negative."""
     sae = TopK(TopKConfig(d_in=d, d_sae=2 * d, k=2 * d))
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(d), -torch.eye(d)], 1))
@@ -181,7 +181,7 @@ def test_only_what_the_sae_reads_is_replaced(tokens: str):
         assert torch.equal(kept, x[:, 1:] if tokens == "cls" else x[:, :2])
         put = put.mean(1) if tokens == "mean" else put
         torch.testing.assert_close(put, want.expand_as(put), rtol=1e-5, atol=1e-5)
-    if tokens == "mean":  # each patch keeps its distance from the mean
+    if tokens == "mean":  # each patch keeps its offset from the mean
         centred = x[:, 2:] - x[:, 2:].mean(1, keepdim=True)
         torch.testing.assert_close(spliced(x, made, 2, "zero", mean)[:, 2:], centred, rtol=1e-5, atol=1e-5)
 
@@ -239,11 +239,11 @@ def test_unlabelled_images_are_not_asked_in_text_space():
     assert right.tolist() == [True, False]
 
 
-# What cannot be.
+# Impossible requests.
 
 
 def saved(run: Run, tmp_path: Path, **changes: Any) -> Run:
-    """A run whose SAE says other things of itself."""
+    """A run with a modified SAE checkpoint."""
     other = Run.create(tmp_path / "run", run.config)
     (tmp_path / "run" / "store").symlink_to(run.path / "store")
     made = Checkpoint.load(run.sae_dir("topk"))
@@ -258,7 +258,7 @@ def test_what_cannot_be_measured_is_one_clear_line(run: Run, tmp_path: Path):
     with pytest.raises(CheckpointError, match="no held-out image"):
         measure(none_held)
     everywhere = saved(run, tmp_path / "b", read=ReadConfig(layer="all", heldout=0.3), site="resid.all")
-    with pytest.raises(StoreError, match=r"say at which one to splice, as --site resid\.3"):
+    with pytest.raises(StoreError, match=r"choose where to splice, as in --site resid\.3"):
         measure(everywhere)
     assert measure(everywhere, site="resid.2", n_test=8, n_train=20)["site"] == "resid.2"
     averaged = saved(run, tmp_path / "c", read=ReadConfig(layer="mean", heldout=0.3), site="resid.mean")

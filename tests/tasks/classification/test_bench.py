@@ -1,4 +1,4 @@
-"""Images of planted features: what edits of them do, which are proposed, and what the control experiment finds."""
+"""Images with planted features: effects of edits, proposals, and the control experiment."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 
 
 def identity(reads: Any = "patches") -> Checkpoint:
-    """An SAE each of whose features is one axis."""
+    """An SAE with one feature per axis."""
     sae = ReLU(ReLUConfig(d_in=D, d_sae=D), torch.Generator().manual_seed(0))
     with torch.no_grad():
         for value in sae.parameters():
@@ -135,7 +135,7 @@ def test_every_class_is_given_its_planted_feature_first(store: ActivationStore, 
 
 def test_the_control_experiment_flips_a_class_and_spares_the_others(store: ActivationStore) -> None:
     train, val = bench_of(store, images=np.arange(24)), bench_of(store, images=np.arange(24, 40))
-    # An image of which nothing is left is told as class 0, so that one cannot be flipped by ablation alone.
+    # An image with everything ablated is classified as class 0, so class 0 cannot be flipped by ablation alone.
     proposed = {c: [one.feature for one in some] for c, some in propose(train, N_CLASSES, 3).items()}
     rows = control_images(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
     assert [row.choice.features for row in rows] == [[0], [1], [2], [3]]
@@ -148,7 +148,7 @@ def test_the_control_experiment_flips_a_class_and_spares_the_others(store: Activ
         assert row.random_features.flipped < 1
         assert row.passes
     again = control_images(train, val, proposed, NAMES, sizes=[1, 2], strengths=[0.0, -1.0], draws=3)
-    assert again == rows  # by its seed
+    assert again == rows  # reproducible by seed
 
 
 def test_a_choice_that_reaches_no_goal_is_the_best_there_is(store: ActivationStore) -> None:

@@ -30,7 +30,7 @@ from saev_tasks.shared.pooling import image_vectors, parse_tokens
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """400 drawn scenes at the last two blocks, an SAE of the third, and a probe there."""
+    """400 synthetic scenes at the last two blocks, an SAE of the third, and a probe there."""
     folder = tmp_path_factory.mktemp("classification") / "run"
     words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:400", "--record-layers", "-2", "--record-layers", "-1"]
     sizes = ["train.n_tokens=250000", "train.n_init=4096", "train.batch_size=1024", "sae.options.d_sae=384", "sae.options.k=12"]
@@ -46,7 +46,7 @@ def ask(run: Run, name: str, cfg: Config) -> dict[str, Any]:
 
 
 def copy_of(run: Run, folder: Path) -> Run:
-    """The same run with tasks and results of its own; what others may only read stays where it is."""
+    """The same run with its own tasks and results; shared inputs stay in place."""
     folder.mkdir()
     for path in run.path.iterdir():
         if path.name not in ("tasks", "results"):
@@ -64,7 +64,7 @@ def test_the_probe_tells_the_scenes_apart_and_keeps_what_it_was_told(run: Run) -
     assert [row["solver"] for row in rows] == ["adamw"] * 4 + ["logistic"] * 5
     (best,) = [row for row in rows if row["best"] == "True"]
     assert float(best["val_accuracy"]) == found["card"]["accuracy"] > 0.9
-    assert found["tokens"] == "mean"  # what edits of an SAE of patches reach
+    assert found["tokens"] == "mean"  # reached by edits of a patch SAE
     assert found["site"] == "resid.2"
     probe = Probe.load(folder / "probe")
     data = LabelData.of(TaskContext(run, "classification"), Site.parse(probe.site), probe.card)
@@ -115,7 +115,7 @@ def test_manipulate_says_before_and_after_and_draws_it(run: Run, tmp_path: Path,
     assert sum(found["before"]) == pytest.approx(1)
     with Image.open(found["figure"]) as figure:
         assert figure.width > 500
-    # Nothing changes: not a bit of the answer does.
+    # No effective edit: bit-identical output.
     for cfg in (ManipulateConfig(image=image, edit={3: 1.0}), ManipulateConfig(image=image, edit={3: 0.0}, mode="add", where=(0, 5))):
         same = ask(mine, "manipulate", cfg)
         assert same["before"] == same["after"]
@@ -161,7 +161,7 @@ def test_bad_input_to_the_verbs_is_one_clear_line(run: Run, tmp_path: Path) -> N
     fails(mine, "manipulate", ManipulateConfig(image=1), UsageError, "names no feature")
     fails(mine, "manipulate", ManipulateConfig(image=1, edit={384: 0.0}), SteerError, "features 0 to 383")
     fails(mine, "manipulate", ManipulateConfig(image=1, edit={3: 0.0}, where=(144,)), SteerError, "patch 144")
-    fails(mine, "train", TrainConfig(site="resid.0"), UsageError, "recorded are resid.2, resid.3")
+    fails(mine, "train", TrainConfig(site="resid.0"), UsageError, "the store has resid.2, resid.3")
     fails(mine, "train", TrainConfig(tokens="token:144"), StoreError, "patches 0 to 143")
     fails(mine, "control", ControlConfig(classes=("dog",)), UsageError, "no such class")
     fails(mine, "control", ControlConfig(sae="other"), RunError, "other")
@@ -176,7 +176,7 @@ def test_bad_input_to_the_verbs_is_one_clear_line(run: Run, tmp_path: Path) -> N
         (replace(probe, weight=torch.zeros(10, 64)), "64 wide"),
         (replace(probe, store={**probe.store, "model": {"name": "clip"}}), "model clip"),
         (replace(probe, tokens="patches"), "reads patches"),
-        (replace(probe, card={}), "does not say what it was trained on"),
+        (replace(probe, card={}), "does not record its training split"),
     ):
         changed.save(folder)
         fails(mine, "propose", asked, ProbeError, says)

@@ -1,4 +1,4 @@
-"""The control tabs: what sliders do is what the edits do; the pages in a real browser."""
+"""The control tabs: sliders match core edits; the pages in a real browser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL = ["train.n_tokens=12000", "train.n_init=512", "train.batch_size=256", "sa
 
 
 class Held(Viewer):
-    """The viewer without its components, which only pages need."""
+    """The viewer without its page components."""
 
     def __init__(self, run: Run) -> None:
         self.library = Library(run)
@@ -58,7 +58,7 @@ def fit(run: Run, task: str, x: torch.Tensor, y: torch.Tensor, site: Site, token
 
 
 def train_classifier(run: Run, tokens: str, layer: int) -> None:
-    """A probe on what leaves a block, of images alone that are not held out."""
+    """A probe on a block's output, trained on images that are not held out."""
     store, dataset = ActivationStore.open(run.store_url), load_dataset(run.config.dataset)
     chosen, _ = train_test_indices(store.labels, 0.25, 0)
     model = load_model(run.config.model, "cpu")
@@ -82,7 +82,7 @@ def train_segmenter(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Drawn scenes, an SAE in the middle of the shipped model, a classifier and a segmenter at its site."""
+    """Synthetic scenes, an SAE in the middle of the shipped model, a classifier and a segmenter at its site."""
     path = tmp_path_factory.mktemp("control") / "run"
     assert main(["run", "--out", str(path), "--model", "tiny", "--dataset", "shapes:60", "--set", *SMALL]) == 0
     made = Run.open(path)
@@ -106,7 +106,7 @@ def floats(text: str) -> np.ndarray[Any, Any]:
 
 
 def lively(edited: EditedPicture, image: int, n: int = 2) -> list[int]:
-    """The features that are strongest on a picture."""
+    """The strongest features on a picture."""
     picture = edited.picture(image)
     total = torch.zeros(picture.codes.d_sae).index_add(0, picture.codes.feature, picture.codes.value)
     return [int(feature) for feature in total.topk(n).indices]
@@ -134,7 +134,7 @@ def test_a_sliders_line_is_the_edit_that_the_core_makes(run: Run, strength: floa
         up, down, effect = edited.line(picture, feature)
         guess += (s * up if s > 0 else s * down) * effect
     exact = edited.after(picture, edited.edits(pairs))
-    # The same by the core alone, in float64, from what is recorded.
+    # The same with the core only, in float64, from recorded activations.
     peaks = Library(run)["topk"].index.max
     mode = "add" if strength > 0 else "scale"
     edits = [Edit.of(edited.checkpoint, peaks, f, s if s > 0 else 1 + s, mode) for f, s in pairs]
@@ -174,7 +174,7 @@ def test_where_the_probe_reads_a_later_block_the_model_goes_on_from_the_edit(lat
     edits = edited.edits(pairs)
     with steering(model, edits, edited.checkpoint):
         want = edited.probe(model.record(pixels, [edited.readout.target])[edited.readout.target][0, 0])
-    # The tab begins with what was recorded, in half precision.
+    # The tab starts from recorded activations, in half precision.
     assert torch.allclose(edited.after(picture, edits), want, atol=0.02 * float((want - picture.before).abs().max()))
 
 
@@ -190,7 +190,7 @@ def test_an_edit_of_marked_patches_changes_pixels_near_them_alone(run: Run) -> N
     assert np.array_equal(before, labels(edited, picture.before))
     maps = picture.before.T.reshape(1, -1, rows, cols)
     want = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
-    assert np.array_equal(before, want.numpy())  # leaving hopeless classes out changed nothing
+    assert np.array_equal(before, want.numpy())  # dropping hopeless classes changed nothing
     edits = [[feature, 2.0] for feature in edited.features_for(1, 3)]
     marked = [0, 1, cols]
     told = pane({"what": "after", "image": image, "edits": edits, "where": marked})
@@ -235,13 +235,13 @@ BAD = [
     ({"what": "picture", "image": 60}, "There is no picture 60. This run has pictures 0 to 59."),
     ({"what": "picture", "image": "moon"}, "There is no picture moon."),
     ({"what": "after", "image": 1, "edits": [[64, 1]]}, "There is no feature 64. This SAE has features 0 to 63."),
-    ({"what": "after", "image": 1, "edits": [[3, float("nan")]]}, "is no number"),
-    ({"what": "after", "image": 1, "edits": [[3, None]]}, "is no number"),
-    ({"what": "after", "image": 1, "edits": "3:1"}, "cannot be read"),
+    ({"what": "after", "image": 1, "edits": [[3, float("nan")]]}, "is not a number"),
+    ({"what": "after", "image": 1, "edits": [[3, None]]}, "is not a number"),
+    ({"what": "after", "image": 1, "edits": "3:1"}, "cannot be parsed"),
     ({"what": "after", "image": 1, "edits": [[3, 1]], "where": [99999]}, "There is no patch 99999."),
     ({"what": "picture", "image": 1, "other": 99}, "There is no class 99"),
-    ({"what": "find", "image": 1, "text": "zebra"}, "No feature has a name with 'zebra'"),
-    ({"what": "__init__"}, "knows no"),
+    ({"what": "find", "image": 1, "text": "zebra"}, "No feature name contains 'zebra'"),
+    ({"what": "__init__"}, "Unknown request"),
     ({"what": "picture", "image": 1, "sae": "nobody"}, "has no indexed SAE 'nobody'"),
 ]
 
@@ -270,7 +270,7 @@ def test_a_probe_before_the_sae_or_of_another_width_is_told(run: Run, tmp_path: 
     copied = Run.open(tmp_path / "run")
     folder = copied.path / "tasks" / "classification" / "probe"
     held = Probe.load(folder)
-    for changes, why in (({"site": "resid.0"}, "no change there can reach the probe"), ({"weight": held.weight[:, :-1]}, "wide")):
+    for changes, why in (({"site": "resid.0"}, "no edit there can reach the probe"), ({"weight": held.weight[:, :-1]}, "wide")):
         Probe(
             **{**{name: getattr(held, name) for name in ("weight", "bias", "classes", "site", "tokens", "store", "card")}, **changes}
         ).save(folder)
@@ -292,19 +292,19 @@ def test_tabs_are_offered_where_they_make_sense(run: Run, tmp_path: Path) -> Non
 
 
 def value(page: Any, line: Any, number: float) -> None:
-    """Drags a slider to a value and lets it go."""
+    """Drags a slider to a value and releases it."""
     drag = "(x, v) => { x.value = v; for (const name of ['input', 'change']) x.dispatchEvent(new Event(name, {bubbles: true})); }"
     line.locator("input[type=range]").evaluate(drag, number)
 
 
 def settled(page: Any) -> None:
-    """The server has answered what was asked last."""
+    """Whether the server has answered the last request."""
     page.locator('.ctl:not([aria-busy="true"])').locator("visible=true").wait_for()
 
 
 @pytest.fixture(scope="module")
 def opened(run: Run, serving: Serving, chromium: Any) -> Iterator[tuple[Any, str, list[str]]]:
-    """A page, the viewer's address, and everything the console said."""
+    """A page, the viewer's address, and all console messages."""
     said: list[str] = []
     with serving(make_server(Library(run))) as address:
         context = chromium.new_context(viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"])
@@ -330,7 +330,7 @@ def test_a_slider_moves_the_bars_and_undo_brings_them_back(opened: tuple[Any, st
     assert "→" not in first
     line = page.locator(".ctl-list.other .ctl-row").first
     value(page, line, 2)
-    assert "→" in bars.inner_text()  # at once: worked out by the page
+    assert "→" in bars.inner_text()  # at once: computed by the page
     assert line.locator("output").inner_text() == "+2 × max"
     settled(page)
     exact = bars.inner_text()
@@ -344,7 +344,7 @@ def test_a_slider_moves_the_bars_and_undo_brings_them_back(opened: tuple[Any, st
     page.locator(".ctl-bars", has_text="→").wait_for()
     page.locator('.ctl [data-do="reset"]').locator("visible=true").click()
     assert bars.inner_text() == first
-    # With the keyboard alone.
+    # Keyboard only.
     line.locator("input[type=range]").focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")
@@ -376,7 +376,7 @@ def test_a_link_brings_the_same_state_to_another_page(opened: tuple[Any, str, li
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     assert coming.value.suggested_filename.startswith("classification-")
     visit(page, f"{address}/?tab=classification&image=3&edits=9999:1")
-    page.get_by_text("This link does not fit: There is no feature 9999.").wait_for()
+    page.get_by_text("This link is invalid: There is no feature 9999.").wait_for()
     assert said == []
 
 
@@ -473,7 +473,7 @@ def test_the_tabs_fit_a_phone(opened: tuple[Any, str, list[str]], chromium: Any)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         line = page.locator(".ctl-list.other .ctl-row").locator("visible=true").first
         line.scroll_into_view_if_needed()
-        # What changes is in view while the sliders are.
+        # The prediction stays in view next to the sliders.
         stays = page.locator(".ctl-bars" if tab == "classification" else ".ctl-pair").bounding_box()
         assert 0 <= stays["y"] < 400
     page.close()
@@ -490,10 +490,10 @@ def test_without_a_probe_the_tab_says_what_to_run_and_looks_again(
         page.goto(f"{address}/?tab=classification")
         page.get_by_text(f"saev task classification train {tmp_path / 'run'}").wait_for()
         shutil.copytree(later.path / "tasks", tmp_path / "run" / "tasks")
-        page.get_by_role("button", name="Look again").click()
+        page.get_by_role("button", name="Retry").click()
         line = page.locator(".ctl-list.other .ctl-row").first
         line.wait_for()
         for number in (0.5, 1, 1.5):
             value(page, line, number)
-        page.locator(".ctl-bars", has_text="→").wait_for()  # the model ran on
+        page.locator(".ctl-bars", has_text="→").wait_for()  # the rest of the model ran
         page.close()

@@ -29,7 +29,7 @@ N, F, C = 500, 12, 5
 
 
 def sparse(seed: int = 0, n: int = N) -> tuple[np.ndarray, np.ndarray]:
-    """Codes with ties, some negative, one feature that is dead and one that tells a class; classes of all sizes."""
+    """Codes with ties, some negative, one dead feature and one that detects a class; classes of all sizes."""
     rng = np.random.default_rng(seed)
     x = np.where(rng.random((n, F)) < np.linspace(0.02, 0.9, F), np.round(rng.lognormal(0, 1, (n, F)), 1), 0).astype(np.float32)
     x[:, 5] *= np.where(rng.random(n) < 0.3, -1, 1)
@@ -87,7 +87,7 @@ def test_the_ridge_hardly_moves_what_no_threshold_separates(reference: np.ndarra
     x, y = sparse()
     size = y.sum(0).astype(float)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how to ask for no penalty has changed between versions
+        warnings.simplefilter("ignore")  # the option for no penalty differs between versions
         free = LogisticRegression(C=np.inf, tol=1e-10, max_iter=5000).fit(x[:, [7]].astype(float), y[:, 2])
     z = free.decision_function(x[:, [7]])
     r = 1 - np.array([(np.logaddexp(0, z) - z * y[:, 2]).sum(), reference[2, 7, 2]]) / bias_only(size, N, size, N)[2]
@@ -115,7 +115,7 @@ def test_a_separable_pair_has_a_finite_probe_that_is_nearly_perfect() -> None:
     y = np.zeros((400, 2), bool)
     y[:50, 0], y[50:, 1] = True, True
     x = np.zeros((400, 2), np.float32)
-    x[:50, 0] = np.linspace(1, 2, 50)  # fires on the first class alone
+    x[:50, 0] = np.linspace(1, 2, 50)  # fires only on the first class
     x[50:, 1] = 1.0
     found = fitted(x, y, 128)
     assert found.n_unfinished == 0
@@ -220,14 +220,14 @@ def test_a_sparse_probe_of_features_that_never_fire_says_the_share() -> None:
 def test_judging_takes_its_threshold_from_training_units() -> None:
     train, true = np.array([0.0, 1, 2, 3]), np.array([False, False, True, True])
     told = judge(train, true, np.array([1.5, 2.5, 2.1]), np.array([True, True, False]))
-    assert told.f1 == pytest.approx(2 / 4)  # it says yes from 2 on: one right, one wrong, one missed
+    assert told.f1 == pytest.approx(2 / 4)  # positive from 2 on: one true, one false, one missed
     assert told.accuracy == pytest.approx(2 / 3)
     assert told.auroc == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A small real run on drawn scenes."""
+    """A small real run on synthetic scenes."""
     folder = tmp_path_factory.mktemp("probe1d") / "run"
     options = ["train.n_tokens=60000", "train.n_init=1024", "train.batch_size=1024", "sae.options.d_sae=192", "sae.options.k=8"]
     assert main(["record", "--out", str(folder), "--dataset", "shapes:60", "--set", *options]) == 0
@@ -280,7 +280,7 @@ def test_truth_and_ignored_classes(run: Run) -> None:
 
 
 def test_an_unknown_class_is_named(run: Run) -> None:
-    with pytest.raises(ConfigError, match="--ignore bckground: no class is called so; there are background, circle"):
+    with pytest.raises(ConfigError, match="--ignore bckground: no such class; there are background, circle"):
         Probe1D().call(TaskContext(run, "probe1d"), "fit", FitConfig(ignore=("bckground",)))
 
 

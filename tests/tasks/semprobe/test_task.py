@@ -1,4 +1,4 @@
-"""Semprobe on a real run: pictures in folders, detection against scikit-learn, sheets, and what is refused."""
+"""Semprobe on a real run: images in folders, detection against scikit-learn, sheets, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from saev_tasks.semprobe.sheets import heat
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A small real run on drawn scenes, indexed. Its task folder is changed by the tests."""
+    """A small real run on synthetic scenes, indexed. The tests modify its task folder."""
     folder = tmp_path_factory.mktemp("semprobe") / "run"
     options = ["train.n_tokens=100000", "train.n_init=1024", "train.batch_size=1024", "sae.options.d_sae=192", "names.source=none"]
     assert main(["record", "--out", str(folder), "--dataset", "shapes:80", "--set", *options]) == 0
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes of other numbers: eight that show something red, eight something green alone, and eight of neither; not all square."""
+    """Scenes outside the run: eight with something red, eight with only green, eight with neither; not all square."""
     folder, scenes, have = tmp_path_factory.mktemp("curated"), Shapes(ShapesConfig(n=400, seed=7)), {"red": 0, "green": 0, "negatives": 0}
     for i in range(400):
         colours = {thing.colour for thing in scenes.truth(i).things}
@@ -83,7 +83,7 @@ def test_halves_hold_every_concept_on_both_sides() -> None:
         assert (group & choosing).any()
         assert (group & judging).any()
     assert all(side.all() for side in halves(true, negative, 0.0, 0))
-    true[1] = False  # a single picture of the first concept is left
+    true[1] = False  # one image of the first concept remains
     negative[1] = True
     assert all(side.all() for side in halves(true, negative, 0.5, 0))
 
@@ -98,11 +98,11 @@ def test_negatives_are_drawn_by_seed_from_the_classes_asked_for(tmp_path: Path) 
     assert {Shapes.classes[scenes[i].label or 0] for i in files} <= {"ring", "star"}
     less = sample(scenes, tmp_path / "d", 6, classes=("ring", "star"), skip=(str(files[0]),), seed=1)
     assert scenes.name(files[0]) not in less
-    with pytest.raises(DatasetError, match="is there already"):
+    with pytest.raises(DatasetError, match="already exists"):
         sample(scenes, tmp_path / "a", 6)
     with pytest.raises(DatasetError, match="only 60 of 61 negatives"):
         sample(scenes, tmp_path / "e", 61)
-    with pytest.raises(DatasetError, match="no class is called 'rong'"):
+    with pytest.raises(DatasetError, match="no class named 'rong'"):
         sample(scenes, tmp_path / "e", 6, classes=("rong",))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
 
@@ -134,7 +134,7 @@ def test_scores_and_sheets_of_curated_pictures(run: Run, curated: Path, capsys: 
 
 @pytest.mark.slow
 def test_curated_pictures_give_the_activations_that_recorded_ones_gave(run: Run, tmp_path: Path) -> None:
-    """The same pictures, from the store and from files: scores are the same numbers."""
+    """The same images from the store and from files give the same scores."""
     cx = context(run)
     own = SemProbe().call(cx, "score", ScoreConfig(classes=("ring", "star"), val_share=0, n_negatives=500, per_class=500))
     labels, scenes = cx.store().labels, cx.dataset()
@@ -174,22 +174,22 @@ def test_what_is_wrong_is_said_in_one_line(run: Run, curated: Path, tmp_path: Pa
 
     with pytest.raises(DatasetError, match="is not a folder"):
         score(positives=str(tmp_path / "none"))
-    with pytest.raises(DatasetError, match="holds no positive example"):
+    with pytest.raises(DatasetError, match="holds no positive examples"):
         score(positives=str(tmp_path))
     (tmp_path / "blue").mkdir()
-    with pytest.raises(DatasetError, match="no positive example of 'blue'"):
+    with pytest.raises(DatasetError, match="no positive examples of 'blue'"):
         score(positives=str(tmp_path))
-    with pytest.raises(DatasetError, match="no class is called 'rong'"):
+    with pytest.raises(DatasetError, match="no class named 'rong'"):
         score(classes=("rong",))
     with pytest.raises(RunError, match="--include 192: the SAE has features 0 to 191"):
         score(positives=str(curated), include=(192,))
-    with pytest.raises(DatasetError, match="holds no picture; sample negatives"):
+    with pytest.raises(DatasetError, match="holds no images; sample negatives"):
         score(positives=str(curated), negatives=str(tmp_path / "blue"))
 
 
 def test_sheets_need_scores(run: Run) -> None:
     run.results_path("semprobe").unlink(missing_ok=True)
-    with pytest.raises(RunError, match="has no scores; make them with saev task semprobe score"):
+    with pytest.raises(RunError, match="has no scores; compute them with saev task semprobe score"):
         SemProbe().call(context(run), "sheets", SheetsConfig())
 
 

@@ -1,4 +1,4 @@
-"""A world whose features are known: feature c says class c, whatever its number; a fifth one says nothing."""
+"""Known features: feature c indicates class c; a fifth one is uninformative."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ N_CLASSES = 4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, Checkpoint, Probe, np.ndarray]:
-    """24 images of 6 patches, 5 wide: axis c is class c. The SAE is the identity, each of its features one axis."""
+    """24 images of 6 patches, 5 wide: axis c is class c. The SAE is the identity, one feature per axis."""
     rng = np.random.RandomState(0)
     labels = rng.randint(0, N_CLASSES, (24, 6))
     x = np.abs(rng.standard_normal((24, 6, 5))) * [0, 0, 0, 0, 1]
@@ -70,7 +70,7 @@ def test_attribution_is_the_margin_that_ablation_takes(world: Any) -> None:
     logits = bench.before.view(-1, N_CLASSES).double().numpy()
     for c in range(N_CLASSES):
         mine = logits[truth == c]
-        # All other logits are 0, so that the margin is the logit itself, and the feature gives all of it.
+        # All other logits are 0, so the margin is the logit itself, and comes entirely from the feature.
         assert table[c, c] == pytest.approx(mine[:, c].mean(), rel=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_suppressing_a_class_flips_it_all_and_nothing_else(world: Any) -> None:
     rows = control_pixels(tried, labels[:16].reshape(-1), sight, found, sizes=(1, 2), strengths=(0.0, -1.0), draws=2)
     for row in rows:
         out = row.suppressed
-        # With strength 0 all logits are equal and the first class wins; the first itself must go below.
+        # At strength 0 all logits are equal and the first class wins; the first class itself needs a negative strength.
         assert (row.choice.features, row.choice.strength) == ([row.number], -1.0 if row.number == 0 else 0.0)
         assert (out.flipped, out.others_lost, out.iou, row.iou) == (1, 0, 0, 1)
         assert out.flipped_interval == (1, 1)

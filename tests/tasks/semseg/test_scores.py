@@ -1,4 +1,4 @@
-"""Scores of segmentation against a plain count in float64."""
+"""Segmentation scores against a plain count in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saev_tasks.shared.patch_vectors import Classes
 
 
 def plain_iou(predicted: np.ndarray, truth: np.ndarray, n_classes: int, ignored: set[int]) -> dict[int, float]:
-    """By sets of pixels, in float64; what is ignored is in none of them."""
+    """By sets of pixels, in float64, without ignored ones."""
     counts = ~np.isin(truth, list(ignored)) & (truth < n_classes)
     out: dict[int, float] = {}
     for c in set(range(n_classes)) - ignored:
@@ -45,7 +45,7 @@ def test_iou_is_that_of_a_plain_count_with_ignored_classes_left_out(seed: int, i
 
 
 def test_an_ignored_class_is_no_false_positive() -> None:
-    # The largest logit says 0 everywhere; 0 is ignored, and the second largest is right.
+    # The argmax is 0 everywhere; 0 is ignored, and the second largest logit is correct.
     logits = torch.tensor([9.0, 5.0, 1.0]).expand(1, 4, 3)
     said = predict(logits, Grid(2, 2, 2), Classes(list("abc"), frozenset({0}))).numpy()
     truth = np.full((1, 4, 4), 1, np.uint16)

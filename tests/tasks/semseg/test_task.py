@@ -30,7 +30,7 @@ SMALL = ["train.n_tokens=250000", "train.n_init=4096", "train.batch_size=1024", 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """260 drawn scenes at the last two blocks, an SAE of the third, and a segmentation probe there."""
+    """260 synthetic scenes at the last two blocks, an SAE of the third, and a segmentation probe there."""
     folder = tmp_path_factory.mktemp("semseg") / "run"
     words = ["--out", str(folder), "--model", "tiny", "--dataset", "shapes:260", "--record-layers", "-2", "--record-layers", "-1"]
     assert main(["record", *words, "--set", *SMALL]) == 0
@@ -49,7 +49,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def copy_of(run: Run, folder: Path) -> Run:
-    """The same run with results of its own; what others may only read stays where it is."""
+    """The same run with its own results; shared inputs stay in place."""
     folder.mkdir()
     for each in run.path.iterdir():
         if each.name in ("store", "sae", "features"):
@@ -136,7 +136,7 @@ def test_a_probe_after_the_sae_is_controlled_through_the_rest_of_the_model(run: 
     told = ask(other, "control", ControlConfig(classes=("circle", "bar"), n_train=30, n_val=30, draws=1, sizes=(1,), level="patches"))
     assert (told["site"], told["sae_site"]) == ("resid.3", "resid.2")
     assert all(row["suppressed"]["flipped"] > row["random_features"]["flipped"] for row in told["rows"])
-    # What the whole model says with the edit in place is what the bench said.
+    # The whole model's output with the edit equals the bench's.
     cx = TaskContext(other, "semseg", device="cpu")
     probe, made, store = Probe.load(cx.folder("probe")), cx.checkpoint(), cx.store()
     bench = PatchBench(Readout(probe, made, store, cx.model), np.arange(4))
@@ -167,7 +167,7 @@ def test_ade20k_has_a_head_of_151_and_its_masks_follow_the_crop(tmp_path: Path) 
     for i in range(24):
         for folder in ("images/training", "annotations/training"):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        # Wider or higher than the model's square, so that it sees the middle; the ends, unlike it, are class 150 and no class at all.
+        # Wider or taller than the model's square crop, which sees the middle; the ends are class 150 and no class.
         mask = np.full((96, 192), 150, np.uint8)
         mask[:, 48:144] = 1 + 4 * (rng.permutation(4)[None].repeat(96, 0).repeat(24, 1))
         mask[rng.randint(0, 96, 60), rng.randint(48, 144, 60)] = 0
@@ -202,10 +202,10 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
             ask(where, name, cfg)
         assert "\n" not in str(caught.value)
 
-    fails(UsageError, r"--site resid\.0: recorded are resid\.2, resid\.3", "train", TrainConfig(site="0"))
+    fails(UsageError, r"--site resid\.0: the store has resid\.2, resid\.3", "train", TrainConfig(site="0"))
     fails(UsageError, "--ignore sea: no such class", "train", TrainConfig(ignore=("sea",)))
     fails(UsageError, "--classes sea: no such class", "control", ControlConfig(classes=("sea",)))
-    fails(DatasetError, "of 11 1 is left", "train", TrainConfig(ignore=tuple(map(str, range(10)))))
+    fails(DatasetError, "of 11 1 remains", "train", TrainConfig(ignore=tuple(map(str, range(10)))))
     fails(UsageError, "--image 260: the store holds images 0 to 259", "manipulate", ManipulateConfig(image=260, edit={1: 0}))
     fails(UsageError, "--edit names no feature", "manipulate", ManipulateConfig())
     fails(SteerError, "feature 384: this SAE has features 0 to 383", "manipulate", ManipulateConfig(edit={384: 0}))
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_told_in_a_line(run: Run, tmp_path: Path, capsys: p
     assert main(["task", "semseg", "manipulate", str(run.path), "--edit", "384=0"]) == 1
     assert "feature 384" in capsys.readouterr().err
     for verb, flag, line in (
-        ("train", "--lr=0", "learns nothing"),
+        ("train", "--lr=0", "must be above 0"),
         ("control", "--sizes=0", "one feature"),
         ("control", "--strengths=nan", "finite"),
         ("manipulate", "--edit=1=nan", "finite"),
@@ -233,7 +233,7 @@ def test_a_class_without_positive_examples_is_left_out_and_told(run: Run) -> Non
     assert missing
     assert any(line.startswith(f"no training patch shows {missing[0]}") for line in said)
     options = ControlConfig(classes=(missing[0],), n_train=1, n_val=4, draws=1, level="patches")
-    with pytest.raises(DatasetError, match="no class has both proposed features and right pixels"):
+    with pytest.raises(DatasetError, match="no class has both proposed features and correctly classified validation pixels"):
         SemSeg().call(cx, "control", options)
 
 
@@ -263,5 +263,5 @@ def test_a_data_set_without_masks_is_told_so(tmp_path: Path) -> None:
         (tmp_path / "pictures" / "a").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (96, 96), (60 * i, 0, 90)).save(tmp_path / "pictures" / "a" / f"{i}.png")
     assert main(["record", "--out", str(tmp_path / "run"), "--model", "tiny", "--dataset", f"image-folder:{tmp_path / 'pictures'}"]) == 0
-    with pytest.raises(DatasetError, match="the data set has no masks; segmentation needs one whose mask_classes are set"):
+    with pytest.raises(DatasetError, match="the data set has no masks; segmentation needs one with mask_classes, such as shapes or ade20k"):
         ask(Run.open(tmp_path / "run"), "train", TrainConfig())

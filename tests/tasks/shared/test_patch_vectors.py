@@ -1,4 +1,4 @@
-"""Masks at the pixels and patches that the model saw, and training batches from a store."""
+"""Masks mapped to the model's pixels and patches, and training batches from a store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SITE = Site(0)
 
 
 class Painted(ImageDataset):
-    """Images with the masks that a test gives."""
+    """Images with given masks."""
 
     def __init__(
         self, masks: Sequence[np.ndarray | None], names: Sequence[str] | None = ("a", "b", "c"), size: tuple[int, int] = (8, 4)
@@ -81,7 +81,7 @@ def test_classes_are_ignored_by_name_by_number_and_beyond_the_list() -> None:
 def test_what_cannot_be_segmented_is_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has no masks"):
         Classes.of(None)
-    with pytest.raises(DatasetError, match="of 2 1 is left"):
+    with pytest.raises(DatasetError, match="of 2 1 remains"):
         Classes.of(["a", "b"], ["b"])
     with pytest.raises(UsageError, match="no such class; there are a, b"):
         Classes.of(["a", "b"], ["d"])
@@ -92,7 +92,7 @@ def test_what_cannot_be_segmented_is_told_in_a_line(tmp_path: Path) -> None:
     assert (truth.image(0) == 0).all()
     with pytest.raises(DatasetError, match="image 1: the mask is 4 x 4, the image 8 x 4"):
         truth.image(1)
-    with pytest.raises(DatasetError, match="image 2: mask value 7 is outside the 3 classes; correct the masks, or pass --ignore 7"):
+    with pytest.raises(DatasetError, match="image 2: mask value 7 is outside the 3 classes; fix the masks, or pass --ignore 7"):
         truth.pixels([0, 2])
     assert (truth.image(3) == NO_CLASS).all()
     with pytest.raises(StoreError, match="recorded from a data set without masks"):
@@ -105,7 +105,7 @@ def test_activations_that_are_not_finite_are_refused_with_their_image(tmp_path: 
     array = zarr.open_group(url, mode="r+")["resid.0/patches"]
     assert isinstance(array, zarr.Array)
     array[5, 1] = np.nan
-    with pytest.raises(StoreError, match=r"resid\.0 of image 5 is not finite \(NaN or infinite\); record it again"):
+    with pytest.raises(StoreError, match=r"resid\.0 of image 5 is not finite \(NaN or infinite\); re-record it"):
         list(stored(ActivationStore.open(url), SITE, np.arange(12)))
 
 

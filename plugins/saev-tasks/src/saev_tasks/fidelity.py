@@ -1,4 +1,4 @@
-"""`saev task fidelity`: what the rest of the model loses when it is given the SAE's reconstruction instead of its own activations."""
+"""`saev task fidelity`: what the model loses downstream when the SAE's reconstruction replaces its activations."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
 Pool = Literal["cls", "mean"]
 VARIANTS = ("original", "sae", "zero", "mean")
-"""What the site is given: its own activations, the SAE's reconstruction, zeros, or the mean over the training images."""
+"""What is spliced in at the site: the original activations, the SAE's reconstruction, zeros, or the mean over the training images."""
 N_BOOTSTRAP = 1000
 CLOSE = 0.05
-"""Largest relative error of an output that goes on from recorded activations; half precision makes about a thousandth."""
+"""Largest relative error allowed for an output computed from recorded activations; half precision causes about a thousandth."""
 
 
 class FidelityConfig(Config):
     """Options of `saev task fidelity measure`."""
 
     sae: str = ""
-    """Name of the SAE; empty: the best."""
+    """SAE name; if empty, the best SAE."""
     site: str = ""
-    """Where to splice, such as resid.3; only an SAE that was trained on all sites has a choice."""
+    """Site to splice at, such as resid.3; only for an SAE trained on all sites."""
     n_test: int = Field(default=1000, ge=1)
-    """Held-out images at most."""
+    """Maximum number of held-out images."""
     n_train: int = Field(default=2000, ge=1)
-    """Training images at most, for the two classifiers."""
+    """Maximum number of training images for the two classifiers."""
     batch_size: int = Field(default=32, ge=1)
-    """Images in a forward pass."""
+    """Images per forward pass."""
     k: int = Field(default=10, ge=1)
-    """Neighbours that vote."""
+    """Number of neighbours for k-NN."""
     prompt: str = "a photo of a {}."
-    """What a class is called in the text space of a model that has one; {} stands for its name."""
+    """Prompt for each class, for models with a text space; {} is replaced by the class name."""
     from_images: bool = False
-    """Run the whole model on the pictures, instead of going on from the recorded activations."""
+    """Run the whole model on the images, instead of starting from the recorded activations."""
     seed: int = 0
-    """Seed of the images' choice and of the bootstrap."""
+    """Seed for sampling images and for the bootstrap."""
 
 
 class Fidelity(Task):
-    """How much of what the model needs is in an SAE's reconstruction."""
+    """How much of the model's output an SAE's reconstruction preserves."""
 
     @verb
     def measure(self, cx: TaskContext, cfg: FidelityConfig) -> dict[str, Any]:
@@ -85,8 +85,8 @@ class Fidelity(Task):
         for pool in known:
             result["outputs"][pool] |= _accuracies(y[pool], known[pool], labels[test], labels[train], cfg)
         if not classified:
-            result["classification_absent"] = "the store has no labels of two classes or more"
-            cx.say(f"FVU and cosine alone: {result['classification_absent']}.")
+            result["classification_absent"] = "the store does not have labels of at least two classes"
+            cx.say(f"Reporting only FVU and cosine: {result['classification_absent']}.")
         if texts is not None:
             right = {v: zero_shot(embedded[v], texts, labels[test]) for v in VARIANTS}
             result["zero_shot"] = row_of_hits(right, cfg.seed)
@@ -103,7 +103,7 @@ HEADER = ("output", "measure", *VARIANTS, "recovered (zero)", "recovered (mean)"
 
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """The rows that people read, of what `measure` found."""
+    """Table rows for the result of `measure`."""
     listed = [(pool, name, row) for pool, rows in result["outputs"].items() for name, row in rows.items()]
     listed += [("embedding", "zero-shot accuracy", result["zero_shot"])] if "zero_shot" in result else []
     made = []
@@ -122,8 +122,8 @@ def spliced(
     variant: str,
     mean: Float[Tensor, " d_model"],
 ) -> Float[Tensor, "batch n_tokens d_model"]:
-    """Raw tokens in which the vectors that the SAE reads are replaced; all others stay. Of an SAE of means over patches, the
-    mean is replaced and each patch keeps its distance from it."""
+    """Raw tokens with the vectors that the SAE reads replaced; all others are kept. For an SAE on patch means, the
+    mean is replaced and each patch keeps its offset from it."""
     if variant == "original":
         return x
     tokens, old = checkpoint.read.tokens, checkpoint.selection.of_site(x, n_prefix).float()
@@ -137,7 +137,7 @@ def spliced(
 
 
 def errors(y: Mapping[str, Float[Tensor, "n d"]]) -> dict[str, dict[str, Any]]:
-    """`fvu`: squared error over the variance about the mean output; `cosine`: mean over images of the cosine with the original's."""
+    """`fvu`: squared error over the variance about the mean output; `cosine`: mean over images of the cosine similarity to the original."""
     original = y["original"].double()
     spread = float((original - original.mean(0)).square().sum())
     fvu = {v: float((y[v].double() - original).square().sum()) / spread if spread > 0 else None for v in VARIANTS}
@@ -146,12 +146,12 @@ def errors(y: Mapping[str, Float[Tensor, "n d"]]) -> dict[str, dict[str, Any]]:
 
 
 def row_of(values: Mapping[str, float | None], *, lower: bool = False) -> dict[str, Any]:
-    """The four numbers, and of each ablation how much of what it costs the SAE gives back; None where it costs nothing."""
+    """The four numbers, and for each ablation the share of its cost that the SAE recovers; None if it costs nothing."""
     return {**values, "recovered": {a: recovered(values["sae"], values[a], values["original"], lower=lower) for a in ("zero", "mean")}}
 
 
 def recovered(m_sae: float | None, m_ablated: float | None, m_original: float | None, *, lower: bool = False) -> float | None:
-    """(m_sae - m_ablated) / (m_original - m_ablated); None where the ablation costs nothing."""
+    """(m_sae - m_ablated) / (m_original - m_ablated); None if the ablation costs nothing."""
     if m_sae is None or m_ablated is None or m_original is None:
         return None
     gap = m_original - m_ablated
@@ -159,7 +159,7 @@ def recovered(m_sae: float | None, m_ablated: float | None, m_original: float | 
 
 
 def row_of_hits(right: Mapping[str, Bool[np.ndarray, " n"]], seed: int) -> dict[str, Any]:
-    """Accuracies, what is recovered, and 95 % intervals of that from resampled images (None where an ablation hardly costs anything)."""
+    """Accuracies, recovered shares, and their 95 % bootstrap intervals over images (None if an ablation costs almost nothing)."""
     row = row_of({v: float(right[v].mean()) for v in VARIANTS})
     rng, n = np.random.default_rng(seed), len(right["sae"])
     share = {v: np.asarray(right[v], float) for v in VARIANTS}
@@ -177,7 +177,7 @@ def row_of_hits(right: Mapping[str, Bool[np.ndarray, " n"]], seed: int) -> dict[
 def knn(
     bank: Float[Tensor, "n_train d"], labels: Int[np.ndarray, " n_train"], y: Float[Tensor, "n d"], k: int, temperature: float = 0.07
 ) -> Int[np.ndarray, " n"]:
-    """Each vector's class by the votes of its `k` nearest training vectors, by cosine, each weighted by exp(cosine / temperature).
+    """k-NN class of each vector: votes of the `k` nearest training vectors by cosine, weighted by exp(cosine / temperature).
 
     Source: Wu et al. 2018, Unsupervised feature learning via non-parametric instance discrimination. https://arxiv.org/abs/1805.01978
     """
@@ -191,21 +191,21 @@ def knn(
 def linear(
     bank: Float[Tensor, "n_train d"], labels: Int[np.ndarray, " n_train"], y: Mapping[str, Float[Tensor, "n d"]]
 ) -> dict[str, Int[np.ndarray, " n"]]:
-    """Each variant's classes by one logistic regression, fitted on standardised original outputs."""
+    """Classes predicted for each variant by one logistic regression, fitted on standardised original outputs."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(bank.double().numpy())
     with warnings.catch_warnings():
-        # Where classes can be separated, weights grow for ever, and the answers have long stopped to change.
+        # If classes are separable, weights grow without bound, but predictions stop changing early.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe = LogisticRegression(C=0.1, max_iter=500).fit(scaler.transform(bank.double().numpy()), labels)
     return {v: np.asarray(probe.predict(scaler.transform(each.double().numpy()))) for v, each in y.items()}
 
 
 def zero_shot(images: Float[Tensor, "n d"], texts: Float[Tensor, "n_classes d"], labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Whether the nearest text by cosine is that of the image's class; labelled images alone."""
+    """Whether the nearest text by cosine is the image's class; labelled images only."""
     normal = torch.nn.functional.normalize
     said = (normal(images, dim=1) @ normal(texts, dim=1).T).argmax(1).numpy()
     return np.asarray(said[labels >= 0] == labels[labels >= 0])
@@ -225,7 +225,7 @@ def _accuracies(
 
 
 def chosen(store: ActivationStore, checkpoint: Checkpoint, site: Site, cfg: FidelityConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the held-out images and of the training images that are used, ascending.
+    """Numbers of the held-out and training images to use, ascending.
 
     Raises:
         CheckpointError: the SAE was trained on all images.
@@ -241,7 +241,7 @@ def chosen(store: ActivationStore, checkpoint: Checkpoint, site: Site, cfg: Fide
 
 
 class _Batches:
-    """`Downstream`s of batches of images: from the recorded activations, or from the pictures where a data set is given."""
+    """`Downstream`s of image batches: from the recorded activations, or from the images if a data set is given."""
 
     def __init__(self, model: VisionModel, store: ActivationStore, site: Site, dataset: ImageDataset | None, size: int) -> None:
         self.model, self.store, self.site, self.dataset, self.size = model, store, site, dataset, size
@@ -264,15 +264,15 @@ class _Batches:
 
 
 def _check_close(cx: TaskContext, batches: _Batches, image: int) -> None:
-    """Where pictures are at hand, whether the model goes on from a recorded image as it goes through its picture.
+    """Check, if the images are available, that running from recorded activations gives the same output as running on the image.
 
     Raises:
-        ModelError: it does not; says what to do.
+        ModelError: it does not.
     """
     try:
         dataset = cx.dataset()
     except SaevError as error:
-        cx.say(f"The pictures are not at hand, so the recorded activations are not checked against them ({error})")
+        cx.say(f"The images are not available, so the recorded activations are not checked against them ({error})")
         return
     last = batches.model.site(-1)
     numbers = np.asarray([image])
@@ -280,23 +280,23 @@ def _check_close(cx: TaskContext, batches: _Batches, image: int) -> None:
     there = batches.model.record(batches.pixels(dataset, numbers), [last])[last]
     if float((here - there).norm() / there.norm().clamp_min(1e-12)) > CLOSE:
         raise ModelError(
-            f"{batches.site}: going on from what was recorded of image {image} does not lead where its picture leads (later blocks see "
-            "more than one site, or it is another model than was recorded); measure with --from-images."
+            f"{batches.site}: running on from the recorded activations of image {image} does not reproduce its output (later blocks read "
+            "more than one site, or this is not the recorded model); measure with --from-images."
         )
 
 
 def _site(cfg: FidelityConfig, checkpoint: Checkpoint) -> Site:
     selection = checkpoint.selection
     if selection.layers == "all" and not cfg.site:
-        raise StoreError(f"the SAE was trained on several sites ({selection}); say at which one to splice, as --site {selection.stream}.3.")
+        raise StoreError(f"the SAE was trained on several sites ({selection}); choose where to splice, as in --site {selection.stream}.3.")
     site = Site.parse(cfg.site or checkpoint.site)
     if selection.layers != "all" and not selection.includes(site):
-        raise StoreError(f"--site {site}: the SAE reads {selection}; leave --site out.")
+        raise StoreError(f"--site {site}: the SAE reads {selection}; omit --site.")
     return site
 
 
 def _outputs(cx: TaskContext, batches: _Batches, images: np.ndarray, pools: Sequence[Pool]) -> dict[Pool, Tensor]:
-    """Outputs of images as they are."""
+    """Outputs of unedited images."""
     found: dict[Pool, list[Tensor]] = {pool: [] for pool in pools}
     with cx.track("learn", len(images), "images") as meter:
         for downstream in batches(images):
@@ -308,7 +308,7 @@ def _outputs(cx: TaskContext, batches: _Batches, images: np.ndarray, pools: Sequ
 def _spliced_outputs(
     cx: TaskContext, checkpoint: Checkpoint, batches: _Batches, images: np.ndarray, pools: Sequence[Pool], embed: bool
 ) -> tuple[dict[Pool, dict[str, Tensor]], dict[str, Tensor]]:
-    """Outputs of every variant; their embeddings in the text space too, if asked."""
+    """Outputs of every variant, and with `embed` their embeddings in the text space."""
     model, read = batches.model, checkpoint.read
     average = (batches.store.norm(batches.site, read.tokens) if read.layer == "all" else checkpoint.norm).mean
     found: dict[str, dict[Pool, list[Tensor]]] = {variant: {pool: [] for pool in pools} for variant in VARIANTS}
@@ -327,7 +327,7 @@ def _spliced_outputs(
 
 
 def _pool(downstream: Downstream, into: Mapping[Pool, list[Tensor]]) -> None:
-    """The outputs of a batch: the last block's first token, the mean over its patches."""
+    """Append a batch's outputs: the last block's first token, or the mean over its patches."""
     last = downstream.model.site(-1)
     tokens = downstream.record([last])[last].float().cpu()
     for pool, parts in into.items():
@@ -335,7 +335,7 @@ def _pool(downstream: Downstream, into: Mapping[Pool, list[Tensor]]) -> None:
 
 
 def _texts(cx: TaskContext, model: VisionModel, labels: np.ndarray, cfg: FidelityConfig) -> tuple[Tensor | None, str]:
-    """Embeddings of the classes' names, or why there are none."""
+    """Embeddings of the class names, or the reason why there are none."""
     if not isinstance(model, TextSpace):
         return None, "the model has no text space"
     if not (labels >= 0).any():

@@ -1,4 +1,4 @@
-"""`ImageBench`: labelled images as a probe of whole images reads them, on which edits are tried."""
+"""`ImageBench`: labelled images, a whole-image probe's logits for them, and the effect of edits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saev_tasks.shared.readout import Readout
 
 
 class ImageBench(EditBench):
-    """Images with labels, and one row of logits each."""
+    """Labelled images, with one row of logits each."""
 
     def __init__(self, readout: Readout, images: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], track: Track = silent) -> None:
         """
@@ -26,11 +26,11 @@ class ImageBench(EditBench):
         super().__init__(readout, images, track)
         self.labels = np.asarray(labels)
         self._share = 1.0 if self.mean else 1 / len(self.read)
-        """What one edited token is of the vector that the probe reads."""
+        """Weight of one edited token in the vector that the probe reads."""
 
     @cached_property
     def right(self) -> Bool[np.ndarray, " n"]:
-        """Which images the probe classifies correctly, unedited."""
+        """Which images the probe classifies correctly without edits."""
         return np.asarray(self.before.argmax(1).numpy() == self.labels)
 
     @cached_property
@@ -42,12 +42,12 @@ class ImageBench(EditBench):
         return csr_array(sums @ self.codes)
 
     def effect(self) -> Float[np.ndarray, "d_sae n_classes"]:
-        """How one unit of a feature's pooled activation moves the logits, where the probe reads the SAE's site."""
+        """Change in logits per unit of a feature's pooled activation, if the probe reads the SAE's site."""
         share = self._share * self.n_rows
         return np.asarray((share * (self.directions @ self.readout.probe.weight.cpu().T)).numpy())
 
     def wrong(self, change: Change, among: Bool[np.ndarray, " n"] | None = None) -> Bool[np.ndarray, " n"]:
-        """Images that were classified correctly and no longer are; of `among` alone, if given, so that the model need not run on others."""
+        """Images that the change makes misclassified; restricted to `among`, if given, so that the model need not run on others."""
         asked = self.right if among is None else self.right & among
         keep = asked[change.row // self.n_rows]
         place, logits = self.after(Change(change.row[keep], change.delta[torch.from_numpy(keep)]))

@@ -1,15 +1,15 @@
-"""The control experiment: suppress the features proposed for a class, and see what becomes of its images and of all others.
+"""The control experiment: suppress the features proposed for a class, and measure the effect on its images and on all others.
 
 For every class:
-  * how many features, and how strongly, is chosen on training images: with the first strength that allows it, the smallest set that
-    flips at least `target` of the class's right images and costs the others at most `harm` of theirs; where none does, the set with
+  * the number of features and the strength are chosen on training images: at the first strength that allows it, the smallest set that
+    flips at least `target` of the class's correctly classified images and costs the others at most `harm`; if none does, the set with
     the largest flips - cost;
   * suppressing scales an activation, f' = strength x f with strength 0 (ablation) or below, wherever the feature fires, so that
-    nobody has to say where the object is, and the SAE's error stays;
-  * what is reported is of validation images: `flipped`, the share of the class's right images that are told as something else, and
-    `others_lost`, the share of all other right images that are; and of the class that loses most.
-Beside it the same with random features of the same frequency, and with the same lengths along a random direction on the same
-tokens, averaged over several draws. Intervals of shares are 95 % after Wilson, those of differences by drawing images again.
+    the object need not be located, and the SAE's error is kept;
+  * results are reported on validation images: `flipped`, the share of the class's correctly classified images that become misclassified,
+    `others_lost`, the same share of all other classes' images, and the share of the class that loses most.
+Baselines: random features of the same frequency, and changes of the same norm along a random direction on the same
+tokens, averaged over several draws. Intervals are 95 %: Wilson for shares, bootstrap over images for differences.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ N_RESAMPLES = 1000
 
 
 def image_outcome(bench: ImageBench, c: int, lost: Float[np.ndarray, " n"], names: Sequence[str]) -> Outcome:
-    """The numbers of one class.
+    """The outcome for one class.
 
     Args:
-        lost: of each image whether it was lost, or in what share of several draws.
+        lost: for each image, whether it was lost, or the share of draws in which it was.
     """
     right, mine = bench.right, bench.labels == c
     n_mine, n_others = int((right & mine).sum()), int((right & ~mine).sum())
@@ -41,7 +41,7 @@ def image_outcome(bench: ImageBench, c: int, lost: Float[np.ndarray, " n"], name
     each = np.bincount(bench.labels, lost, minlength=len(names)) / np.maximum(n_each, 1)
     each[c] = -1
     worst = int(each.argmax())
-    # Of several draws the share is a mean over them, the images are no more: counted once, the interval is rather too wide.
+    # Over several draws the share is a mean, but the number of images does not grow: the interval is conservative.
     return Outcome(
         gone / max(n_mine, 1),
         wilson(gone, n_mine),
@@ -55,7 +55,7 @@ def image_outcome(bench: ImageBench, c: int, lost: Float[np.ndarray, " n"], name
 def choose_by_images(
     bench: ImageBench, c: int, features: Sequence[int], *, sizes: Sequence[int], strengths: Sequence[float], target: float, harm: float
 ) -> Choice:
-    """How many of the proposed features, and how strongly, by what it does to training images."""
+    """Choose the number of proposed features and the strength by their effect on training images."""
     right, mine = bench.right, bench.labels == c
     n_mine, n_others = max(1, int((right & mine).sum())), max(1, int((right & ~mine).sum()))
 
@@ -67,7 +67,7 @@ def choose_by_images(
         for n in sorted({min(size, len(features)) for size in sizes}):
             some = list(features[:n])
             flipped = float(bench.wrong(bench.scaled(some, strength), mine).sum() / n_mine)
-            # The others are many: they are asked only where it matters.
+            # There are many other images: evaluate them only where needed.
             cost = lost(some, strength) if flipped >= target else float("nan")
             one = Choice(some, float(strength), flipped, cost)
             if flipped >= target and cost <= harm:
@@ -98,13 +98,13 @@ def control_images(
     seed: int = 0,
     track: Track = silent,
 ) -> list[Row[Outcome]]:
-    """The table, one row for each class that has proposed features and right validation images.
+    """The table, one row per class with proposed features and correctly classified validation images.
 
     Args:
-        tried: training images, on which it is chosen what to suppress.
+        tried: training images, for choosing what to suppress.
         bench: validation images.
         proposed: class -> its features, best first.
-        draws: random feature sets, and random directions, that are averaged.
+        draws: random feature sets, and random directions, to average over.
     """
     rows, frequency, right = [], tried.frequency, bench.right
     with track("control", len(proposed), "classes") as meter:
@@ -136,7 +136,7 @@ def control_images(
 
 
 def _mean_interval(difference: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
-    """Of the mean, by bootstrap over images, percentile method."""
+    """95 % interval of the mean, by bootstrap over images, percentile method."""
     rng = np.random.RandomState(seed % 2**32)
     means = difference[rng.randint(0, len(difference), (N_RESAMPLES, len(difference)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])

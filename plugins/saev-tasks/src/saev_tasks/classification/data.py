@@ -1,4 +1,4 @@
-"""Which images a classification probe is trained and validated on, and what they show."""
+"""The training and validation images of a classification probe, with their labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelPart:
     labels: Int[np.ndarray, " n"]
 
     def some(self, n: int, seed: int) -> LabelPart:
-        """At most `n` of them at random, 0: all; ascending."""
+        """A random sample of at most `n`, ascending; 0: all."""
         if not n or n >= len(self.images):
             return self
         keep = np.sort(np.random.RandomState(seed % 2**32).permutation(len(self.images))[:n])
@@ -38,21 +38,21 @@ class LabelPart:
 
 @dataclass(frozen=True)
 class LabelData:
-    """The classes of a run's images, and who is trained and validated on."""
+    """The classes of a run's images, and the training and validation images."""
 
     classes: list[str]
     train: LabelPart
     val: LabelPart
     cx: TaskContext
-    """Of the validation images: another run's where one was named."""
+    """Context of the validation images: another run's if one was named."""
 
     @classmethod
     def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> LabelData:
-        """As a training configuration or a probe's card says: `val_share`, `seed`, `val`, `val_dataset`.
+        """From a training configuration or a probe's card: `val_share`, `seed`, `val`, `val_dataset`.
 
         Raises:
-            ProbeError: no image has a label, a label is outside the classes, or all images are of one class; or the
-                run to validate on has other classes.
+            ProbeError: no image has a label, a label is out of range, or all images are of one class; or the
+                run to validate on has different classes.
         """
         store = cx.store()
         names = cx.dataset().classes
@@ -60,14 +60,14 @@ class LabelData:
         classes = list(names) if names is not None else [str(i) for i in range(int(labels.max()) + 1)]
         if len(seen := np.unique(labels[labels >= 0])) < 2:
             raise ProbeError(
-                f"a probe tells classes apart, and all images of {store.url} are of one ({classes[int(seen[0])]}); record others."
+                f"a probe needs at least two classes, and all images of {store.url} are of one ({classes[int(seen[0])]}); record others."
             )
         if told.get("val"):
             other = TaskContext(Run.open(told["val"]), cx.name, device=str(cx.device), dataset=told.get("val_dataset", ""))
             if (theirs := list(other.dataset().classes or ())) != classes:
                 raise ProbeError(
-                    f"{told['val']} has {len(theirs)} classes, other than the {len(classes)} of {cx.run.path}; "
-                    "validate on the same data set's other split."
+                    f"{told['val']} has {len(theirs)} classes, not the same {len(classes)} as {cx.run.path}; "
+                    "validate on another split of the same data set."
                 )
             val_labels = labels_of(other.store(), site, theirs)
             val = np.flatnonzero(val_labels >= 0)
@@ -78,29 +78,29 @@ class LabelData:
 
 
 def labels_of(store: ActivationStore, site: Site, classes: Any) -> Int[np.ndarray, " n_images"]:
-    """The class of each image that is recorded at a site, -1 of others.
+    """The class of each image recorded at a site, -1 for others.
 
     Raises:
-        ProbeError: none has a label, or one is outside the classes.
+        ProbeError: none has a label, or one is out of range.
     """
     labels = np.where(store.done(site) == 1, store.labels, -1)
     if not (labels >= 0).any():
         raise ProbeError(
-            f"no image of {store.url} has a label; classification needs a data set with labels, such as image-folder with a folder a class."
+            f"no image of {store.url} has a label; classification needs a labelled data set, like image-folder with one folder per class."
         )
     if classes is not None and (label := int(labels.max())) >= len(classes):
         raise ProbeError(
             f"{store.url}: image {int(labels.argmax())} has label {label}, outside the {len(classes)} classes of the data set; "
-            "correct the labels, or record again."
+            "fix the labels and record again."
         )
     return np.asarray(labels)
 
 
 def load_classifier(cx: TaskContext) -> tuple[Probe, LabelData]:
-    """The trained probe of a run, checked against what it is to read, and its images.
+    """The trained probe of a run, checked against the store, and its images.
 
     Raises:
-        ProbeError: none is trained, or it is of another model, width, site or list of classes.
+        ProbeError: there is none, or it was trained on a different model, width, site or list of classes.
     """
     folder = cx.folder("probe")
     if not folder.exists():
@@ -113,7 +113,7 @@ def load_classifier(cx: TaskContext) -> tuple[Probe, LabelData]:
             f"{folder} reads {probe.tokens}, not whole images; train one with saev task {cx.name} train {cx.run.path}."
         ) from None
     if "val_share" not in probe.card:
-        raise ProbeError(f"{folder} does not say what it was trained on; train one with saev task {cx.name} train {cx.run.path}.")
+        raise ProbeError(f"{folder} does not record its training split; train one with saev task {cx.name} train {cx.run.path}.")
     site, store = Site.parse(probe.site), cx.store()
     if site not in store.sites:
         raise ProbeError(f"the probe reads {site}, the store holds {', '.join(map(str, store.sites))}; train a probe on this store.")

@@ -1,15 +1,15 @@
-"""Which features stand for a class of images: proposed on training images, for every class.
+"""Propose the features that represent each class of images, on training images.
 
 For feature f and class c, with z the feature's mean activation over the tokens of an image that the probe reads, w the probe's
 rows and d the feature's direction in raw units:
 
     attribution   a(c, f) = mean over images of class c of  z_f <w_c - w_r, d_f>,  r the class with the largest other logit there:
-                  what the feature adds to the margin by which the image is told as c. The probe is linear and so is the decoder:
-                  this is exactly what ablating f alone takes from that margin.
+                  what the feature adds to the margin by which the image is classified as c. The probe is linear and so is the decoder:
+                  this is exactly what ablating f alone removes from that margin.
     score         a(c, f) - max over other classes c' of a(c', f), the latter at least 0:
-                  what suppressing it takes from this class, less what it takes from the class that it harms most
-    difference    mean over images of class c of z_f - the largest such mean of another class: the score where the probe sits
-                  later than the SAE, or with --by difference
+                  what suppressing it takes from this class, minus what it takes from the class it harms most
+    difference    mean over images of class c of z_f - the largest such mean of another class: the score if the probe reads a site
+                  after the SAE's, or with --by difference
 
 Source: direct logit attribution, Elhage et al. 2021, A mathematical framework for transformer circuits.
 https://transformer-circuits.pub/2021/framework
@@ -30,24 +30,24 @@ from saev_tasks.classification.bench import ImageBench
 
 @dataclass(frozen=True)
 class Proposed:
-    """A feature that stands for a class."""
+    """A feature proposed for a class."""
 
     feature: int
     score: float
     mean: float
     """Mean activation over the class's images."""
     mean_others: float
-    """Over all other images."""
+    """Mean activation over all other images."""
     share: float
     """Share of the class's images on which it fires."""
     share_others: float
 
 
 def scores(bench: ImageBench, n_classes: int, by: str) -> Float[np.ndarray, "n_classes d_sae"]:
-    """The score of every feature for every class; -inf for classes without an image.
+    """The score of every feature for every class; -inf for classes without images.
 
     Raises:
-        ProbeError: attribution is asked for where the probe does not read the SAE's site.
+        ProbeError: attribution is requested, but the probe does not read the SAE's site.
     """
     if by == "attribution" and not bench.readout.linear:
         raise ProbeError(
@@ -72,14 +72,14 @@ def scores(bench: ImageBench, n_classes: int, by: str) -> Float[np.ndarray, "n_c
 
 
 def by_class(values: csr_array, labels: Int[np.ndarray, " n"], n_classes: int) -> Float[np.ndarray, "n_classes d_sae"]:
-    """Mean over the images of each class; 0 for classes without an image."""
+    """Mean over the images of each class; 0 for classes without images."""
     counts = np.bincount(labels, minlength=n_classes)
     weight = csr_array((1 / counts[labels], (labels, np.arange(len(labels)))), shape=(n_classes, len(labels)))
     return np.asarray((weight @ values).toarray())
 
 
 def propose(bench: ImageBench, n_classes: int, n: int, by: str = "attribution") -> dict[int, list[Proposed]]:
-    """At most `n` features for each class that is there, best first; only those with a positive score."""
+    """At most `n` features for each class present, best first; only those with a positive score."""
     table = scores(bench, n_classes, by)
     z = bench.pooled
     fires = csr_array(((z.data > 0).astype(np.float32), z.indices, z.indptr), shape=z.shape)

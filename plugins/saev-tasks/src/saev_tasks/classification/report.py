@@ -1,4 +1,4 @@
-"""How what a classification verb found is kept and shown: `results/classification.json`, rows of tables and CSVs."""
+"""Results of the classification verbs: `results/classification.json`, table and CSV rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from saev_tasks.classification.train import Candidate
 from saev_tasks.shared.control_experiment import Row
 
 CONTROL = ("class", "features", "strength", "flipped", "95 %", "others lose", "95 %", "worst", "random", "lose", "direction", "lose")
-"""Header of the control experiment's table; shares in %, of both baselines what is flipped and what others lose."""
+"""Header of the control experiment's table; shares in %, flipped and lost by others for both baselines."""
 
 
 def per_class(one: Candidate, x: Float[Tensor, "n d"], part: LabelPart, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy of each class: `{class, n, accuracy}`; None where it has no image."""
+    """Accuracy of each class: `{class, n, accuracy}`; None for a class without images."""
     said = (x.float() @ one.weight.T + one.bias).argmax(1).numpy()
     n = np.bincount(part.labels, minlength=len(names))
     hits = np.bincount(part.labels[said == part.labels], minlength=len(names))
@@ -27,23 +27,23 @@ def per_class(one: Candidate, x: Float[Tensor, "n d"], part: LabelPart, names: S
 
 
 def setting(row: Mapping[str, Any]) -> str:
-    """A point of the sweep, for a person."""
+    """A readable sweep setting."""
     return f"C {row['c']:g}" if row["solver"] == "logistic" else f"lr {row['lr']:g}, weight decay {row['weight_decay']:g}"
 
 
 def ranked(rows: Sequence[Mapping[str, Any]], n: int = 8) -> list[list[str]]:
-    """The chosen point and the next best, as cells."""
+    """Table cells of the chosen setting and the next best ones."""
     order = sorted(rows, key=lambda row: (not row["best"], -row["tune_accuracy"], row["tune_loss"]))[:n]
     return [[row["solver"], setting(row), *(f"{row[f'{part}_accuracy']:.4f}" for part in ("train", "tune", "val"))] for row in order]
 
 
 def fires(one: Mapping[str, Any]) -> str:
-    """A proposed feature, and on what share of the class's and of other images it fires."""
+    """A proposed feature, with the shares of the class's and of other images on which it fires."""
     return f"{one['feature']} ({one['share']:.2f}/{one['share_others']:.2f})"
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """A row of the control experiment for a CSV."""
+    """A CSV row of the control experiment."""
     choice = row.choice
     out: dict[str, Any] = {"class": row.name, "n_right": row.n_right, "features": " ".join(map(str, choice.features))}
     out |= {"strength": choice.strength, "train_flipped": choice.flipped, "train_others_lost": choice.others_lost}
@@ -57,7 +57,7 @@ def flat(row: Row) -> dict[str, Any]:
 
 
 def told(row: Row) -> list[str]:
-    """A row of the control experiment for a person; see `CONTROL`."""
+    """A table row of the control experiment; see `CONTROL`."""
     one, features, direction = row.suppressed, row.random_features, row.random_direction
 
     def ends(two: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""`saev task classification`: linear probes on whole images, and what becomes of their predictions when features change."""
+"""`saev task classification`: linear probes on whole images, and the effect of feature edits on their predictions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Classification(Task):
 
     @verb
     def train(self, cx: TaskContext, cfg: TrainConfig) -> dict[str, Any]:
-        """Train linear classifiers of a whole sweep in one pass, and a logistic regression; keep the best."""
+        """Train a sweep of linear classifiers in one pass, and a logistic regression; keep the best."""
         store, site = cx.store(), site_of(cx, cfg.site)
         pool = _pool_of(cx, cfg.tokens).check(store)
         card: dict[str, Any] = cfg.model_dump(
@@ -93,13 +93,13 @@ class Classification(Task):
 
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
-        """One image: what the probe says before and after features change, as JSON and as a figure."""
+        """Edit features on one image: the probe's predictions before and after, as JSON and a figure."""
         probe, data = load_classifier(cx)
         store = cx.store()
         if cfg.image >= store.n_images:
             raise UsageError(f"--image {cfg.image}: the store holds images 0 to {store.n_images - 1}.")
         if not cfg.edit:
-            raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
+            raise UsageError("--edit names no feature; use --edit FEATURE=STRENGTH, such as --edit 302=0.")
         readout = _readout(cx, probe, LabelPart(store, np.array([cfg.image]), np.array([0])), cfg.sae, cfg.prefix)
         if store.done(readout.site)[cfg.image] != 1:
             raise UsageError(f"--image {cfg.image} was not recorded: it could not be read.")
@@ -133,7 +133,7 @@ class Classification(Task):
 
     @verb
     def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
-        """Propose the features that stand for each class, on training images alone."""
+        """Propose the features that represent each class, from training images only."""
         probe, data = load_classifier(cx)
         part = data.train.some(cfg.n_images, cfg.seed)
         bench = _bench(cx, probe, part, cfg.sae, cfg.prefix)
@@ -149,14 +149,14 @@ class Classification(Task):
 
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
-        """The control experiment: suppress each class's features; what the class and all others lose, beside random baselines."""
+        """Control experiment: suppress each class's features and measure what it and all others lose, against random baselines."""
         probe, data = load_classifier(cx)
         wanted = {_number(one, data.classes) for one in cfg.classes} or set(range(len(data.classes)))
         tried = _bench(cx, probe, data.train.some(cfg.n_train, cfg.seed), cfg.sae, cfg.prefix)
         by = _by(cfg.by, tried)
         found = {c: [one.feature for one in some] for c, some in _proposed(cx, tried, data, by, max(cfg.sizes)).items() if c in wanted}
         if none := [data.classes[c] for c in sorted(wanted) if not found.get(c)]:
-            cx.say(f"left out, since no feature stands for them or no training image shows them: {', '.join(none)}")
+            cx.say(f"skipped, with no proposed feature or no training image: {', '.join(none)}")
         part = data.val.some(cfg.n_val, cfg.seed)
         bench = _bench(cx, probe, part, cfg.sae, cfg.prefix)
         rows = control_images(
@@ -164,7 +164,9 @@ class Classification(Task):
             draws=cfg.draws, seed=cfg.seed, track=cx.track,
         )  # fmt: skip
         if not rows:
-            raise ProbeError("no class has both proposed features and right validation images; train a better probe or SAE first.")
+            raise ProbeError(
+                "no class has both proposed features and correctly classified validation images; train a better probe or SAE first."
+            )
         write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
         figures.control_bars(rows, "the class's images\nflipped, %", "others' images\nlost, %", cx.folder("control.png"))
         cx.table([report.told(row) for row in rows], report.CONTROL)
@@ -185,7 +187,7 @@ class Classification(Task):
 
 
 def _pool_of(cx: TaskContext, text: str) -> Pool:
-    """What `--tokens` says; see `TrainConfig.tokens`."""
+    """Parse `--tokens`; see `TrainConfig.tokens`."""
     if text != "auto":
         return parse_tokens(text)
     if cx.run.best:
@@ -194,7 +196,7 @@ def _pool_of(cx: TaskContext, text: str) -> Pool:
 
 
 def _tuned(train: LabelPart, share: float, seed: int) -> tuple[LabelPart, LabelPart]:
-    """The training images to train on, and those to choose the best point on; all for both, if no class has two."""
+    """Split the training images into those to fit on and those to choose the best setting on; all for both if no class has two."""
     if np.bincount(train.labels).max() < 2:
         return train, train
     fit, tune = (
@@ -218,7 +220,7 @@ def _by(by: str, bench: ImageBench) -> str:
 
 
 def _proposed(cx: TaskContext, bench: ImageBench, data: LabelData, by: str, n: int) -> dict[int, list[Proposed]]:
-    """Proposals for each class, kept in `proposal.json` and told of where there are none."""
+    """Proposals for each class, also written to `proposal.json`."""
     from saev_core.support.files import write_json
 
     found = propose(bench, len(data.classes), n, by)

@@ -1,4 +1,4 @@
-"""Linear classifiers of whole images: AdamW over a sweep in one pass, and scikit-learn's logistic regression."""
+"""Linear classifiers for whole images: an AdamW sweep in one pass, and scikit-learn's logistic regression."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saev_core.support.progress import Track, silent
 from saev_core.tasks.fit_probes import ProbeSetting, Scaling, fit_probes, shuffled
 
 NEVER = -1e4
-"""Bias of a class that no training image shows."""
+"""Bias of a class without training images."""
 _AT_ONCE = 2**24
-"""Logits at once."""
+"""Maximum number of logits held at once."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trained classifier of raw vectors."""
+    """One trained classifier on raw vectors."""
 
     solver: str
     weight: Float[Tensor, "n_classes d"]
@@ -46,7 +46,7 @@ def by_adamw(
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> list[Candidate]:
-    """One candidate for each point, all trained in one pass."""
+    """One candidate per setting, all trained in one pass."""
     with track("train", epochs, "epochs") as meter:
         fitted = fit_probes(
             shuffled(x, y, batch_size, seed), x.shape[1], n_classes, points, epochs=epochs, scaling=scaling, device=device,
@@ -58,7 +58,7 @@ def by_adamw(
 def by_logistic(
     x: Float[Tensor, "n d"], y: Int[Tensor, " n"], n_classes: int, cs: Sequence[float], *, scaling: Scaling, track: Track = silent
 ) -> list[Candidate]:
-    """One candidate for each C, by scikit-learn's L-BFGS on the same scaled vectors.
+    """One candidate per C, by scikit-learn's L-BFGS on the same scaled vectors.
 
     Source: Pedregosa et al. 2011, Scikit-learn. https://jmlr.org/papers/v12/pedregosa11a.html
     """
@@ -73,7 +73,7 @@ def by_logistic(
                 warnings.simplefilter("always", ConvergenceWarning)
                 model = LogisticRegression(C=c, max_iter=1000).fit(scaled, y.numpy())
             rows, biases = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
-            if len(rows) == 1:  # of two classes it gives the difference alone
+            if len(rows) == 1:  # for two classes it returns only the difference
                 rows, biases = torch.cat([-rows / 2, rows / 2]), torch.cat([-biases / 2, biases / 2])
             weight, bias = torch.zeros(n_classes, x.shape[1], dtype=torch.float64), torch.full((n_classes,), NEVER, dtype=torch.float64)
             seen = torch.from_numpy(model.classes_).long()
@@ -99,5 +99,5 @@ def accuracy_and_loss(found: Sequence[Candidate], x: Float[Tensor, "n d"], y: In
 
 
 def best_of(judged: Sequence[tuple[float, float]]) -> int:
-    """The candidate of the highest accuracy; where it is equal, of the lowest loss; the first of equals."""
+    """Index of the candidate with the highest accuracy; ties go to the lowest loss, then to the first."""
     return min(range(len(judged)), key=lambda i: (-judged[i][0], judged[i][1] if np.isfinite(judged[i][1]) else np.inf, i))

@@ -1,4 +1,4 @@
-"""Control tabs of the viewer: change features of a picture and watch a classifier or a segmenter change its mind."""
+"""Control tabs of the viewer: edit features of a picture and watch a classifier's or segmenter's predictions change."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class ControlTabs:
-    """Adds the tabs Classification and Segmentation to a run whose pictures have labels, or masks."""
+    """Adds the tabs Classification and Segmentation to runs whose images have labels or masks."""
 
     @hookimpl
     def viewer_tabs(self, run: Run) -> list[ViewerTab]:
-        """The tabs that make sense on `run`. Opens nothing that is slow: no pictures, no weights."""
+        """The tabs that apply to `run`. Opens nothing slow: no images, no weights."""
         tabs: list[ViewerTab] = []
         if _trained(run, "classification") or _labelled(run):
             tabs.append(ControlTab("Classification", "classification"))
@@ -31,12 +31,12 @@ def _trained(run: Run, task: str) -> bool:
 
 
 def _labelled(run: Run) -> bool:
-    """Whether a feature index counts labels."""
+    """Whether a feature index has label counts."""
     return any(FeatureIndex.counts_labels(run.features_path(name)) for name in run.sae_names)
 
 
 def _masked(run: Run) -> bool:
-    """Whether the store says that it has a class for every patch."""
+    """Whether the store has a class for every patch."""
     try:
         return ActivationStore.describe(run.store_url).has_mask
     except StoreError:

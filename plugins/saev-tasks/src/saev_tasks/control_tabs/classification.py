@@ -1,4 +1,4 @@
-"""Classification: choose a picture, change its features, watch the predicted classes move."""
+"""Classification: choose a picture, edit its features, watch the predicted classes change."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from saev_tasks.control_tabs.state import State
 
 
 class Classification(Pane):
-    """What the tab's page asks."""
+    """Answers the tab's requests."""
 
     task = "classification"
     train = "saev task classification train {run}"
 
     def among(self, edited: EditedPicture) -> list[list[Any]]:
-        """Classes of held-out pictures, by name."""
+        """Classes of held-out pictures, sorted by name."""
         labels, counts = np.unique(edited.library.labels[edited.heldout], return_counts=True)
         names = edited.probe.classes
         found = [[int(label), names[label], int(n)] for label, n in zip(labels, counts, strict=True) if 0 <= label < len(names)]
@@ -31,7 +31,7 @@ class Classification(Pane):
         return held if label < 0 else held[edited.library.labels[held] == label]
 
     def shown(self, edited: EditedPicture, picture: Picture) -> Answer:
-        """Logits, the picture's class, and the class that the probe confuses it with most."""
+        """Logits, the picture's class, and the class the probe most confuses it with."""
         logits = picture.before.cpu().numpy()
         order = np.argsort(-logits, kind="stable")
         label = int(edited.library.labels[picture.image])
@@ -39,7 +39,7 @@ class Classification(Pane):
         return {"before": pack(logits.astype("<f4")), "truth": label, "mine": mine, "other": next(int(c) for c in order if c != mine)}
 
     def row(self, edited: EditedPicture, picture: Picture, feature: int) -> Answer:
-        """Also, where logits are linear in a strength, how they move, so that the page needs nobody while a slider slides."""
+        """Also the slopes if logits are linear in a strength, so that the page can follow a slider without the server."""
         row = super().row(edited, picture, feature)
         if edited.readout.linear:
             up, down, effect = edited.line(picture, feature)
@@ -47,13 +47,13 @@ class Classification(Pane):
         return row
 
     def changed(self, edited: EditedPicture, picture: Picture, state: State) -> Answer:
-        """Logits after the edits, exactly."""
+        """Exact logits after the edits."""
         return {"after": pack(edited.after(picture, edited.edits(state.edits)).cpu().numpy().astype("<f4"))}
 
     def start(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """Also how often the probe is right."""
+        """Also the probe's accuracy."""
         accuracy = edited.probe.card.get("accuracy")
         told = super().start(edited, asked)
         if isinstance(accuracy, int | float):
-            told["about"] += f" It is right on {100 * accuracy:.0f} % of held-out pictures."
+            told["about"] += f" Its accuracy on held-out pictures is {100 * accuracy:.0f} %."
         return told

@@ -1,8 +1,8 @@
-"""`EditedPicture`: what a probe says of a run's pictures, and what it says when an SAE's features change.
+"""`EditedPicture`: a probe's predictions for a run's pictures, with and without edits of an SAE's features.
 
-Everything that does not depend on a slider is computed once for each picture: its recorded vectors, their codes, the unedited
-logits. Where the probe reads the SAE's site, logits are linear in a strength on either side of 0, and the page gets the slopes
-to follow a slider by itself. No picture is opened. Knows no gradio.
+Everything that does not depend on a slider is computed once per picture: its recorded vectors, their codes, the unedited
+logits. If the probe reads the SAE's site, logits are linear in a strength on either side of 0, and the page gets the slopes
+to follow a slider without the server. Opens no image file. Independent of gradio.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saev_tasks.shared.readout import Readout
 log = logging.getLogger(__name__)
 
 N_PICTURES_KEPT = 16
-"""Pictures that are kept ready, with their vectors and codes."""
+"""Number of cached pictures, with their vectors and codes."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Picture:
     x: Float[Tensor, "n_tokens d_model"]
     """Vectors at the SAE's site, prefix tokens first."""
     codes: Codes
-    """Of every token; where the SAE reads the mean over patches, of that mean alone."""
+    """Codes of every token; of the mean only, if the SAE reads the mean over patches."""
     before: Float[Tensor, "*rows n_classes"]
-    """Logits without edits: of the picture, or for segmentation of every patch."""
+    """Logits without edits: of the picture, or in segmentation of every patch."""
 
 
 class EditedPicture:
     """A run's probe and one of its SAEs.
 
     Raises:
-        ProbeError: there is no probe, or it is of other activations.
+        ProbeError: there is no probe, or it was trained on different activations.
         SteerError, StoreError: as `Readout`.
     """
 
     def __init__(self, view: SAEView, task: str) -> None:
         """
         Args:
-            view: the SAE, as the viewer holds it.
-            task: `classification` or `semseg`: whose probe.
+            view: the viewer's SAE.
+            task: `classification` or `semseg`: the task that trained the probe.
         """
         self.view, self.library, self.task = view, view.library, task
         self.store = self.library.store
@@ -70,7 +70,7 @@ class EditedPicture:
 
     @cached_property
     def heldout(self) -> Int[np.ndarray, " n"]:
-        """Pictures that the probe was not trained on, ascending; all of them where it does not say."""
+        """Pictures that the probe was not trained on, ascending; all if its split is unknown."""
         card, n_images = self.probe.card, self.library.n_images
         said = {**card, **(card.get("split") or {})}
         if said.get("val"):  # validated on another run
@@ -80,27 +80,27 @@ class EditedPicture:
         try:
             return train_test_indices(labels, float(said["val_share"]), int(said["seed"]), stratify=self.task == "classification")[1]
         except (KeyError, TypeError, ValueError, ProbeError) as error:
-            log.info("the probe does not say on which pictures it was trained (%s)", error)
+            log.info("the probe's training split is unknown (%s)", error)
             return np.arange(n_images)
 
     @cached_property
     def kept(self) -> Int[Tensor, " n"]:
-        """Classes that the probe may tell: not those that were ignored when it was trained."""
+        """Classes that the probe may predict: all but those ignored in training."""
         names, ignored = self.probe.classes, [str(one) for one in self.probe.card.get("ignore") or ()]
         return torch.tensor([c for c, name in enumerate(names) if name not in ignored and str(c) not in ignored])
 
     @cached_property
     def masks(self) -> UInt16[np.ndarray, "n_images n_patches"] | None:
-        """The class of every patch, where the pictures have masks."""
+        """The class of every patch, if the pictures have masks."""
         found: np.ndarray | None = self.store.mask
         return found
 
     def picture(self, image: int) -> Picture:
-        """The picture, from what is kept or made ready now.
+        """The picture, cached or prepared now.
 
         Raises:
             RunError: it was not recorded.
-            StoreError: what was recorded is damaged, or not finite.
+            StoreError: its recorded activations are damaged or not finite.
         """
         with self._lock:
             if image not in self._pictures:
@@ -113,15 +113,15 @@ class EditedPicture:
     @torch.no_grad()
     def _made(self, image: int) -> Picture:
         if self.store.done(self.readout.site)[image] != 1:
-            raise RunError(f"Picture {image} was not recorded: it could not be read.")
+            raise RunError(f"Picture {image} was not recorded because it could not be read.")
         x = self.readout.tokens([image])[0].to(self.checkpoint.sae.W_dec.device, torch.float32)
         return Picture(image, x, self.readout.codes(x[None]), self.readout.logits(x[None])[0])
 
     def edits(self, pairs: Sequence[tuple[int, float]], where: Sequence[int] | None = None) -> list[Edit]:
-        """Edits of (feature, strength) as `State` has them: below 0 scaled down, above 0 added to.
+        """Edits from (feature, strength) pairs as in `State`: below 0 scaled down, above 0 added to.
 
         Raises:
-            SteerError: such a feature never fires, so that there is no largest value to add.
+            SteerError: a feature to add never fires, so it has no largest value.
         """
         return [self._edit(feature, strength, where) for feature, strength in pairs if strength != 0]
 
@@ -133,7 +133,7 @@ class EditedPicture:
 
     @torch.no_grad()
     def after(self, picture: Picture, edits: Sequence[Edit]) -> Float[Tensor, "*rows n_classes"]:
-        """Logits with edits; without any that changes something the very ones of before."""
+        """Logits with edits; exactly `before` if no edit has an effect."""
         known = None if self.checkpoint.read.tokens == "mean" else picture.codes
         x = apply_edits(picture.x, list(edits), self.checkpoint, n_prefix=self.readout.n_prefix, codes=known)
         return picture.before if x is picture.x else self.readout.logits(x[None])[0]
@@ -146,8 +146,8 @@ class EditedPicture:
         return out.expand(len(picture.x)) if self.checkpoint.read.tokens == "mean" else out
 
     def line(self, picture: Picture, feature: int) -> tuple[float, float, Float[Tensor, " n_classes"]]:
-        """How the logits of a whole picture move with a strength s where the probe reads the SAE's site: by `effect` times `up` s for
-        s > 0, and times `down` s below. That is `Edit.activation`, which is linear in s on either side of 0.
+        """The change in a picture's logits with strength s, if the probe reads the SAE's site: `effect` times `up` s for
+        s > 0, and times `down` s below. Same as `Edit.activation`, which is linear in s on either side of 0.
         """
         off = self._edit(feature, -1.0)
         added = replace(off, mode="add", strength=1.0)  # a feature that never fires has unit 0, and adds nothing
@@ -163,14 +163,14 @@ class EditedPicture:
         return torch.as_tensor(self.probe.weight.mean(0))
 
     def push(self, label: int) -> Float[np.ndarray, " d_sae"]:
-        """How far one unit of each feature raises a class over the mean of all; where the probe reads a later site, on the direct way."""
+        """How much one unit of each feature raises a class over the mean of all; for a probe at a later site, by the direct path only."""
         return np.asarray((self.readout.directions @ (self.probe.weight[label] - self._mean_row)).cpu())
 
     def features_for(self, label: int, n: int, picture: Picture | None = None) -> list[int]:
-        """Features that speak for a class, the weightiest first: what the task proposed, or else those that fire on its pictures and push
+        """Features that support a class, strongest first: those the task proposed, or else those that fire on its pictures and push
         the probe towards it.
 
-        Segmentation, where the class is seen on the picture: those that push its own patches towards it.
+        In segmentation, if the class is predicted on the picture: those that push its own patches towards it.
         """
         if picture is not None and self.task == "semseg":
             gain = self._here(label, picture)
@@ -184,7 +184,7 @@ class EditedPicture:
         index, push = self.view.index, self.push(label)
         told = self.library.run.result(self.task).get("propose") or {}
         if told.get("sae") == self.view.name and (proposed := (told.get("classes") or {}).get(self.probe.classes[label])):
-            # Found on training pictures by the task itself.
+            # Proposed on training pictures by the task itself.
             return [int(row["feature"]) for row in proposed[:n] if int(row["feature"]) < index.d_sae]
         if self.task == "classification" and index.has_labels and self.probe.classes == self.library.classes:
             weight = np.zeros(len(push))
@@ -197,7 +197,7 @@ class EditedPicture:
 
     @torch.no_grad()
     def _here(self, label: int, picture: Picture) -> Float[np.ndarray, " d_sae"] | None:
-        """What each feature adds to the margin, over the next best class, by which patches are told as `label`; None if none is."""
+        """What each feature adds to the margin over the runner-up on patches predicted as `label`; None if there are none."""
         logits = picture.before[:, self.kept]
         mine = (self.kept[logits.argmax(1)] == label).nonzero().view(-1)
         if not len(mine) or len(self.kept) < 2:
@@ -212,7 +212,7 @@ class EditedPicture:
 
 
 def _best(score: Float[np.ndarray, " d_sae"], n: int) -> list[int]:
-    """The features of the largest scores above 0, best first."""
+    """The features with the largest scores above 0, best first."""
     order = np.argsort(-score, kind="stable")[:n]
     return [int(feature) for feature in order if score[feature] > 0]
 

@@ -1,4 +1,4 @@
-"""The pages of the control tabs, as components of the viewer. Imports neither torch nor gradio before it must."""
+"""The pages of the control tabs, as viewer components. Imports torch and gradio lazily."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SCRIPTS = {
     "classification": ("control.js", "figure.js", "slider.js", "classification.js"),
     "segmentation": ("control.js", "figure.js", "patches.js", "segmentation.js"),
 }
-"""By page, in the order in which they run."""
+"""Scripts of each page, in execution order."""
 
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class ControlTab:
-    """A tab of the viewer: a page that asks what `Pane` answers. Its value is the key of the SAE, which it follows."""
+    """A viewer tab: a page whose requests a `Pane` answers. Its value is the key of the SAE, which it follows."""
 
     title: str
     page: str
     """One of `SCRIPTS`."""
 
     def build(self, host: TabHost) -> None:
-        """Make the page, as `ViewerTab` asks."""
+        """Build the page; see `ViewerTab`."""
         build(self.page, host)
 
 
@@ -49,19 +49,19 @@ def build(name: str, host: TabHost) -> None:
     )
 
     def opened(event: gr.EventData) -> Any:
-        """A feature or a picture, in its own tab."""
+        """Open a feature or a picture in its own tab."""
         if "feature" in event._data:
             return int(event._data["feature"]), gr.skip(), gr.Tabs(selected="features")
         return gr.skip(), int(event._data["picture"]), gr.Tabs(selected="image")
 
-    opened.__annotations__["event"] = gr.EventData  # gradio finds it by its type, which is a text here
+    opened.__annotations__["event"] = gr.EventData  # gradio looks for this type, but annotations are strings here
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     host.sae.change(lambda sae: sae, host.sae, shown, **quiet)
     shown.select(opened, None, [host.feature, host.picture, host.tabs], **quiet)
 
 
 def answers(name: str, host: TabHost) -> Ask:
-    """What the page calls. The pane, and with it torch, is loaded with the first question."""
+    """The page's server function. The pane, and with it torch, is loaded on the first request."""
     panes: list[Ask] = []
     lock = Lock()
 

@@ -1,4 +1,4 @@
-"""`Pane`: what the page of a control tab may ask, and what it is answered: plain JSON, also where something fails. Knows no gradio."""
+"""`Pane`: requests from a control tab's page and their answers: plain JSON, including errors. Independent of gradio."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from saev_tasks.control_tabs.state import State
 log = logging.getLogger(__name__)
 
 N_FEATURES = 6
-"""Features that are offered for a class."""
+"""Number of features listed for a class."""
 N_TOP = 4
-"""Pictures that are shown of each."""
+"""Number of top pictures shown for each feature."""
 
 Answer = dict[str, Any]
 
 
 class Pane:
-    """Answers a page; a subclass says what a picture shows and what changes on it.
+    """Answers a page's requests; subclasses define a picture's predictions and how edits change them.
 
-    A question is `{"what": name of a public method, "sae": ..., and more}`; the answer to one that fails is `{"error": why}`.
+    A request is `{"what": name of a public method, "sae": ..., and more}`; the answer to a failed one is `{"error": why}`.
     """
 
     task = ""
     asks: tuple[str, ...] = ("start", "picture", "step", "features", "find", "after")
     train = ""
-    """The command that makes the probe; `{run}` is the run's path."""
+    """The command that trains the probe; `{run}` is the run's path."""
 
     def __init__(self, host: TabHost) -> None:
         self.host = host
@@ -44,18 +44,18 @@ class Pane:
         self._lock = RLock()
 
     def __call__(self, asked: Mapping[str, Any]) -> Answer:
-        """What the page asks for."""
+        """Answer a request of the page."""
         try:
             what = str(asked.get("what", ""))
             if what not in self.asks:
-                raise UsageError(f"This tab knows no {what!r}.")
+                raise UsageError(f"Unknown request {what!r}.")
             view = self.host.view(str(asked.get("sae") or self.host.first))
             probe = view.library.run.path / "tasks" / self.task / "probe" / "probe.json"
             if not probe.exists():
                 return {"missing": True, "command": self.train.format(run=view.library.run.path)}
             with self._lock:
                 made, edited = self._edited.get(view.key, (-1.0, None))
-                if edited is None or made != probe.stat().st_mtime:  # trained again while the page was open
+                if edited is None or made != probe.stat().st_mtime:  # retrained while the page was open
                     edited = EditedPicture(view, self.task)
                     self._edited[view.key] = probe.stat().st_mtime, edited
             answer: Answer = getattr(self, what)(edited, asked)
@@ -67,7 +67,7 @@ class Pane:
             return {"error": f"{type(error).__name__}: {error}"}
 
     def start(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """What holds for every picture: classes, held-out pictures, where the probe reads."""
+        """Data shared by all pictures: classes, held-out pictures, the probe's site."""
         return {
             "classes": edited.probe.classes,
             "among": self.among(edited),
@@ -81,7 +81,7 @@ class Pane:
         }
 
     def picture(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """A picture, what the probe says of it, and the features that can be changed on it."""
+        """A picture, the probe's predictions for it, and the features that can be edited on it."""
         state = self.state(edited, asked)
         picture = edited.picture(state.image)
         library = edited.library
@@ -111,7 +111,7 @@ class Pane:
         }
 
     def step(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """The number of the next held-out picture, the one before, or any; of one class, if asked."""
+        """The number of the next, previous or a random held-out picture; optionally of one class."""
         found = self.of_class(edited, int(asked.get("among", -1)))
         if not len(found):
             raise UsageError("No held-out picture is of that class.")
@@ -123,13 +123,13 @@ class Pane:
         return {"image": int(found[(at if by > 0 else at - 1) % len(found)])}
 
     def features(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """The features that speak for a class."""
+        """The features that support a class."""
         picture = edited.picture(self.state(edited, asked).image)
         label = self._class(edited, asked.get("label"), 0)
         return {"label": label, "rows": [self.row(edited, picture, feature) for feature in edited.features_for(label, N_FEATURES, picture)]}
 
     def find(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """One feature by its number, or those whose name or label has the words."""
+        """One feature by its number, or those whose name or label contains the words."""
         text, names = str(asked.get("text", "")).strip().lstrip("#"), edited.view.names
         picture = edited.picture(self.state(edited, asked).image)
         if text.isdecimal():
@@ -140,11 +140,11 @@ class Pane:
             named = [feature for feature, name in enumerate(names) if words and all(word in name.lower() for word in words)]
             found = sorted(named, key=lambda feature: -float(edited.view.index.max[feature]))[:3]
         if not found:
-            raise UsageError(f"No feature has a name with {text!r}; type its number, or search for it in the Features tab.")
+            raise UsageError(f"No feature name contains {text!r}; enter a number, or search in the Features tab.")
         return {"rows": [self.row(edited, picture, feature) for feature in found]}
 
     def after(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """What the probe says with edits."""
+        """The probe's predictions with edits."""
         state = self.state(edited, asked)
         picture = edited.picture(state.image)
         return self.changed(edited, picture, state)
@@ -154,7 +154,7 @@ class Pane:
         return State.of(asked, n_images=edited.library.n_images, d_sae=index.d_sae, n_patches=edited.store.grid.n_patches)
 
     def row(self, edited: EditedPicture, picture: Picture, feature: int) -> Answer:
-        """A feature for the page: what it is called, its top pictures, and how strong it is on this picture."""
+        """A feature for the page: its name, its top pictures, and its strength on this picture."""
         view = edited.view
         most = float(view.index.max[feature])
         values = edited.values(picture, feature)
@@ -172,15 +172,15 @@ class Pane:
         return {"feature": feature, "name": name, "here": float(values.max()) / most if most else 0.0, "dead": most <= 0, "top": top}
 
     def _class(self, edited: EditedPicture, given: Any, otherwise: int) -> int:
-        """A class number as the page gives it."""
+        """A class number from the page, checked."""
         if given is None or given == "" or int(given) < 0:
             return otherwise
         if not 0 <= int(given) < edited.probe.n_classes:
-            raise UsageError(f"There is no class {given}; the probe tells {edited.probe.n_classes} apart.")
+            raise UsageError(f"There is no class {given}; the probe has {edited.probe.n_classes} classes.")
         return int(given)
 
     def among(self, edited: EditedPicture) -> list[list[Any]]:
-        """Classes by which pictures can be chosen: number, name, how many held-out pictures."""
+        """Classes to choose pictures by: number, name, count of held-out pictures."""
         return []
 
     def of_class(self, edited: EditedPicture, label: int) -> np.ndarray[Any, Any]:
@@ -188,23 +188,23 @@ class Pane:
         return edited.heldout
 
     def shown(self, edited: EditedPicture, picture: Picture) -> Answer:
-        """What the probe says of the picture, and the two classes whose features are offered first."""
+        """The probe's predictions for the picture, and the two classes whose features are listed first."""
         raise NotImplementedError
 
     def changed(self, edited: EditedPicture, picture: Picture, state: State) -> Answer:
-        """What it says under edits."""
+        """Predictions with edits."""
         raise NotImplementedError
 
 
 def about(edited: EditedPicture) -> str:
-    """Where the probe reads and how good it is, in words."""
+    """A sentence on where the probe reads and where features are edited."""
     where = f"at block {edited.readout.target.layer} of the model"
     what = {"cls": "the model's summary of the picture (CLS token)", "mean": "the mean over all patches", "patches": "every patch"}
     reads = what.get(edited.probe.tokens, f"one patch ({edited.probe.tokens})")
     way = (
-        "the features are changed at the same place."
+        "features are edited at the same site."
         if edited.readout.linear
-        else f"the features are changed at block {edited.readout.site.layer}, and the model goes on from there."
+        else f"features are edited at block {edited.readout.site.layer}, and the rest of the model runs from there."
     )
     return f"The probe, a linear classifier, reads {reads} {where}; {way}"
 
@@ -215,7 +215,7 @@ def pack(array: np.ndarray[Any, Any]) -> str:
 
 
 def relative(edited: EditedPicture, image: int) -> list[float]:
-    """What the model saw of a picture: left, top, width and height in per cent of it."""
+    """The part of a picture that the model saw: left, top, width and height in percent."""
     width, height = edited.library.size(image)
     crop = edited.library.crop(image)
     sides = crop.left / width, crop.top / height, (crop.right - crop.left) / width, (crop.bottom - crop.top) / height

@@ -1,4 +1,4 @@
-"""Segmentation: mark patches of a picture, change features there, watch the predicted classes of its pixels move."""
+"""Segmentation: mark patches of a picture, edit features there, watch the predicted classes of its pixels change."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from saev_tasks.semseg.scores import predict
 from saev_tasks.shared.patch_vectors import Classes
 
 MAX_IMAGES_BY_CLASS = 100_000
-"""Above so many pictures they cannot be chosen by class: every one's patches would have to be looked at."""
+"""Maximum number of pictures for choosing by class, which scans the patches of all."""
 
 
 class Segmentation(Pane):
-    """What the tab's page asks."""
+    """Answers the tab's requests."""
 
     task = "semseg"
     train = "saev task semseg train {run}"
 
     def start(self, edited: EditedPicture, asked: Mapping[str, Any]) -> Answer:
-        """Also the patches, and a colour for each class: those of the task's figures."""
+        """Also the patch grid, and a colour per class, as in the task's figures."""
         grid = edited.store.grid
         miou = (edited.probe.card.get("val_scores") or {}).get("miou")
         told = super().start(edited, asked)
@@ -36,7 +36,7 @@ class Segmentation(Pane):
         return told | {"rows": grid.rows, "cols": grid.cols, "colours": palette(edited.probe.n_classes).tolist()}
 
     def among(self, edited: EditedPicture) -> list[list[Any]]:
-        """Classes by how many held-out pictures have a patch of them."""
+        """Classes, with the number of held-out pictures that have a patch of each."""
         if edited.masks is None or edited.library.n_images > MAX_IMAGES_BY_CLASS:
             return []
         names = edited.probe.classes
@@ -63,11 +63,11 @@ class Segmentation(Pane):
 
 
 def labels(edited: EditedPicture, logits: Float[Tensor, "n_patches n_classes"]) -> Int[np.ndarray, "height width"]:
-    """The class of each pixel that the model saw, as the task `semseg` tells it; never an ignored one."""
+    """The class of each pixel that the model saw, as predicted by the task `semseg`; never an ignored one."""
     some, kept = logits.float(), edited.kept
     best = np.unique(some[:, kept].argmax(1).cpu().numpy())
     winners = some[:, kept[best]]
-    # A class that another one beats on every patch cannot win between them: leaving those out is most of the work.
+    # A class beaten by another one on every patch cannot win in between: dropping these saves most of the work.
     hopeless = (winners[:, :, None] > some[:, None, kept]).all(0).any(0)
     left = kept[~hopeless]
     names = [edited.probe.classes[int(c)] for c in left]

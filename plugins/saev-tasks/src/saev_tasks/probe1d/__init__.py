@@ -1,4 +1,4 @@
-"""Task `probe1d`: the best single-feature probe of every class, and probes of a few features."""
+"""Task `probe1d`: the best single-feature probe for every class, and sparse probes."""
 
 from saev_tasks.probe1d.task import FitConfig, Probe1D
 

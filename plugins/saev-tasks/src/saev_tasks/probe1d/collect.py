@@ -1,4 +1,4 @@
-"""One pass over a store: what is true of each unit, a patch or an image, and which features fire on it."""
+"""One pass over a store: the classes of each unit, a patch or an image, and the features that fire on it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _BATCH_VECTORS = 8192
 
 
 def concepts_of(cx: TaskContext, checkpoint: Checkpoint, source: Source) -> Concepts:
-    """What the run's data set knows: of `source`, or by default its masks, or else its labels.
+    """Ground truth of the run's data set: from `source`, or by default its masks, else its labels.
 
     Raises:
-        RunError: it knows nothing of the kind.
+        RunError: it has none of that kind.
         DatasetError: a label or mask value is outside the class list.
     """
     store, patches = cx.store(), checkpoint.read.tokens == "patches"
@@ -37,7 +37,7 @@ def concepts_of(cx: TaskContext, checkpoint: Checkpoint, source: Source) -> Conc
         dataset = cx.dataset()
         if not isinstance(dataset, KnownTruth) or not patches:
             raise RunError(
-                f"{store.url}: the truth of its patches is not known, or the SAE reads no patches; use --concepts masks or labels."
+                f"{store.url}: the data set has no patch truth, or the SAE does not read patches; use --concepts masks or labels."
             )
         return Truth(dataset, store)
     if source in ("auto", "masks") and patches and store.mask is not None:
@@ -50,21 +50,21 @@ def concepts_of(cx: TaskContext, checkpoint: Checkpoint, source: Source) -> Conc
         _inside(int(store.labels.max()), classes, "label")
         return Labels(store.labels, classes)
     what = "neither masks nor labels" if source == "auto" else f"no {source}"
-    raise RunError(f"{store.url} has {what} to probe for; record a data set that has, such as image-folder with a folder for each class.")
+    raise RunError(f"{store.url} has {what} to probe for; record a data set that has, such as image-folder with one folder per class.")
 
 
 def _inside(highest: int, classes: Sequence[str] | None, what: str) -> None:
     if classes is not None and highest >= len(classes):
-        raise DatasetError(f"{what} {highest} is outside the data set's {len(classes)} classes; correct its class list, and record again.")
+        raise DatasetError(f"{what} {highest} is outside the data set's {len(classes)} classes; fix the class list and record again.")
 
 
 @dataclass
 class Side:
-    """Units of one side of the division, and the raw vectors of some of them."""
+    """Units of one side of the split, and the raw vectors of some of them."""
 
     codes: Gathered
     share: float
-    """Of the units, those whose raw vectors are kept."""
+    """Units whose raw vectors are kept."""
     rng: np.random.RandomState
     raw: list[Float[Tensor, "n d"]] = field(default_factory=list)
     true: list[Bool[np.ndarray, "n n_classes"]] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Side:
         x: Float[Tensor, "n d"],
         mine: Bool[np.ndarray, " n"],
     ) -> None:
-        """The units in `mine` of a batch, and their part of its entries."""
+        """Add the units in `mine` of a batch, and their entries."""
         keep = mine[row]
         number = np.cumsum(mine) - 1
         self.codes.add(true[mine], number[row[keep]], feature[keep], value[keep])
@@ -89,7 +89,7 @@ class Side:
             self.true.append(true[drawn])
 
     def dense(self) -> tuple[Float[Tensor, "n d"], Bool[np.ndarray, "n n_classes"]]:
-        """The kept raw vectors, and what is true of them."""
+        """The kept raw vectors and their classes."""
         return torch.cat(self.raw), np.concatenate(self.true)
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ def sides(
     seed: int,
     folder: Path,
 ) -> tuple[Side, Side]:
-    """Empty sides for `n` training and validation units, of which raw vectors of at most about `dense` each are kept."""
+    """Empty sides for `n` training and validation units, keeping raw vectors of about `dense` units each at most."""
     made = []
     for name, many in zip(("train", "val"), n, strict=True):
         codes = Gathered(checkpoint.sae.d_sae, len(concepts.names), folder / f".{name}", memory // 2)
@@ -128,20 +128,20 @@ def collect(
     *,
     track: Track = silent,
 ) -> None:
-    """Fill sides with the units of their images.
+    """Fill both sides with the units of their images.
 
     Args:
-        per_image: a unit is an image, a feature's value the largest of its patches, a raw vector their mean, and a class is
+        per_image: a unit is an image, a feature's value the maximum over its patches, a raw vector their mean, and a class is
             true of it if it is of any patch; otherwise a unit is a patch, and a label is true of all patches of its image.
-        ignore: classes whose units do not count.
+        ignore: classes whose units are excluded.
 
     Raises:
-        CheckpointError: the SAE reads several sites one after the other.
+        CheckpointError: the SAE reads vectors from several sites.
     """
     vectors = StoredVectors(store, checkpoint.read)
     if vectors.n_series > 1:
         raise CheckpointError(
-            "the SAE reads all layers one after the other, and a probe needs one; use an SAE of one layer or of joined ones."
+            "the SAE reads vectors from all layers, and a probe needs one layer; use an SAE of one layer or of joined layers."
         )
     n_tokens = vectors.n_tokens
     with track("collect", sum(map(len, images)), "images") as meter:
@@ -155,7 +155,7 @@ def collect(
                 if per_image:
                     row, feature, value = peaks(row // n_tokens, feature, value, checkpoint.sae.d_sae)
                     if concepts.per_patch:
-                        # A patch that does not count says nothing; an image counts if any of its patches does.
+                        # Ignored patches are dropped; an image counts if any of its patches does.
                         true = (true & counts[:, None]).reshape(len(index), -1, true.shape[1]).any(1)
                         counts = np.asarray(counts.reshape(len(index), -1).any(1))
                 elif not concepts.per_patch:

@@ -1,4 +1,4 @@
-"""Sparse codes of units collected by feature, in memory up to a bound and on disk beyond it."""
+"""Sparse codes of units, grouped by feature, in memory up to a limit and on disk beyond it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saev_tasks.shared.ranking import Members, order
 ENTRY = np.dtype([("feature", "<u4"), ("unit", "<u4"), ("value", "<f4")])
 """One activation: 12 bytes."""
 BLOCK = 256
-"""Features that are worked on at once."""
+"""Features processed at once."""
 
 
 class Gathered:
-    """The activations of a growing number of units, by blocks of features, and the classes of each unit.
+    """Activations of a growing number of units, in blocks of features, and the classes of each unit.
 
-    Entries are kept in memory up to `memory` bytes; then all go to `folder`, a file a block, 12 bytes an entry. Classes take
-    4 bytes per unit and class, and 8 per unit. One block is in memory at a time when they are read.
+    Entries are kept in memory up to `memory` bytes; then all go to `folder`, one file per block, 12 bytes per entry. Classes take
+    4 bytes per unit and class, and 8 per unit. Reading holds one block in memory at a time.
     """
 
     def __init__(self, d_sae: int, n_classes: int, folder: Path, memory: int = 1 << 30) -> None:
@@ -44,7 +44,7 @@ class Gathered:
         feature: Int[np.ndarray, " nnz"],
         value: Float[np.ndarray, " nnz"],
     ) -> None:
-        """`n` units more: the classes of each, and entries `(unit 0 to n - 1, feature, value)`; those of value 0 do not count.
+        """Add `n` units: the classes of each, and entries `(unit 0 to n - 1, feature, value)`; zero values are dropped.
 
         Raises:
             StoreError: a value is not finite, or the disk is full.
@@ -59,7 +59,7 @@ class Gathered:
         entries["feature"], entries["unit"], entries["value"] = feature[keep], unit[keep] + self.n_units, value[keep]
         self.n_units += len(true)
         if self.n_units >= 1 << 32:
-            raise StoreError("more than 4,294,967,295 units cannot be told apart; take fewer images with --n-images.")
+            raise StoreError("more than 4,294,967,295 units are not supported; use fewer images with --n-images.")
         block = entries["feature"] // BLOCK
         by_block = np.argsort(block, kind="stable")
         ends = np.searchsorted(block[by_block], np.arange(self.n_blocks + 1))
@@ -79,8 +79,8 @@ class Gathered:
                     parts.clear()
         except OSError as error:
             raise StoreError(
-                f"{self._folder}: {self._held / 1e9:.1f} GB of activations cannot be laid aside ({error.strerror or error}); "
-                "free space, or take fewer images with --n-images."
+                f"{self._folder}: {self._held / 1e9:.1f} GB of activations cannot be written ({error.strerror or error}); "
+                "free some disk space, or use fewer images with --n-images."
             ) from None
         self._held, self.spilled = 0, True
 
@@ -91,7 +91,7 @@ class Gathered:
         """The classes of all units."""
         many = np.concatenate(self._many) if self._many else np.zeros(0, np.int32)
         klass = np.concatenate(self._klass) if self._klass else np.zeros(0, np.int32)
-        self._many, self._klass = [many], [klass]  # not twice in memory from now on
+        self._many, self._klass = [many], [klass]  # avoid holding two copies
         return Members(np.concatenate([[0], np.cumsum(many, dtype=np.int64)]), klass, self.n_classes)
 
     def block(self, i: int) -> tuple[Int[np.ndarray, " nnz"], Int[np.ndarray, " nnz"], Float[np.ndarray, " nnz"]]:
@@ -107,7 +107,7 @@ class Gathered:
         return min(BLOCK, self.d_sae - i * BLOCK)
 
     def columns(self, features: Int[np.ndarray, " m"]) -> dict[int, tuple[Int[np.ndarray, " nnz"], Float[np.ndarray, " nnz"]]]:
-        """Units and values of some features, in memory: 12 bytes an entry."""
+        """Units and values of some features, in memory: 12 bytes per entry."""
         wanted = np.unique(features)
         found = {}
         for i, mine in _by_block(wanted):
@@ -119,7 +119,7 @@ class Gathered:
         return found
 
     def close(self) -> None:
-        """Remove what was laid aside."""
+        """Remove the files on disk."""
         for i in range(self.n_blocks):
             self._file(i).unlink(missing_ok=True)
         if self.spilled:

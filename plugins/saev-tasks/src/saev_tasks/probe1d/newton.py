@@ -1,11 +1,11 @@
-"""Logistic probes of one number each, `P(y | x) = sigmoid(w x + b)`, for all pairs of a feature and a class at once, by Newton's method.
+"""Single-feature logistic probes, `P(y | x) = sigmoid(w x + b)`, for all pairs of a feature and a class at once, by Newton's method.
 
-A feature's values are rounded to a few atoms, so that its whole distribution is a short list of values and counts that all classes
-share; of a class only two numbers enter, its size `P` and the sum `S` of the values on it:
+A feature's values are rounded to a few atoms, so its distribution is a short list of values and counts that all classes
+share; each class enters through only two numbers, its size `P` and the sum `S` of the values on it:
 
     L(w, b) = sum_a n_a log(1 + exp(w x_a + b)) - w S - b P
 
-These are the sufficient statistics of logistic regression: no count per atom and class is needed.
+These are the sufficient statistics of logistic regression: no counts per atom and class are needed.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from torch import Tensor
 
 RIDGE = 1e-3
 """Weight of `(w scale)^2 / 2` in the summed loss, `scale` being the root mean square of the feature's non-zero values. It gives a
-pair that one threshold separates, whose `w` would grow without end, an end; of others it moves R in the fourth digit."""
+separable pair, whose `w` would otherwise diverge, a finite optimum; for others it changes R in the fourth digit."""
 TOLERANCE = 1e-9
-"""Newton's estimate of what is still to gain, as a share of the loss, at which a pair is done."""
+"""Convergence threshold: Newton's estimate of the remaining decrease, as a share of the loss."""
 MAX_STEPS = 60
 _CELLS = 1 << 16
-"""Pairs times atoms that are worked on at once: half a megabyte each array, which stay in the cache."""
+"""Pairs times atoms processed at once: half a megabyte per array, to fit the cache."""
 
 
 @dataclass(frozen=True)
 class Atoms:
-    """The values of some features, rounded: `value [n_features, n_atoms]` with `count`; column 0 is silence, the value 0."""
+    """The values of some features, rounded: `value [n_features, n_atoms]` with `count`; column 0 is the value 0 (not firing)."""
 
     value: Float[np.ndarray, "n_features n_atoms"]
     count: Float[np.ndarray, "n_features n_atoms"]
     of_entry: Int[np.ndarray, " nnz"]
-    """The column of each entry."""
+    """Column of each entry."""
 
 
 def atoms_of(feature: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"], n_features: int, n_units: int, most: int) -> Atoms:
-    """Each feature's values as at most `most` atoms, each the mean of neighbouring values; exact for a feature of `most` entries or fewer.
+    """Quantise each feature's values to at most `most` atoms, each the mean of adjacent values; exact for up to `most` entries.
 
-    Atoms lie most densely where values do, as the cube root of the density (Panter and Dite 1951), which makes the mean squared
-    rounding error least. Means are kept exactly, so the error in the loss is of second order.
+    Atom density follows the cube root of the value density (Panter and Dite 1951), which minimises the mean squared
+    rounding error. Means are preserved exactly, so the error in the loss is of second order.
 
     Args:
-        feature, value: sorted by feature, then by falling value.
-        n_units: how many units there are, most of them silent.
+        feature, value: sorted by feature, then by descending value.
+        n_units: total number of units, most of them zero.
     """
     n_entries = np.bincount(feature, minlength=n_features)
     start = np.cumsum(n_entries) - n_entries
@@ -69,26 +69,26 @@ def atoms_of(feature: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"],
 
 @dataclass(frozen=True)
 class Fitted:
-    """`weight`, `bias` and the summed loss of each pair; NaN where a class has no unit, or all, or a feature never fires."""
+    """`weight`, `bias` and the summed loss of each pair; NaN if a class has no units or all of them, or a feature never fires."""
 
     weight: Float[np.ndarray, "n_features n_classes"]
     bias: Float[np.ndarray, "n_features n_classes"]
     loss: Float[np.ndarray, "n_features n_classes"]
     n_unfinished: int
-    """Pairs that were still moving after the last step."""
+    """Pairs that had not converged after the last step."""
 
 
 def fit(
     atoms: Atoms, total: Float[np.ndarray, "n_features n_classes"], size: Float[np.ndarray, " n_classes"], ridge: float = RIDGE
 ) -> Fitted:
-    """The best probe of every pair.
+    """Fit the probe of every pair.
 
-    Newton's method with halved steps where the loss would rise; it starts from the probe that only asks whether the feature fires,
-    which has a closed form. float64. Memory: 5 MB beside the answer.
+    Newton's method with step halving if the loss would rise, starting from the probe on whether the feature fires,
+    which has a closed form. float64. Memory: 5 MB plus the result.
 
     Args:
-        total: the sum of the rounded values over each class.
-        size: units of each class.
+        total: sum of the rounded values over each class.
+        size: number of units of each class.
     """
     n_features, n_classes = total.shape
     n = atoms.count.sum(1)  # [n_features]
@@ -101,7 +101,7 @@ def fit(
     unfinished = 0
     for start in range(0, len(pairs_f), step):
         f, c = pairs_f[start : start + step], pairs_c[start : start + step]
-        # Features follow each other: only the rows of these are taken.
+        # Features are contiguous: take only their rows.
         first, last = int(f[0]), int(f[-1]) + 1
         x = torch.from_numpy(atoms.value[first:last] / np.where(scale > 0, scale, 1)[first:last, None])
         w, b, loss, left = _newton(
@@ -124,7 +124,7 @@ def losses(
     weight: Float[np.ndarray, "n_features n_classes"],
     bias: Float[np.ndarray, "n_features n_classes"],
 ) -> Float[np.ndarray, "n_features n_classes"]:
-    """The summed loss of given probes on other units; NaN where a probe is."""
+    """The summed loss of given probes on other units; NaN where a probe is NaN."""
     out = np.full(total.shape, np.nan)
     pairs_f, pairs_c = np.isfinite(weight).nonzero()
     step = max(1, _CELLS // atoms.value.shape[1])
@@ -139,7 +139,7 @@ def losses(
 
 
 def bias_only(size: Float[np.ndarray, "*n"], n: float, train_size: Float[np.ndarray, "*n"], train_n: float) -> Float[np.ndarray, "*n"]:
-    """The summed loss on `n` units, of which `size` are of the class, of a probe that always says the share of the training units."""
+    """The summed loss on `n` units, `size` of them of the class, of a probe that always predicts the training share."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = train_size / train_n
         return np.asarray(-(size * np.log(share) + (n - size) * np.log1p(-share)))
@@ -153,7 +153,7 @@ def _newton(
     size: Float[Tensor, " p"],
     ridge: float,
 ) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"], int]:
-    """Weights, biases, losses without the ridge, and how many pairs did not finish."""
+    """Weights, biases, losses without the ridge, and the number of unconverged pairs."""
     w, b = _start(x, n, f, total, size)
     answer = [torch.empty_like(w) for _ in range(3)]
     at = torch.arange(len(w))
@@ -172,7 +172,7 @@ def _newton(
                 break
         trial_w, trial_b = w + length * dw, b + length * db
         trial = _measure(x[f], n[f], trial_w, trial_b, total, size, ridge)
-        # A ten-thousandth of the promised gain must come (Armijo); else the step is halved. The slack is rounding.
+        # Armijo: at least a ten-thousandth of the predicted decrease, else halve the step. The slack is for rounding.
         fine = trial[0] <= state[0] - 1e-4 * length * gain + 1e-12 * state[0].abs()
         w, b = torch.where(fine, trial_w, w), torch.where(fine, trial_b, b)
         state = tuple(torch.where(fine, new, old) for new, old in zip(trial, state, strict=True))
@@ -187,10 +187,10 @@ def _newton(
 def _start(
     x: Float[Tensor, "m a"], n: Float[Tensor, "m a"], f: Int[Tensor, " p"], total: Float[Tensor, " p"], size: Float[Tensor, " p"]
 ) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """The probe of a feature that only fires or not, half a unit added to each of the four counts."""
+    """The probe on whether the feature fires, with half a unit added to each of the four counts."""
     silent, fires = n[:, 0][f], n[:, 1:].sum(1)[f]
     mean = ((n * x).sum(1) / n[:, 1:].sum(1).clamp_min(1))[f]
-    mean = torch.where(mean.abs() < 1e-3, 1e-3, mean)  # of a feature with values of both signs
+    mean = torch.where(mean.abs() < 1e-3, 1e-3, mean)  # for a feature with values of both signs
     hits = (total / mean).clamp(min=torch.zeros_like(size), max=torch.minimum(size, fires))
     miss = (size - hits).clamp(max=silent)
     b = torch.log((miss + 0.5) / (silent - miss + 0.5))
@@ -199,7 +199,7 @@ def _start(
 
 
 State = tuple[Tensor, ...]
-"""Loss, gradient by w and b, second derivatives ww, wb, bb; `[p]` each."""
+"""Loss, gradient in w and b, second derivatives ww, wb, bb; `[p]` each."""
 
 
 def _measure(
@@ -213,7 +213,7 @@ def _measure(
 ) -> State:
     z = torch.addcmul(b[:, None], w[:, None], x)
     prob = z.sigmoid()
-    # log(1 + e^z) = max(z, 0) - log(the larger of p and 1 - p): torch's own softplus takes one number at a time.
+    # log(1 + e^z) = max(z, 0) - log(the larger of p and 1 - p): torch's softplus is not vectorised.
     far = (1 - prob).maximum(prob).log_()
     soft = z.clamp_min_(0).sub_(far).mul_(n)
     weighted = n * prob
@@ -226,13 +226,13 @@ def _measure(
 
 
 def _direction(state: State) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton's step and twice the gain it promises."""
+    """Newton's step and twice its predicted decrease."""
     _, gw, gb, ww, wb, bb = state
-    # A little is added to the diagonal: where all probabilities are 0 or 1 to the last digit, the curvature is gone.
+    # Damp the diagonal: if all probabilities are numerically 0 or 1, the curvature vanishes.
     ww, bb = ww * (1 + 1e-12) + 1e-12, bb * (1 + 1e-12) + 1e-12
     det = (ww * bb - wb * wb).clamp_min(1e-300)
     dw, db = (wb * gb - bb * gw) / det, (wb * gw - ww * gb) / det
-    # No probe moves by more than ten nats at a typical value at once.
+    # Limit each step to ten nats at a typical value.
     shrink = (10 / torch.maximum(dw.abs(), db.abs()).clamp_min(10)).clamp(max=1)
     dw, db = dw * shrink, db * shrink
     return dw, db, -(dw * gw + db * gb)

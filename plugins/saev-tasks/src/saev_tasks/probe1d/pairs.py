@@ -1,4 +1,4 @@
-"""Every pair of a feature and a class: the probe fitted on training units, and what it and the feature are worth on validation units."""
+"""Every pair of a feature and a class: the probe fitted on training units, with its and the feature's scores on validation units."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Grid = Float[np.ndarray, "d_sae n_classes"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """float32 of every pair; NaN where it is not defined (the class is absent, the feature never fires)."""
+    """float32 for every pair; NaN where undefined (the class is absent, the feature never fires)."""
 
     weight: Grid
     bias: Grid
     r_train: Grid
-    """1 - L / L_bias-only on the units the probe was fitted on."""
+    """1 - L / L_bias-only on the training units."""
     r: Grid
-    """The same probe on validation units, against the training share of the class said of all of them."""
+    """The same on validation units, against always predicting the training share of the class."""
     ap_train: Grid
     ap: Grid
     auroc: Grid
     purity: Grid
     """Share of the class among the feature's k strongest validation units."""
     difference: Grid
-    """Mean on the class less mean elsewhere, over the standard deviation; training units."""
+    """Mean on the class minus mean elsewhere, over the standard deviation; training units."""
 
     @classmethod
     def empty(cls, d_sae: int, n_classes: int) -> Pairs:
@@ -52,11 +52,11 @@ class Pairs:
 def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridge: float = RIDGE, track: Track = silent) -> Pairs:
     """All pairs, block by block of features.
 
-    Memory: 36 bytes a pair for the answer, and for each of torch's threads one block of `BLOCK` features of a side.
+    Memory: 36 bytes per pair for the result, plus one block of `BLOCK` features of one side per torch thread.
 
     Args:
-        k: strongest units that purity is counted on.
-        most: atoms that a feature's values are rounded to, `newton.atoms_of`; only probes and R rest on them.
+        k: number of strongest units for purity.
+        most: atoms that a feature's values are rounded to, `newton.atoms_of`; affects only probes and R.
     """
     out = Pairs.empty(train.d_sae, train.n_classes)
     members, held = train.members(), val.members()
@@ -83,7 +83,7 @@ def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridg
         return fitted.n_unfinished
 
     unfinished, n_threads = 0, torch.get_num_threads()
-    # Blocks side by side, each in one thread: the operations are too small to be shared out, and torch's threads would wait spinning.
+    # Run blocks in parallel, each in one thread: the operations are too small to split, and torch's threads would spin idly.
     with ThreadPoolExecutor(n_threads, "saev-probe1d", initializer=torch_threads, initargs=(1,)) as pool:
         try:
             with track("probe", train.n_blocks, "blocks") as meter:
@@ -94,12 +94,12 @@ def probe_pairs(train: Gathered, val: Gathered, *, k: int, most: int = 128, ridg
             pool.shutdown(cancel_futures=True)
             torch_threads(n_threads)
     if unfinished:
-        log.warning("%d of %d single-feature probes were still moving after the last step", unfinished, out.weight.size)
+        log.warning("%d of %d single-feature probes did not converge", unfinished, out.weight.size)
     return out
 
 
 def best(score: Grid, n: int = 1) -> Int[np.ndarray, "n_classes n"]:
-    """The `n` features with the highest score of each class, best first; NaN counts as the lowest, and -1 stands where all are."""
+    """The `n` features with the highest score of each class, best first; NaN ranks lowest, and -1 fills a class where all are NaN."""
     order = np.argsort(np.where(np.isnan(score), np.inf, -score), axis=0, kind="stable")[:n].T
     return np.where(np.isnan(np.take_along_axis(score, order.T, 0)).T, -1, order)
 

@@ -1,4 +1,4 @@
-"""What single-feature probes found: a row per class, a summary, and the files."""
+"""Results of the single-feature probes: a row per class, a summary, and the files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 def class_rows(
     names: Sequence[str], pairs: Pairs, size: Int[np.ndarray, " n"], held: Int[np.ndarray, " n"], several: Sequence[Row]
 ) -> list[Row]:
-    """One row per class that has training units: features are chosen on these, every other number is of validation units."""
+    """One row per class that has training units: features are chosen on these, all other numbers are on validation units."""
     by_r, by_ap = best(pairs.r_train)[:, 0], best(pairs.ap_train)[:, 0]
     rows = []
     for c in np.flatnonzero(size > 0).tolist():
@@ -47,7 +47,7 @@ def _at(values: np.ndarray, feature: int, c: int) -> float:
 
 
 def summary(rows: Sequence[Row], pairs: Pairs, tau: Sequence[float], k: int) -> Row:
-    """Means over the classes that occur on validation images, and coverage: the share of them whose feature has an AP of `tau` or more."""
+    """Means over the classes present in validation images, and coverage: the share of them whose feature has an AP of at least `tau`."""
     ap = np.array([row["ap"] for row in rows if row["n_val"]])
     told: Row = {
         "n_classes": len(ap),
@@ -70,7 +70,7 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: Sequence[str]) -> Row:
-    """Say it, and write `classes.csv`, `pairs.safetensors` and the result; gives what `--json` prints."""
+    """Print the results, and write `classes.csv`, `pairs.safetensors` and the result; returns what `--json` prints."""
     _say(cx, told, rows)
     folder = cx.folder()
     head = list(dict.fromkeys(key for row in rows for key in row))
@@ -83,7 +83,7 @@ def write(cx: TaskContext, told: Row, rows: Sequence[Row], pairs: Pairs, names: 
         replace_file(folder / "classes.csv", text.getvalue().encode())
         replace_file(folder / "pairs.safetensors", save(pairs.arrays(), metadata={"classes": "\n".join(names)}))
     except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
+        raise RunError(f"{folder} cannot be written ({error.strerror or error}); free some disk space, or check permissions.") from None
     answer = {**told, "classes": list(rows), "csv": str(folder / "classes.csv"), "pairs": str(folder / "pairs.safetensors")}
     from saev_core.tasks.task import plain
 
@@ -118,7 +118,7 @@ def _say(cx: TaskContext, told: Row, rows: Sequence[Row]) -> None:
         cx.say("")
         cx.table(
             [[names[head], *(_number(told["probes"][head][key]) for key in keys)] for head in probes],
-            ["probe, mean of the classes", "accuracy", "F1", "AUROC", "AP"],
+            ["probe, mean over classes", "accuracy", "F1", "AUROC", "AP"],
         )
     covered = ", ".join(f"{share:.0%} at AP {t}" for t, share in told["coverage"].items())
     cx.say(f"mAP {_number(told['map'])}; classes covered by one feature: {covered}")

@@ -1,7 +1,7 @@
-"""Logistic probes of a few features, and of all raw dimensions, one class against the rest: how many numbers a concept takes.
+"""One-against-rest logistic probes on a few features, and on all raw dimensions: how many features a concept needs.
 
 Source: Gurnee et al. 2023, Finding Neurons in a Haystack: Case Studies with Sparse Probing, https://arxiv.org/abs/2305.01610: features are
-chosen by the difference of their means, then a logistic regression is fitted on those alone.
+chosen by the difference of their means, then a logistic regression is fitted on those only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RIDGE = 1e-3
-"""Weight of `|w|^2 / 2` in the summed loss of a sparse probe, features scaled to root mean square 1 where they fire."""
+"""Weight of `|w|^2 / 2` in the summed loss of a sparse probe, with features scaled to root mean square 1 where they fire."""
 DENSE_RIDGE = 1.0
 """The same for the dense probe on standardised dimensions: scikit-learn's default, C = 1."""
 _STEPS = 60
 
 Columns = Mapping[int, tuple[Int[np.ndarray, " nnz"], Float[np.ndarray, " nnz"]]]
-"""Units and values of each feature, where it is not 0."""
+"""Units and non-zero values of each feature."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class SparseProbe:
 
 
 def fit_sparse(features: Sequence[int], columns: Columns, true: Bool[np.ndarray, " n_units"], ridge: float = RIDGE) -> SparseProbe:
-    """The logistic probe on some features, by Newton's method in float64 with halved steps where the loss would rise.
+    """Fit a logistic probe on some features, by Newton's method in float64 with step halving if the loss would rise.
 
-    Units on which all of them are silent differ in nothing and are counted as one. Memory: 8 bytes for each feature and unit on which
+    Units on which none of them fires are identical and handled as one. Memory: 8 bytes per feature and unit on which
     any of them fires, twice.
     """
     chosen = tuple(int(feature) for feature in features)
@@ -119,12 +119,12 @@ def fit_dense(x: Float[Tensor, "n d"], true: Bool[Tensor, "n n_classes"], ridge:
 
 @dataclass(frozen=True)
 class Judged:
-    """How good logits are on validation units."""
+    """Scores of logits on validation units."""
 
     accuracy: float
     """At probability 0.5."""
     f1: float
-    """At the threshold that is best on training units."""
+    """At the best threshold on training units."""
     auroc: float
     ap: float
 
@@ -132,7 +132,7 @@ class Judged:
 def judge(
     train_scores: Float[np.ndarray, " n"], train_true: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " m"], true: Bool[np.ndarray, " m"]
 ) -> Judged:
-    """Measure logits on validation units; NaN where these are all of the class, or none is."""
+    """Score logits on validation units; NaN if all of these are of the class, or none."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     precision, recall, threshold = precision_recall_curve(train_true, train_scores)

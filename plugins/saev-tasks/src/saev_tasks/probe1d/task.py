@@ -1,4 +1,4 @@
-"""`saev task probe1d fit RUN`: what single features, and a few of them, say of every class."""
+"""`saev task probe1d fit RUN`: how well single features, and sets of a few, predict every class."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ class FitConfig(Config):
     """Which units, classes and probes."""
 
     sae: str = ""
-    """Name of the SAE; by default the best, or the only one."""
+    """SAE name; default: the best, or the only one."""
     concepts: Source = "auto"
-    """What the classes are: `masks`, `labels`, or the known `truth` of drawn scenes; `auto`: masks where there are any, else labels."""
+    """Source of the classes: `masks`, `labels`, or the known `truth` of synthetic scenes; `auto`: masks if available, else labels."""
     units: Units = "auto"
-    """What is classified: `patches`, or whole `images`, of whose patches the largest activation counts; `auto`: patches for masks and
+    """Unit to classify: `patches`, or whole `images`, by the largest activation over their patches; `auto`: patches for masks and
     truth, images for labels."""
     ignore: tuple[str, ...] = ()
-    """Classes whose units do not count at all, such as background."""
+    """Classes whose units to exclude, such as background."""
     purity_k: int = Field(default=20, ge=1)
-    """Strongest validation units of a feature that purity is counted on."""
+    """Number of a feature's strongest validation units for purity."""
     tau: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """Coverage is the share of classes that have a feature with at least this average precision."""
+    """AP thresholds for coverage: the share of classes with a feature of at least this average precision."""
     sparse: tuple[int, ...] = (1, 5, 20)
-    """Numbers of features of the sparse probes; none: do not fit any."""
+    """Numbers of features for the sparse probes; if empty, none are fitted."""
     select: Literal["r", "difference"] = "r"
-    """What their features are chosen by on training units: R, or the difference of means over the standard deviation. On `shapes` R
-    brought the mean AUROC of one feature from .954 to .996, and was level with the difference at 5 and 20."""
+    """Criterion for choosing their features on training units: R, or the difference of means over the standard deviation. On `shapes` R
+    raised the mean AUROC of one feature from .954 to .996, and was on par with the difference at 5 and 20."""
     dense_units: int = Field(default=100_000, ge=0)
-    """Units of each side, drawn at random, that the dense probe on raw activations uses at most; 0: no dense probe."""
+    """Maximum number of units per side, sampled at random, for the dense probe on raw activations; 0: no dense probe."""
     atoms: int = Field(default=128, ge=2)
-    """Values that a feature's activations are rounded to for the single-feature probes."""
+    """Number of values that a feature's activations are rounded to for the single-feature probes."""
     ridge: float = Field(default=RIDGE, gt=0)
     """Weight of `w^2 / 2` in the summed loss of single-feature probes, for values scaled to root mean square 1."""
     val_share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of images to validate on."""
+    """Share of images held out for validation."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the division, and of the draw for the dense probe."""
+    """Seed for the split, and for sampling the dense probe's units."""
     n_images: int = Field(default=0, ge=0)
-    """Images used at most, drawn at random; 0: all."""
+    """Maximum number of images, sampled at random; 0: all."""
     memory_mb: int = Field(default=1024, ge=1)
-    """Activations kept in memory; what is more is laid aside in the run's folder, 12 bytes each, and removed at the end."""
+    """Number of activations kept in memory; more go to the run's folder, 12 bytes each, and are removed at the end."""
 
 
 class Probe1D(Task):
-    """Single-feature probes of every class: R, average precision, purity and coverage; sparse probes beside a dense one."""
+    """Single-feature probes of every class: R, average precision, purity and coverage; sparse probes against a dense one."""
 
     @verb
     def fit(self, cx: TaskContext, cfg: FitConfig) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class Probe1D(Task):
         concepts = concepts_of(cx, checkpoint, cfg.concepts)
         names = list(concepts.names)
         if unknown := [name for name in cfg.ignore if name not in names]:
-            raise ConfigError(f"--ignore {unknown[0]}: no class is called so; there are {', '.join(names[:20])}.")
+            raise ConfigError(f"--ignore {unknown[0]}: no such class; there are {', '.join(names[:20])}.")
         if checkpoint.read.tokens != "patches" and cfg.units == "patches":
-            raise ConfigError(f"--units patches: the SAE reads one {checkpoint.read.tokens} vector of an image; use images.")
+            raise ConfigError(f"--units patches: the SAE reads one {checkpoint.read.tokens} vector per image; use --units images.")
         per_image = cfg.units == "images" or (cfg.units == "auto" and not concepts.per_patch)
         images = np.flatnonzero(StoredVectors(store, checkpoint.read).usable.all(0) & ((store.labels >= 0) | concepts.per_patch))
         if cfg.n_images:
@@ -89,7 +89,7 @@ class Probe1D(Task):
                 if (size > 0).sum() < 2:
                     only = names[int(size.argmax())] if size.any() else "none"
                     raise RunError(
-                        f"a probe tells a class from others, and the training images show only one ({only}); use a data set with two."
+                        f"a probe needs at least two classes, and the training images show only one ({only}); use a data set with two."
                     )
                 pairs = probe_pairs(fitted.codes, held.codes, k=cfg.purity_k, most=cfg.atoms, ridge=cfg.ridge, track=cx.track)
                 several = _several(fitted, held, pairs, cfg, cx) if cfg.sparse else []

@@ -1,4 +1,4 @@
-"""Task `semprobe`: features as detectors of concepts that a person has curated pictures of."""
+"""Task `semprobe`: features as detectors of concepts given by curated images."""
 
 from saev_tasks.semprobe.options import NegativesConfig, ScoreConfig, SheetsConfig
 from saev_tasks.semprobe.task import SemProbe

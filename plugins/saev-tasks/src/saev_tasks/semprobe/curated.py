@@ -1,4 +1,4 @@
-"""The pictures of a semprobe: curated ones in folders, or those of the run's own data set with their labels."""
+"""Images for semprobe: curated ones in folders, or the run's own labelled data set."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from saev_core.errors import CheckpointError, DatasetError, RunError
 from saev_core.support.digest import digest
 
 NEGATIVES = "negatives"
-"""Name of the folder that holds pictures of no concept."""
+"""Name of the folder of images that show no concept."""
 
 
 class Folders(ImageDataset):
-    """A folder for each concept, pictures below it; the label is the folder's number."""
+    """One folder per concept with images below it; the label is the folder's number."""
 
     def __init__(self, folders: Sequence[tuple[str, Path]]) -> None:
         self.classes = [name for name, _ in folders]
@@ -52,7 +52,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Curated:
-    """Pictures, which concepts each shows, and which of them show none."""
+    """Images, the concepts each shows, and which of them are negatives."""
 
     concepts: list[str]
     images: Int[np.ndarray, " n"]
@@ -61,20 +61,20 @@ class Curated:
     negative: Bool[np.ndarray, " n"]
     dataset: ImageDataset
     source: ImageVectors
-    """Gives their activations."""
+    """Source of their activations."""
 
     def picture(self, place: int) -> tuple[Image.Image, str]:
-        """One, upright RGB, and how a person finds it."""
+        """One image, as upright RGB, and its name."""
         index = int(self.images[place])
         return self.dataset[index].image, self.dataset.name(index)
 
     def activations(
         self, batch: int = 16, places: Sequence[int] | None = None
     ) -> Generator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b n_tokens d"], list[Box]]]:
-        """Places of pictures, their raw vectors, and what the model saw of each; unreadable ones are left out.
+        """Indices of images, their raw vectors, and the crop the model saw; unreadable ones are skipped.
 
         Raises:
-            CheckpointError: the SAE reads several layers one after the other.
+            CheckpointError: the SAE reads vectors from several layers.
         """
         chosen = self.images if places is None else self.images[np.asarray(places, np.int64)]
         where = {int(index): place for place, index in enumerate(self.images)}
@@ -83,31 +83,31 @@ class Curated:
 
 
 def from_folders(cx: TaskContext, checkpoint: Checkpoint, positives: str, negatives: str) -> Curated:
-    """Pictures in folders, which the run's model sees as it saw those it was recorded from.
+    """Images in folders, preprocessed by the run's model as in recording.
 
     Args:
-        positives: a folder with a folder for each concept; one called `negatives` in it holds pictures of none.
-        negatives: another folder of pictures of no concept; empty: none.
+        positives: a folder with one subfolder per concept; a subfolder `negatives` holds images that show none.
+        negatives: another folder of images that show no concept; empty: none.
 
     Raises:
         DatasetError: a folder is missing, or there are no positives.
     """
     root = Path(positives).expanduser()
     if not root.is_dir():
-        raise DatasetError(f"{root} is not a folder; --positives names one that holds a folder of pictures for each concept.")
+        raise DatasetError(f"{root} is not a folder; --positives needs one with a subfolder of images per concept.")
     folders = [(each.name, each) for each in sorted(root.iterdir()) if each.is_dir() and not each.name.startswith(".")]
     inside = [each for each in folders if each[0] == NEGATIVES]
     folders = [each for each in folders if each[0] != NEGATIVES]
     if not folders:
-        raise DatasetError(f"{root} holds no positive example: make a folder in it for each concept, and put its pictures there.")
+        raise DatasetError(f"{root} holds no positive examples: create one subfolder of images per concept in it.")
     for name, folder in folders:
         if not _pictures(folder):
-            raise DatasetError(f"{folder} holds no picture: there is no positive example of {name!r}; add some, or remove the folder.")
+            raise DatasetError(f"{folder} holds no images: there are no positive examples of {name!r}; add some, or remove the folder.")
     against = [path for _, path in inside] + ([Path(negatives).expanduser()] if negatives else [])
     for folder in against:
         if not folder.is_dir() or not _pictures(folder):
-            raise DatasetError(f"{folder} holds no picture; sample negatives with saev task semprobe negatives {cx.run.path}.")
-    # Without the same folder twice, when it lies among the positives and is named.
+            raise DatasetError(f"{folder} holds no images; sample negatives with saev task semprobe negatives {cx.run.path}.")
+    # Do not count the folder twice if it is inside positives and also given.
     unique = {folder.resolve(): folder for folder in against}
     dataset = Folders([*folders, *((NEGATIVES, folder) for folder in unique.values())])
     read = checkpoint.read.model_copy(update={"labels": None, "heldout": 0.0})
@@ -120,15 +120,15 @@ def from_folders(cx: TaskContext, checkpoint: Checkpoint, positives: str, negati
 
 def _one_series(layer: object) -> None:
     if layer == "all":
-        raise CheckpointError("the SAE reads all layers one after the other, and a detector needs one; use an SAE of one layer.")
+        raise CheckpointError("the SAE reads vectors from all layers, and a detector needs one layer; use an SAE of one layer.")
 
 
 def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str], per_class: int, n_negatives: int, seed: int) -> Curated:
-    """Recorded images of the run's own data set, concepts being its classes.
+    """Recorded images of the run's own data set, with its classes as concepts.
 
     Args:
-        classes: concepts; none: all. With some, images of other classes are negatives, `n_negatives` at most.
-        per_class: images of each concept at most, drawn by `seed`.
+        classes: concepts; if empty, all. Otherwise images of other classes are negatives, at most `n_negatives`.
+        per_class: maximum number of images per concept, sampled with `seed`.
 
     Raises:
         RunError: the images have no labels, or all have the same.
@@ -140,11 +140,11 @@ def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str],
     labels = np.where(vectors.usable.all(0), store.labels, -1)
     known = list(dataset.classes or [])
     if not (labels >= 0).any():
-        raise RunError(f"the images of {cx.run.path} have no labels; curate pictures, a folder a concept, and pass --positives FOLDER.")
+        raise RunError(f"the images of {cx.run.path} have no labels; curate images, one folder per concept, and pass --positives FOLDER.")
     if len(np.unique(labels[labels >= 0])) < 2:
         raise RunError(f"all images of {cx.run.path} have one label, so there are no negatives; pass --positives FOLDER, or another run.")
     if unknown := [name for name in classes if name not in known]:
-        raise DatasetError(f"no class is called {unknown[0]!r}; the data set has {', '.join(known[:20])}.")
+        raise DatasetError(f"no class named {unknown[0]!r}; the data set has {', '.join(known[:20])}.")
     wanted = list(classes) or known
     rng = np.random.RandomState(seed % 2**32)
 
@@ -156,7 +156,7 @@ def from_labels(cx: TaskContext, checkpoint: Checkpoint, classes: Sequence[str],
     drawn = [draw(labels == number, per_class) for number in numbers]
     for name, mine in zip(wanted, drawn, strict=True):
         if not len(mine):
-            raise DatasetError(f"no recorded image is of class {name!r}: there is no positive example; choose other --classes.")
+            raise DatasetError(f"no recorded image is of class {name!r}, so there are no positive examples; choose other --classes.")
     others = draw((labels >= 0) & ~np.isin(labels, numbers), n_negatives)
     images = np.concatenate([*drawn, others])
     label = labels[images]

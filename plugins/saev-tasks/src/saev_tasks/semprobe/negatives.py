@@ -1,4 +1,4 @@
-"""Pictures of no concept, drawn from a data set into a folder."""
+"""Sample images that show no concept from a data set into a folder."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def sample(
     seed: int = 42,
     track: Track = silent,
 ) -> list[str]:
-    """Draw `n` images into a new folder as `<number>.png`; what they are called in the data set, in the order drawn.
+    """Sample `n` images into a new folder as `<number>.png`; returns their names in the data set, in sampling order.
 
-    The same for the same arguments; more images are the same ones and others. Unreadable ones are passed over.
+    Deterministic; a larger `n` extends the same sample. Unreadable images are skipped.
 
     Args:
-        classes: draw from these alone; none: from all.
-        skip: images to leave out, by number, name or the end of a name, such as those that show a concept after all.
+        classes: sample only from these; if empty, from all.
+        skip: images to exclude, by number, name or name suffix, such as those that do show a concept.
 
     Raises:
-        DatasetError: there are too few, no such class, the data set is a stream, or the folder is there or cannot be written.
+        DatasetError: too few images, no such class, the data set is a stream, or the folder exists or cannot be written.
     """
     known = list(dataset.classes or [])
     if unknown := [name for name in classes if name not in known]:
-        raise DatasetError(f"no class is called {unknown[0]!r}; the data set has {', '.join(known[:20]) or 'no classes'}.")
+        raise DatasetError(f"no class named {unknown[0]!r}; the data set has {', '.join(known[:20]) or 'no classes'}.")
     if dataset.sequential:
-        raise DatasetError("this data set can only be read in order, and a sample needs any image; draw from another one.")
+        raise DatasetError("this data set can only be read in order, and sampling needs random access; sample from another one.")
     if folder.exists():
-        raise DatasetError(f"{folder} is there already; delete it, or choose another folder with --to.")
+        raise DatasetError(f"{folder} already exists; delete it, or choose another folder with --to.")
     wanted = {known.index(name) for name in classes}
     names: list[str] = []
     try:
@@ -63,7 +63,7 @@ def sample(
                     meter.update(1)
             if len(names) < n:
                 raise DatasetError(
-                    f"only {len(names)} of {n} negatives could be drawn; ask for fewer with --n-images, or of more --classes."
+                    f"only {len(names)} of {n} negatives could be sampled; request fewer with --n-images, or allow more --classes."
                 )
     except OSError as error:
         raise DatasetError(f"{folder} cannot be written ({error.strerror or error}); choose another folder with --to.") from None

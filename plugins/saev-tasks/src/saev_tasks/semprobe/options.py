@@ -10,67 +10,67 @@ from saev_core import Config
 
 
 class NegativesConfig(Config):
-    """Which images."""
+    """Which images to sample."""
 
     n_images: int = Field(default=20, ge=1)
-    """Images to draw."""
+    """Number of images to sample."""
     classes: tuple[str, ...] = ()
-    """Draw from these classes alone; none: from all."""
+    """Sample only from these classes; if empty, from all."""
     skip: tuple[str, ...] = ()
-    """Images to leave out, by number or name: those that show a concept after all."""
+    """Images to exclude, by number or name, because they do show a concept."""
     seed: int = Field(default=42, ge=0)
-    """Seed of the draw."""
+    """Sampling seed."""
     source: str = ""
-    """Data set to draw from, such as image-folder:FOLDER; by default the run's own."""
+    """Data set to sample from, such as image-folder:FOLDER; default: the run's own."""
     to: str = ""
-    """Folder to make; by default RUN/tasks/semprobe/negatives, where `score` finds it."""
+    """Output folder; default: RUN/tasks/semprobe/negatives, where `score` finds it."""
 
 
 class _Pictures(Config):
     positives: str = ""
-    """Folder that holds a folder of pictures for each concept, and perhaps one called negatives; empty: the run's own images, whose
-    labels are the concepts."""
+    """Folder with one subfolder of images per concept, and optionally one named negatives; if empty, the run's own images, with their
+    labels as concepts."""
     negatives: str = ""
-    """Folder of pictures of no concept; by default what `negatives` made in the run, if anything."""
+    """Folder of images that show no concept; default: the output of `negatives` in the run, if any."""
     classes: tuple[str, ...] = ()
-    """Without --positives, the labels that are concepts; none: all."""
+    """Without --positives: labels to use as concepts; if empty, all."""
     per_class: int = Field(default=50, ge=1)
-    """Without --positives, images of each concept at most."""
+    """Without --positives: maximum number of images per concept."""
     n_negatives: int = Field(default=200, ge=0)
-    """Without --positives, images of other classes at most."""
+    """Without --positives: maximum number of images of other classes."""
     seed: int = Field(default=0, ge=0)
-    """Seed of these draws, and of the division."""
+    """Seed for sampling and for the split."""
     sae: str = ""
-    """Name of the SAE; by default the best, or the only one."""
+    """SAE name; default: the best, or the only one."""
 
 
 class ScoreConfig(_Pictures):
-    """Which pictures, and what is asked of features."""
+    """Which images, and how to score features."""
 
     units: Literal["images", "patches"] = "images"
-    """What is told apart: images by the largest value of their patches, or patches, all of which count as their image does."""
+    """Unit to classify: images, by their largest patch activation, or patches, each with its image's label."""
     against: Literal["auto", "negatives", "all"] = "auto"
-    """What a concept is told from: the negatives, or `all` other pictures, those of other concepts too; `auto`: negatives, if there
-    are any."""
+    """Negatives for each concept: the negatives folder, or `all` other images, including those of other concepts; `auto`: the former, if
+    it exists."""
     thresholds: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
-    """Shares of a feature's largest recorded value from which it says yes; 0: wherever it fires."""
+    """Detection thresholds, as shares of a feature's largest recorded value; 0: wherever it fires."""
     top_k: int = Field(default=5, ge=1)
-    """Features listed for each concept."""
+    """Features to list per concept."""
     include: tuple[int, ...] = ()
-    """Features listed in any case."""
+    """Features to list in any case."""
     val_share: float = Field(default=0.5, ge=0, lt=1)
-    """Share of the pictures that scores are measured on, while features and thresholds are chosen on the others; 0: choose and measure
+    """Share of the images to measure scores on; features and thresholds are chosen on the rest; 0: choose and measure
     on all."""
 
 
 class SheetsConfig(_Pictures):
-    """Which pictures, and how large."""
+    """Which images, and how large."""
 
     top_k: int = Field(default=5, ge=1)
-    """Features on each sheet, those that `score` listed first."""
+    """Features on each sheet: the first that `score` listed."""
     n_positive: int = Field(default=8, ge=1)
-    """Pictures of the concept on each sheet."""
+    """Images of the concept on each sheet."""
     n_negative: int = Field(default=4, ge=0)
-    """Negatives beside them: of each feature, those that fire it most."""
+    """Negatives on each sheet: the ones with each feature's highest activations."""
     row_px: int = Field(default=120, ge=32, le=512)
-    """Height of a picture."""
+    """Image height, in pixels."""

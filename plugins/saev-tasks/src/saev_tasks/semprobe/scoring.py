@@ -1,4 +1,4 @@
-"""Features as detectors: how well `activation >= threshold` tells the pictures, or patches, of a concept from others."""
+"""Features as detectors: how well `activation >= threshold` separates the images, or patches, of a concept from others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from saev_tasks.shared.ranking import Members, order, rank
 def activate(
     checkpoint: Checkpoint, curated: Curated, per_image: bool, track: Track = silent
 ) -> tuple[csc_array, Int[np.ndarray, " n_units"]]:
-    """Activations `[n_units, d_sae]` of all pictures' patches, or of pictures, of whose patches the largest counts; and the place of
-    each unit's picture. Pictures that cannot be read are left out.
+    """Activations `[n_units, d_sae]` of all patches, or of images, as the maximum over their patches; and the index of
+    each unit's image. Unreadable images are skipped.
     """
     rows, columns, values, places = [], [], [], []
     n_units, d_sae = 0, checkpoint.sae.d_sae
@@ -43,10 +43,10 @@ def activate(
 
 @dataclass(frozen=True)
 class Detected:
-    """How each feature does for one concept; a threshold is a share of the feature's largest recorded value, 0: it fires at all."""
+    """Scores of each feature for one concept; a threshold is a share of the feature's largest recorded value, 0: it fires at all."""
 
     precision: Float[np.ndarray, "n_thresholds d_sae"]
-    """0 where the feature never says yes."""
+    """0 if the feature never exceeds the threshold."""
     recall: Float[np.ndarray, "n_thresholds d_sae"]
     f1: Float[np.ndarray, "n_thresholds d_sae"]
     auroc: Float[np.ndarray, " d_sae"]
@@ -61,7 +61,7 @@ def detect(
     thresholds: Sequence[float],
     largest: Float[np.ndarray, " d_sae"],
 ) -> Detected:
-    """Every feature as a detector of what is `true`, among the units that count."""
+    """Score every feature as a detector of `true`, among the units that count."""
     units = np.flatnonzero(counts)
     mine = csc_array(codes[units])
     mine.sort_indices()
@@ -83,8 +83,8 @@ def detect(
 def halves(
     true: Bool[np.ndarray, "n n_concepts"], negative: Bool[np.ndarray, " n"], share: float, seed: int
 ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Pictures to choose features on, and those to report on: `share` of every concept and of the negatives, at least one picture
-    of each on both sides. Where `share` is 0 or something has a single picture, all are on both sides.
+    """Images to choose features on, and images to report on: `share` of every concept and of the negatives, at least one image
+    of each on both sides. If `share` is 0, or a concept or the negatives have a single image, all are on both sides.
     """
     group = np.where(negative, -1, np.where(true.any(1), true.argmax(1), -1))
     rng = np.random.RandomState(seed % 2**32)

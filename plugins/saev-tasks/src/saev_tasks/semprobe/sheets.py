@@ -1,4 +1,4 @@
-"""Contact sheets: a concept's top features over its pictures, and over the negatives that fire them most."""
+"""Contact sheets: a concept's top features on its images, and on the negatives with their highest activations."""
 
 from __future__ import annotations
 
@@ -26,23 +26,21 @@ _GAP, _MARGIN, _CAPTION, _FRAME = 6, 18, 26, 3
 _OPACITY = 0.8
 
 Framed = tuple[Image.Image, tuple[int, int, int] | None]
-"""A picture and the colour of its frame."""
+"""An image and the colour of its frame."""
 
 
 def draw_sheets(
     cx: TaskContext, checkpoint: Checkpoint, index: FeatureIndex, curated: Curated, scored: Mapping[str, Any], cfg: SheetsConfig
 ) -> list[Path]:
-    """A PNG for each concept in `RUN/tasks/semprobe/sheets`, replacing those that were there.
+    """Write one PNG per concept to `RUN/tasks/semprobe/sheets`, replacing old ones.
 
     Raises:
-        RunError: the SAE reads no patches, the concepts are not those that were scored, or a file cannot be written.
+        RunError: the SAE does not read patches, a concept was not scored, or a file cannot be written.
     """
     if checkpoint.read.tokens != "patches":
-        raise RunError(
-            f"heat maps need patches, and the SAE reads one {checkpoint.read.tokens} vector of an image; there is nothing to draw."
-        )
+        raise RunError(f"heat maps need patches, and the SAE reads one {checkpoint.read.tokens} vector per image; use an SAE of patches.")
     if missing := [name for name in curated.concepts if name not in scored["concepts"]]:
-        raise RunError(f"{missing[0]!r} was not scored; run saev task semprobe score {cx.run.path} with these pictures first.")
+        raise RunError(f"{missing[0]!r} was not scored; run saev task semprobe score {cx.run.path} with these images first.")
     rows = {name: _top(scored, name, cfg.top_k) for name in curated.concepts}
     features = np.array(sorted({row["feature"] for each in rows.values() for row in each}))
     values, crops = _values(cx, checkpoint, curated, features)
@@ -56,7 +54,7 @@ def draw_sheets(
                 sheet.save(path, "PNG", optimize=True)
                 paths.append(folder / path.name)
     except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
+        raise RunError(f"{folder} cannot be written ({error.strerror or error}); free some disk space, or check permissions.") from None
     return paths
 
 
@@ -68,7 +66,7 @@ def _top(scored: Mapping[str, Any], name: str, k: int) -> list[dict[str, Any]]:
 def _values(
     cx: TaskContext, checkpoint: Checkpoint, curated: Curated, features: np.ndarray
 ) -> tuple[Float[np.ndarray, "n n_features n_patches"], dict[int, Box]]:
-    """Values of some features on every patch of every picture (float16), and what the model saw of each that could be read."""
+    """Values of some features on every patch of every image (float16), and the crop the model saw of each readable one."""
     import torch
 
     n_patches = curated.source.grid.n_patches
@@ -113,7 +111,7 @@ def _sheet(
 
     strips: list[tuple[str, str, list[Framed], list[Framed]]] = []
     plain: list[Framed] = [(height(shown[int(p)]), None) for p in positive]
-    strips.append(("pictures of the concept", "", plain, []))
+    strips.append(("images of the concept", "", plain, []))
     for row in rows:
         at = int(np.searchsorted(features, row["feature"]))
         upper = max(float(index.max[row["feature"]]), 1e-30)
@@ -132,7 +130,7 @@ def _sheet(
             (
                 f"feature {row['feature']}",
                 f"F1 {row['f1']:.2f}   precision {row['precision']:.2f}   recall {row['recall']:.2f}   AUROC {row['auroc']:.2f}   "
-                f"says yes {_from(row['threshold'])}" + ("" if row["rank"] else "   (asked for)"),
+                f"threshold: {_from(row['threshold'])}" + ("" if row["rank"] else "   (included)"),
                 [drawn(int(p)) for p in positive],
                 [drawn(int(p)) for p in hardest],
             )
@@ -150,7 +148,7 @@ def _laid_out(name: str, strips: Sequence[Any], px: int, scored: Mapping[str, An
     title, caption = _font(22), _font(14)
     note = (
         f"{n['n_positive']} positives, {n['n_negative']} negatives scored"
-        + (", on pictures that choosing did not see" if scored["held_out"] else ", on the pictures that features were chosen on")
+        + (", on images not used for choosing features" if scored["held_out"] else ", on the images that features were chosen on")
         + ".  Green frame: the feature is right at its threshold; red: wrong."
     )
     wide = max(left + gulf + right, round(caption.getlength(note)), 640) + 2 * _MARGIN
@@ -165,7 +163,7 @@ def _laid_out(name: str, strips: Sequence[Any], px: int, scored: Mapping[str, An
         draw.text((_MARGIN, y + 4), head, _INK, caption)
         draw.text((_MARGIN + caption.getlength(head) + 14, y + 4), told, _FAINT, caption)
         if i == 0 and right:
-            draw.text((_MARGIN + left + gulf, y + 4), "below: the negatives that fire each feature most", _FAINT, caption)
+            draw.text((_MARGIN + left + gulf, y + 4), "below: the negatives with each feature's highest activations", _FAINT, caption)
         for part, start in ((positive, _MARGIN), (negative, _MARGIN + left + gulf)):
             x = start
             for picture, frame in part:
@@ -185,12 +183,12 @@ def _from(threshold: float) -> str:
 
 
 def heat(image: Image.Image, values: Float[np.ndarray, "rows cols"], crop: Box, upper: float) -> Image.Image:
-    """A picture with patch values over the part that the model saw, in the colours of `inferno`, full at `upper`; the rest is dimmed."""
+    """An image with patch values over the part that the model saw, in `inferno` colours up to `upper`; the rest is dimmed."""
     share = np.clip(values / upper, 0, 1)
     colour = _table()[np.round((0.3 + 0.7 * share) * 255).astype(int)].astype(float)
     alpha = np.where(share > 0, _OPACITY * (0.15 + 0.85 * share), 0)
     picture = np.asarray(image.convert("RGB"), float)
-    # Half its colour and light are taken from the picture, or a heat map over a red thing would not be seen.
+    # Desaturate and darken the image by half, or a heat map over a red object would be invisible.
     picture = 0.85 * (0.35 * picture + 0.65 * picture.mean(-1, keepdims=True))
     rows, cols = values.shape
     y = np.floor((np.arange(image.height) + 0.5 - crop.top) / (crop.bottom - crop.top) * rows).astype(int)

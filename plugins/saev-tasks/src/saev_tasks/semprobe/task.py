@@ -1,4 +1,4 @@
-"""`saev task semprobe negatives | score | sheets RUN`: do single features detect what a person means?"""
+"""`saev task semprobe negatives | score | sheets RUN`: do single features detect given concepts?"""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from saev_tasks.semprobe.sheets import draw_sheets
 
 
 class SemProbe(Task):
-    """Features as detectors of curated concepts: sample negatives, score all features, draw contact sheets for a person."""
+    """Features as detectors of curated concepts: sample negatives, score all features, draw contact sheets."""
 
     @verb
     def negatives(self, cx: TaskContext, cfg: NegativesConfig) -> dict[str, Any]:
-        """Draw images of no concept from a data set into a folder, to be looked through."""
+        """Sample images that show no concept from a data set into a folder, for review."""
         dataset = load_dataset(cfg.source) if cfg.source else cx.dataset()
         folder = Path(cfg.to).expanduser() if cfg.to else cx.folder(NEGATIVES)
         names = sample(dataset, folder, cfg.n_images, classes=cfg.classes, skip=cfg.skip, seed=cfg.seed, track=cx.track)
-        cx.say(f"{len(names)} images in {folder}; look through them, and draw again with --skip where one shows a concept.")
+        cx.say(f"{len(names)} images in {folder}; review them, and re-run with --skip for those that show a concept.")
         return {"folder": str(folder), "images": names, "seed": cfg.seed}
 
     @verb
@@ -57,12 +57,12 @@ class SemProbe(Task):
             judged = detect(codes, true[place], (counts & judging)[place], cfg.thresholds, index.max)
             if not judged.n_positive or not judged.n_negative or not chosen.n_positive or not chosen.n_negative:
                 raise DatasetError(
-                    f"{concept!r}: no picture of it, or no negative, can be read on one side; add some, or pass --val-share 0."
+                    f"{concept!r}: one side of the split has no readable image of it, or no negative; add some, or pass --val-share 0."
                 )
             for key, kept in numbers.items():
                 kept.append(getattr(judged, key))
             sizes[concept] = {"n_positive": judged.n_positive, "n_negative": judged.n_negative}
-            # AUROC decides, which rests on all pictures; the best F1 of a few thresholds is the luckiest of several. Of equal ones F1 does.
+            # Rank by AUROC, which uses all images; the best F1 over a few thresholds is optimistic. F1 breaks ties.
             best = np.lexsort((-chosen.f1.max(0), -chosen.auroc))[: cfg.top_k]
             listed = [*best.tolist(), *(f for f in cfg.include if f not in best)]
             for order, f in enumerate(listed):
@@ -92,27 +92,27 @@ class SemProbe(Task):
             replace_file(folder / "scores.csv", text.getvalue().encode())
             replace_file(folder / "scores.safetensors", save(numbers, metadata={"concepts": "\n".join(told["concepts"])}))
         except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror or error}); free space, or check permissions.") from None
+            raise RunError(f"{folder} cannot be written ({error.strerror or error}); free some disk space, or check permissions.") from None
         cx.run.write_result("semprobe", told)
         header = ["concept", "feature", "threshold", "precision", "recall", "F1", "AUROC"]
         keys = ("precision", "recall", "f1", "auroc")
         cx.table([[row["concept"], row["feature"], f"{row['threshold']:g}", *(f"{row[key]:.3f}" for key in keys)] for row in rows], header)
         if not told["held_out"]:
-            cx.say("Features were chosen on the pictures that they are scored on: too few, or --val-share 0. Expect less on others.")
+            cx.say("Features were chosen on the same images they are scored on (too few images, or --val-share 0): scores are optimistic.")
         return {**told, "csv": str(folder / "scores.csv"), "all": str(folder / "scores.safetensors")}
 
     @verb
     def sheets(self, cx: TaskContext, cfg: SheetsConfig) -> dict[str, Any]:
-        """Draw a contact sheet for each concept: its top features over its pictures, and over negatives."""
+        """Draw a contact sheet for each concept: its top features on its images, and on negatives."""
         scored = cx.run.result("semprobe")
         if not scored.get("rows"):
-            raise RunError(f"{cx.run.path} has no scores; make them with saev task semprobe score {cx.run.path}.")
-        # As it was scored, unless something else is asked for.
+            raise RunError(f"{cx.run.path} has no scores; compute them with saev task semprobe score {cx.run.path}.")
+        # Default to the settings used for scoring.
         fields = set(_Pictures.model_fields)
         told = {key: value for key, value in scored["config"].items() if key in fields and key not in cfg.model_fields_set}
         cfg = SheetsConfig.model_validate({**cfg.model_dump(), **told})
         if cx.sae_name(cfg.sae) != scored["sae"]:
-            raise RunError(f"the scores are of SAE {scored['sae']}, not {cx.sae_name(cfg.sae)}; score that one first.")
+            raise RunError(f"the scores are for SAE {scored['sae']}, not {cx.sae_name(cfg.sae)}; score that one first.")
         paths = draw_sheets(cx, cx.checkpoint(cfg.sae), cx.index(cfg.sae), _pictures(cx, cfg), scored, cfg)
         cx.say(f"{len(paths)} sheets in {cx.folder('sheets')}")
         return {"sheets": [str(path) for path in paths]}

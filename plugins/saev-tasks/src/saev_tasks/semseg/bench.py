@@ -1,4 +1,4 @@
-"""`PatchBench`: images as a probe of patches reads them, with the SAE's features on every patch, on which edits are tried."""
+"""`PatchBench`: images, a patch probe's logits and SAE features for each patch, and the effect of edits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from saev_tasks.shared.edit_bench import Change, EditBench
 
 
 class PatchBench(EditBench):
-    """Images, and logits of each of their patches; a row of codes is a patch."""
+    """Images with logits for each patch; a row of codes is a patch."""
 
     def patches_after(self, change: Change) -> tuple[Int[np.ndarray, " m"], Float[Tensor, "m n_classes"]]:
-        """Rows of patches whose logits may have changed, and those logits; all patches of an image where the rest of the model ran."""
+        """Rows of patches whose logits may have changed, and those logits; all patches of an image if the rest of the model ran."""
         if self.readout.linear:
             flat = self.before.view(-1, self.before.shape[-1])
             return change.row, flat[torch.from_numpy(change.row)] + self._effect(change)

@@ -1,15 +1,15 @@
-"""The control experiment: suppress the features proposed for a class, and see what becomes of that class and of all others.
+"""The control experiment: suppress the features proposed for a class, and measure the effect on that class and on all others.
 
 For every class:
-  * how many features, and how strongly, is chosen on training images: of the smallest sets that flip at least `target` of the class's
-    right patches and cost the other classes at most `harm`, the one that costs least; where none does, the largest flips - cost;
+  * the number of features and the strength are chosen on training images: of the smallest sets that flip at least `target` of the class's
+    correctly classified patches and cost the other classes at most `harm`, the cheapest one; if none does, the largest flips - cost;
   * suppressing scales an activation, f' = strength x f with a strength below 1 (0 ablates), wherever the feature fires, so that
-    nobody has to say where the class is, and the SAE's error stays;
-  * what is reported is of validation images, pixel by pixel: `flipped`, the share of the class's right pixels that are told as
-    something else; `others_lost`, the same share of every other class, averaged over the classes, so that a background of many
-    pixels hides nothing; the worst of them; IoU before and after.
-Beside it the same with random features of the same frequency, and with the same lengths along a random direction on the same
-patches. Intervals are 95 %, by drawing images again.
+    the class need not be located, and the SAE's error is kept;
+  * results are reported per pixel on validation images: `flipped`, the share of the class's correctly classified pixels that become
+    misclassified; `others_lost`, the same share averaged over all other classes, so that a large background
+    does not dominate; the worst of them; IoU before and after.
+Baselines: random features of the same frequency, and changes of the same norm along a random direction on the same
+patches. Intervals are 95 %, by bootstrap over images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PIXELS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class PixelOutcome(Outcome):
-    """What suppressing did on validation images, with the IoU after it: of the class, and the mean over all others."""
+    """The effect of suppressing on validation images, with the IoU after it: of the class, and the mean over all others."""
 
     iou: float
     others_iou: float
@@ -42,11 +42,11 @@ class PixelOutcome(Outcome):
 
 @dataclass(frozen=True)
 class PixelRow(Row[PixelOutcome]):
-    """One class of the table; what is counted is pixels, or patches."""
+    """One row of the table; counts are pixels or patches."""
 
     iou: float
     others_iou: float
-    """Before: of this class, and the mean over all others."""
+    """IoU before: of this class, and the mean over all others."""
 
 
 def choose_by_patches(
@@ -61,7 +61,7 @@ def choose_by_patches(
     target: float,
     harm: float,
 ) -> Choice:
-    """How many of the proposed features, and how strongly, by what it does to patches of training images."""
+    """Choose the number of proposed features and the strength by their effect on training patches."""
     kept = torch.tensor(classes.kept)
     before = kept[bench.before[..., kept].argmax(-1)].view(-1).numpy()
     right = before == truth
@@ -82,7 +82,7 @@ def choose_by_patches(
 
 
 class Sight:
-    """Validation images at the level at which they are reported: truth, and what the unedited probe says."""
+    """Validation images at the reporting level: ground truth and the unedited probe's predictions."""
 
     def __init__(self, bench: PatchBench, truth: np.ndarray, classes: Classes, level: str) -> None:
         """
@@ -104,7 +104,7 @@ class Sight:
         return np.concatenate(parts) if parts else self.truth[:0]
 
     def effect(self, change: Change) -> tuple[Int[np.ndarray, "n c"], Counts]:
-        """Of each image and class, what was right and is no longer, and the counts after."""
+        """For each image and class, how many units became misclassified; and the counts after."""
         place, logits = self.bench.after(change)
         said, truth, before = self._predict(logits), self.truth[place], self.said[place]
         n = len(self.classes)
@@ -117,7 +117,7 @@ class Sight:
 
 
 def pixel_outcome(sight: Sight, c: int, lost: Float[np.ndarray, "n c"], totals: Float[np.ndarray, "3 c"], seed: int) -> PixelOutcome:
-    """The numbers of one class, of what was lost in each image and the counts after."""
+    """The outcome for one class, from the losses in each image and the counts after."""
     n_right = sight.right.sum(0)
     others = [i for i in sight.classes.kept if i != c and n_right[i]]
     share = ratio(lost.sum(0), n_right)
@@ -165,13 +165,13 @@ def control_pixels(
     seed: int = 0,
     track: Track = silent,
 ) -> list[PixelRow]:
-    """The table, one row for each class that has proposed features and right pixels.
+    """The table, one row per class with proposed features and correctly classified pixels.
 
     Args:
-        tried: training images, `labels` their patches' classes.
+        tried: training images, with `labels` the classes of their patches.
         sight: validation images.
         proposed: class -> its features, best first.
-        draws: random feature sets, and random directions, that are averaged.
+        draws: random feature sets, and random directions, to average over.
     """
     classes, frequency = sight.classes, tried.frequency
     before = sight.counts.totals

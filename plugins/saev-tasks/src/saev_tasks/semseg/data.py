@@ -1,4 +1,4 @@
-"""Which images a segmentation probe is trained on and validated on, and what they show."""
+"""The training and validation images of a segmentation probe, with their classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MaskPart:
     images: Int[np.ndarray, " n"]
 
     def some(self, n: int, seed: int) -> MaskPart:
-        """At most `n` of them, drawn at random; 0: all."""
+        """A random sample of at most `n`; 0: all."""
         if not 0 < n < len(self.images):
             return self
         return MaskPart(self.truth, np.sort(np.random.RandomState(seed % 2**32).permutation(self.images)[:n]))
@@ -31,7 +31,7 @@ class MaskPart:
 
 @dataclass(frozen=True)
 class MaskData:
-    """Training and validation images; no image is in both."""
+    """Disjoint training and validation images."""
 
     classes: Classes
     train: MaskPart
@@ -39,10 +39,10 @@ class MaskData:
 
     @classmethod
     def of(cls, cx: TaskContext, site: Site, told: Mapping[str, Any]) -> MaskData:
-        """The division that `told` describes, as a probe's card keeps it: `val_share`, `seed`, `ignore`, `val`, `val_dataset`.
+        """The split described by `told`, in the form stored in a probe's card: `val_share`, `seed`, `ignore`, `val`, `val_dataset`.
 
         Raises:
-            DatasetError: the data set has no masks, or its classes are not those of the validation run.
+            DatasetError: the data set has no masks, or its classes differ from the validation run's.
             StoreError: the site is not recorded.
             ProbeError: a side would be empty.
         """
@@ -54,8 +54,8 @@ class MaskData:
             other = TaskContext(Run.open(told["val"]), cx.name, device=str(cx.device), dataset=told["val_dataset"])
             if (names := list(other.dataset().mask_classes or ())) != classes.names:
                 raise ProbeError(
-                    f"{told['val']} has {len(names)} mask classes, other than the {len(classes)} of {cx.run.path}; "
-                    "validate on the same data set's other split."
+                    f"{told['val']} has {len(names)} mask classes, not the same {len(classes)} as {cx.run.path}; "
+                    "validate on another split of the same data set."
                 )
             val = Truth(other.dataset(), other.store(), classes)
             return cls(classes, MaskPart(train, there), MaskPart(val, recorded(other.store(), site)))
@@ -66,10 +66,10 @@ class MaskData:
 
 
 def load_segmenter(cx: TaskContext) -> tuple[Probe, MaskData]:
-    """The trained probe of a run, checked against what it is to read, and its images.
+    """The trained probe of a run, checked against the store, and its images.
 
     Raises:
-        ProbeError: none is trained, or it is of another model, width, site or list of classes.
+        ProbeError: there is none, or it was trained on a different model, width, site or list of classes.
     """
     folder = cx.folder("probe")
     if not folder.exists():

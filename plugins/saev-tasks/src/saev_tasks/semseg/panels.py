@@ -1,4 +1,4 @@
-"""Figures of the segmentation task. Each is a PNG, written whole."""
+"""Figures of the segmentation task, as PNG files written atomically."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ GREY, NOTHING = "#6b7280", (255, 255, 255)
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _COLOURS = (BLUE, ORANGE, GREEN, AMBER, PINK, SKY)
 _MOST_BARS = 60
-"""Classes in the bar plot; of more, the most and the least frequent are left to the CSV."""
+"""Maximum number of classes in the bar plot; the CSV has the rest."""
 _MOST_NAMED = 14
-"""Classes in a panel's legend."""
+"""Maximum number of classes in a panel's legend."""
 
 
 def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
-    """A colour for each class: the first light grey, as it is mostly background, then ours, then hues a golden angle apart."""
+    """A colour per class: light grey for the first (mostly background), then our palette, then hues a golden angle apart."""
     fixed = ["#d4d4d8", BLUE, ORANGE, GREEN, AMBER, PINK, SKY, "#7f3fbf", "#8c564b", "#1b1b1b", "#bcbd22"]
     rows = [tuple(int(code[i : i + 2], 16) for i in (1, 3, 5)) for code in fixed[:n]]
     for i in range(len(rows), n):
-        # By turns dark and light, pale and strong: neighbours in number differ in all three.
+        # Alternate lightness and saturation: consecutive classes differ in hue, lightness and saturation.
         r, g, b = colorsys.hls_to_rgb(i * 0.6180339887 % 1, (0.35, 0.55, 0.7)[i % 3], (0.9, 0.6)[i % 2])
         rows.append((int(255 * r), int(255 * g), int(255 * b)))
     return np.array(rows, np.uint8).reshape(-1, 3)
 
 
 def paint(labels: Int[np.ndarray, "h w"], classes: Classes) -> UInt8[np.ndarray, "h w 3"]:
-    """Classes as colours; white where there is none."""
+    """Class numbers as colours; white where there is no class."""
     table = np.concatenate([palette(len(classes)), np.array([NOTHING], np.uint8)])
     return np.asarray(table[np.minimum(labels, len(classes))])
 
 
 def sweep(rows: Sequence[dict[str, float]], best: dict[str, float], path: Path) -> Path:
-    """`hparam-sweeps.png`: mean IoU and pixel accuracy over the learning rate, a line for each weight decay."""
+    """`hparam-sweeps.png`: mean IoU and pixel accuracy over the learning rate, one line per weight decay."""
     drawn = canvas(8.4, 3.4)
     for axes, what, title in zip(drawn.subplots(1, 2), ("miou", "accuracy"), ("mean IoU", "pixel accuracy"), strict=True):
         for i, decay in enumerate(sorted({row["weight_decay"] for row in rows})):
@@ -57,7 +57,7 @@ def sweep(rows: Sequence[dict[str, float]], best: dict[str, float], path: Path) 
         rates = sorted({row["lr"] for row in rows})
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
-        # At least two points in a hundred high: what differs less is noise, and should look alike.
+        # Span at least two percentage points: smaller differences are noise and should look alike.
         low, high = axes.get_ylim()
         spare = max(0.0, 0.02 - (high - low)) / 2
         axes.set_ylim(low - spare, high + spare)
@@ -68,7 +68,7 @@ def sweep(rows: Sequence[dict[str, float]], best: dict[str, float], path: Path) 
 
 
 def class_bars(iou: Float[np.ndarray, " n"], low_high: Float[np.ndarray, "n 2"] | None, classes: Classes, mean: float, path: Path) -> Path:
-    """IoU of each class, best first, with the mean; of many classes the best and the worst."""
+    """IoU of each class, best first, with the mean; only the best and worst if there are many classes."""
     order = [int(i) for i in np.argsort(-np.nan_to_num(iou, nan=-1), kind="stable") if np.isfinite(iou[i])]
     left_out = max(0, len(order) - _MOST_BARS)
     if left_out:
@@ -88,7 +88,7 @@ def class_bars(iou: Float[np.ndarray, " n"], low_high: Float[np.ndarray, "n 2"] 
     axes.set_yticks(place, [classes.names[i] for i in order])
     axes.set_xlim(0, 1.08)
     axes.set_ylim(len(order) - 0.4, -1.3)
-    axes.set_xlabel("IoU on validation images" + (f" ({left_out} classes between are left out)" if left_out else ""))
+    axes.set_xlabel("IoU on validation images" + (f" ({left_out} classes in between are omitted)" if left_out else ""))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return save(drawn, path)
@@ -101,7 +101,7 @@ def examples(
     classes: Classes,
     path: Path,
 ) -> Path:
-    """Qualitative panels: a row for each image, with its classes by colour, as truth and as predicted."""
+    """Qualitative panels: one row per image, with ground-truth and predicted classes by colour."""
     n_cols = 1 + len(columns)
     drawn = canvas(2.15 * n_cols + 1.7, 2.15 * len(pictures) + 0.35)
     grid = np.atleast_2d(drawn.subplots(len(pictures), n_cols, squeeze=False))
@@ -139,13 +139,13 @@ def before_after(
     title: str,
     path: Path,
 ) -> Path:
-    """One image: what it shows, what is predicted before and after edits, and where that differs."""
+    """One image: ground truth, predictions before and after edits, and the pixels that change."""
     drawn = canvas(12.2, 2.9)
     cells = drawn.subplots(1, 5)
     changed = np.asarray(picture.resize(before.shape[::-1]).convert("L").convert("RGB"), np.float32) * 0.55 + 100
     changed[before != after] = paint(after, classes)[before != after]
     shown = (picture, paint(truth, classes), paint(before, classes), paint(after, classes), np.clip(changed, 0, 255).astype(np.uint8))
-    for axes, name, pixels in zip(cells, ("image", "truth", "before", "after", "what changed, and to what"), shown, strict=True):
+    for axes, name, pixels in zip(cells, ("image", "truth", "before", "after", "changed pixels, new class"), shown, strict=True):
         axes.imshow(pixels, interpolation="nearest")
         axes.set_title(name, fontsize=10)
         axes.set(xticks=[], yticks=[])

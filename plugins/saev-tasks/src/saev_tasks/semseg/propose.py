@@ -1,15 +1,15 @@
-"""Which features stand for a class: proposed on training images, for every class, whatever its number.
+"""Propose the features that represent each class, on training images.
 
 For feature f and class c, with z the activation on a patch, w the probe's rows, d the feature's direction in raw units:
 
     attribution   a(c, f) = mean over patches of class c of  z_f <w_c - w_r, d_f>,  r the class with the largest other logit there:
-                  what the feature adds to the margin by which the patch is told as c
+                  what the feature adds to the margin by which the patch is classified as c
     score         a(c, f) - max over other classes c' of a(c', f), the latter at least 0:
-                  what suppressing it takes from this class, less what it takes from the class that it harms most
-    difference    mean over patches of class c of z_f - the largest such mean of another class: the score where the probe sits
-                  later than the SAE, or with --by difference
+                  what suppressing it takes from this class, minus what it takes from the class it harms most
+    difference    mean over patches of class c of z_f - the largest such mean of another class: the score if the probe reads a site
+                  after the SAE's, or with --by difference
 
-A patch is of the class that most of its pixels show; a patch whose majority is ignored counts for nothing.
+A patch has the majority class of its pixels; a patch whose majority class is ignored is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saev_tasks.shared.patch_vectors import Classes
 
 @dataclass(frozen=True)
 class Proposed:
-    """One feature proposed for a class; all numbers are of training images."""
+    """One feature proposed for a class; all numbers are measured on training images."""
 
     feature: int
     score: float
@@ -42,11 +42,11 @@ class Proposed:
     """Share of the class's patches that fire it."""
     f1: float
     auroc: float
-    """With which its activation tells the class's patches from others."""
+    """AUROC of its activation for the class's patches against others."""
 
 
 def class_means(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], n_classes: int) -> Float[np.ndarray, "n_classes d_sae"]:
-    """Mean activation of every feature on the patches of each class; 0 for a class that has none."""
+    """Mean activation of every feature on the patches of each class; 0 for a class without patches."""
     return _by_class(bench.codes.tocsr(), truth, n_classes)
 
 
@@ -58,7 +58,7 @@ def _by_class(values: csr_array, truth: Int[np.ndarray, " n_rows"], n_classes: i
 
 
 def attribution(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes) -> Float[np.ndarray, "n_classes d_sae"]:
-    """a(c, f) of this module's docstring."""
+    """a(c, f) as in the module docstring."""
     n_classes = len(classes)
     logits = bench.before.view(-1, n_classes).clone()
     logits[:, sorted(c for c in classes.ignored if c < n_classes)] = -torch.inf
@@ -73,15 +73,15 @@ def attribution(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: C
 
 
 def scores(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes, by: str = "attribution") -> Float[np.ndarray, "c d_sae"]:
-    """The score of every feature for every class; -inf for classes without a patch.
+    """The score of every feature for every class; -inf for classes without patches.
 
     Raises:
-        ProbeError: attribution is asked for where the probe does not read the SAE's site.
+        ProbeError: attribution is requested, but the probe does not read the SAE's site.
     """
     if by == "attribution":
         if not bench.readout.linear:
             raise ProbeError(
-                f"attribution needs one at the SAE's {bench.readout.site}, the probe reads {bench.readout.target}; use --by difference."
+                f"attribution needs a probe at the SAE's {bench.readout.site}, this one reads {bench.readout.target}; use --by difference."
             )
         own, floor = attribution(bench, truth, classes), 0.0
     else:
@@ -98,7 +98,7 @@ def scores(bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classe
 def propose(
     bench: PatchBench, truth: Int[np.ndarray, " n_rows"], classes: Classes, n: int, by: str = "attribution"
 ) -> dict[int, list[Proposed]]:
-    """At most `n` features for each class that is there, best first; only those with a positive score."""
+    """At most `n` features for each class present, best first; only those with a positive score."""
     table = scores(bench, truth, classes, by)
     means = class_means(bench, truth, len(classes))
     counts = np.bincount(truth[truth >= 0], minlength=len(classes))
@@ -125,7 +125,7 @@ def propose(
 
 
 def _auroc(value: np.ndarray, mine: np.ndarray, n_class: int, n: int) -> float:
-    """AUROC of a sparse score: activations of the patches that fire, zero on all others."""
+    """AUROC of a sparse score: activations on the patches where the feature fires, zero elsewhere."""
     if not 0 < n_class < n:
         return float("nan")
     from scipy.stats import rankdata

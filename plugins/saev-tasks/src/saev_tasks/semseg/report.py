@@ -1,4 +1,4 @@
-"""What the segmentation task tells: scores as mappings, and lines of tables."""
+"""Results of the segmentation task: scores as mappings, and table rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saev_tasks.shared.intervals import interval
 from saev_tasks.shared.patch_vectors import Classes
 
 HEADER = ("class", "features", "strength", "flipped", "95 %", "others lose", "worst", "IoU", "after", "random", "direction")
-"""Of the lines that `told` makes."""
+"""Header of the rows that `told` makes."""
 
 
 def scores(counts: Counts) -> dict[str, float]:
@@ -42,7 +42,7 @@ def class_intervals(counts: Counts) -> Float[np.ndarray, "n_classes 2"]:
 
 
 def flat(row: PixelRow) -> dict[str, Any]:
-    """One line of the CSV."""
+    """One CSV row."""
     out: dict[str, Any] = {"class": row.name, "number": row.number, "n_right": row.n_right, "strength": row.choice.strength}
     out |= {
         "features": " ".join(map(str, row.choice.features)),
@@ -61,7 +61,7 @@ def flat(row: PixelRow) -> dict[str, Any]:
 
 
 def told(row: PixelRow) -> list[str]:
-    """One line of the table for a person."""
+    """One table row."""
     s = row.suppressed
     return [
         row.name, str(len(row.choice.features)), f"{row.choice.strength:g}", f"{s.flipped:.1%}",
@@ -71,7 +71,7 @@ def told(row: PixelRow) -> list[str]:
 
 
 def class_rows(pixels: Counts, bounds: Float[np.ndarray, "n_classes 2"], classes: Classes) -> list[dict[str, Any]]:
-    """A line for each class, the ignored ones too; `bounds` from `class_intervals`."""
+    """One row per class, including ignored ones; `bounds` from `class_intervals`."""
     return [
         {
             "class": name,

@@ -1,7 +1,7 @@
-"""How well a segmentation agrees with the truth, pixel by pixel, with ignored classes really ignored.
+"""How well a segmentation agrees with the ground truth, pixel by pixel, with ignored classes excluded.
 
-A pixel counts if its truth is a class that is not ignored. A prediction is never an ignored class: the largest logit is looked for
-among the others. So an ignored class is neither a true one nor a false positive of another, and it has no row in any mean.
+A pixel counts if its true class is not ignored. A prediction is never an ignored class: the argmax is taken
+over the others. So an ignored class is neither a true class nor a false positive of another, and enters no mean.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from saev_tasks.shared.patch_vectors import Classes
 
 
 def upsample(logits: Float[Tensor, "b n_patches c"], grid: Grid) -> Float[Tensor, "b c height width"]:
-    """Patch values at each pixel of the transformed image: bilinear between the centres of patches, level beyond the outer ones."""
-    # Classes stay side by side in memory: five times as fast, and so is the argmax over them.
+    """Patch values at each pixel of the transformed image: bilinear between patch centres, constant beyond the outer ones."""
+    # Keep classes contiguous in memory: five times as fast, and so is the argmax over them.
     b, _, c = logits.shape
     maps = logits.reshape(b, grid.rows, grid.cols, c).permute(0, 3, 1, 2)  # [b, c, rows, cols]
     return F.interpolate(maps, (grid.height_px, grid.width_px), mode="bilinear", align_corners=False)
@@ -43,7 +43,7 @@ def predict(logits: Float[Tensor, "b n_patches n_classes"], grid: Grid, classes:
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels (or patches) of every image by class: of the truth, as predicted, and where both agree."""
+    """Pixels (or patches) of every image by class: true, predicted, and where both agree."""
 
     hit: Int[np.ndarray, "n_images n_classes"]
     truth: Int[np.ndarray, "n_images n_classes"]
@@ -51,49 +51,49 @@ class Counts:
 
     @classmethod
     def of(cls, predicted: Int[np.ndarray, "n *shape"], truth: Int[np.ndarray, "n *shape"], n_classes: int) -> Counts:
-        """Counts of predictions; a truth that is not 0 to `n_classes - 1` does not count."""
+        """Counts of predictions; true values outside 0 to `n_classes - 1` are ignored."""
         counts = (truth >= 0) & (truth < n_classes)
         right = counts & (truth == predicted)
         return cls(*(by_image(labels, which, n_classes) for labels, which in ((truth, right), (truth, counts), (predicted, counts))))
 
     @classmethod
     def join(cls, parts: Sequence[Counts]) -> Counts:
-        """Those of all images, one after the other."""
+        """Concatenate the counts over images."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("hit", "truth", "predicted")))
 
     @cached_property
     def totals(self) -> Float[np.ndarray, "3 n_classes"]:
-        """Hits, truth and predictions over all images."""
+        """Hits, true and predicted counts over all images."""
         return np.stack([self.hit.sum(0), self.truth.sum(0), self.predicted.sum(0)]).astype(np.float64)
 
     @property
     def iou(self) -> Float[np.ndarray, " n_classes"]:
-        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        """Intersection over union of each class; NaN for one neither present nor predicted."""
         return ious(self.totals)
 
     @property
     def class_accuracy(self) -> Float[np.ndarray, " n_classes"]:
-        """Share of each class's pixels that is found; NaN for one that is not there."""
+        """Accuracy of each class (recall); NaN for one not present."""
         return ratio(self.totals[0], self.totals[1])
 
     @property
     def miou(self) -> float:
-        """Mean IoU over the classes that are there or predicted."""
+        """Mean IoU over the classes present or predicted."""
         return float(np.nanmean(self.iou)) if np.isfinite(self.iou).any() else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share of all pixels that is right."""
+        """Share of all pixels that are correct."""
         return float(ratio(self.totals[0].sum(), self.totals[1].sum()))
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean of the class accuracies over the classes that are there."""
+        """Mean class accuracy over the classes present."""
         found = self.class_accuracy
         return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
     def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % confidence intervals of `miou`, `accuracy` and `mean_accuracy`, by drawing images again."""
+        """95 % confidence intervals of `miou`, `accuracy` and `mean_accuracy`, by bootstrap over images."""
         stacked = np.concatenate([self.hit, self.truth, self.predicted], 1)  # [n_images, 3 n_classes]
 
         def of(sums: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ class Counts:
 
 
 def by_image(labels: Int[np.ndarray, "n *shape"], which: Bool[np.ndarray, "n *shape"], n_classes: int) -> Int[np.ndarray, "n n_classes"]:
-    """How often each class stands in each image, among the places in `which`."""
+    """Count of each class in each image, over the places in `which`."""
     n = len(labels)
     image = np.broadcast_to(np.arange(n).reshape(-1, *[1] * (labels.ndim - 1)), labels.shape)
     cell = image[which] * n_classes + labels[which].astype(np.int64)
@@ -114,23 +114,23 @@ def by_image(labels: Int[np.ndarray, "n *shape"], which: Bool[np.ndarray, "n *sh
 
 
 def ious(totals: Float[np.ndarray, "3 *n"]) -> Float[np.ndarray, "*n"]:
-    """IoU from hits, truth and predictions; NaN where there is neither."""
+    """IoU from hits, true and predicted counts; NaN where both are 0."""
     return ratio(totals[0], totals[1] + totals[2] - totals[0])
 
 
 def ratio(above: np.ndarray | float, below: np.ndarray | float) -> np.ndarray:
-    """A quotient; NaN where nothing is below."""
+    """Quotient; NaN where the denominator is 0."""
     above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
     empty = np.full(np.broadcast(above, below).shape, np.nan)
     return np.asarray(np.divide(above, below, out=empty, where=below > 0))
 
 
 def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is finite; 0 where nothing is."""
+    """Mean of the finite values over the last axis; 0 if there are none."""
     there = np.isfinite(values)
     return np.asarray(np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1))
 
 
 def majority(shares: Float[np.ndarray, "n n_patches n_classes"]) -> Bool[np.ndarray, "n n_patches n_classes"]:
-    """One-hot logits of the class that takes most of each patch: what a perfect classifier of patches would say."""
+    """One-hot logits of each patch's majority class: the output of a perfect patch classifier."""
     return np.asarray(shares.argmax(-1)[..., None] == np.arange(shares.shape[-1]))

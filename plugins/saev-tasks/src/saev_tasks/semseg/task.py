@@ -1,4 +1,4 @@
-"""`saev task semseg`: linear segmentation probes, and what becomes of their predictions when features are suppressed."""
+"""`saev task semseg`: linear segmentation probes, and the effect of suppressing features on their predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from saev_tasks.shared.results import keep, write_csv
 from saev_tasks.shared.sites import site_of, told_of
 
 MAX_TUNE_IMAGES = 500
-"""Images on which points of a sweep are compared, at most."""
+"""Maximum number of images for comparing sweep settings."""
 
 
 class SemSeg(Task):
@@ -37,7 +37,7 @@ class SemSeg(Task):
 
     @verb
     def train(self, cx: TaskContext, cfg: TrainConfig) -> dict[str, Any]:
-        """Train linear segmentation probes of a whole sweep in one pass; keep the best."""
+        """Train a sweep of linear segmentation probes in one pass; keep the best."""
         site = site_of(cx, cfg.site)
         card: dict[str, Any] = cfg.model_dump(mode="json", exclude={"lr", "weight_decay", "site"})
         data = MaskData.of(cx, site, card)
@@ -45,7 +45,7 @@ class SemSeg(Task):
         order = np.random.RandomState((cfg.seed + 1) % 2**32).permutation(data.train.images)
         n_tuned = min(max(1, round(len(order) * cfg.tune_share)), len(order) - 1)
         if n_tuned < 1:
-            raise ProbeError(f"{len(order)} training image: too few to train on and to choose a rate by; record more images.")
+            raise ProbeError(f"{len(order)} training image: too few to train on and to choose a learning rate on; record more images.")
         tune, fit = np.sort(order[: min(n_tuned, MAX_TUNE_IMAGES)]), np.sort(order[n_tuned:])
         truth = data.train.truth
         fitted = train_probes(
@@ -53,7 +53,7 @@ class SemSeg(Task):
             batch_size=cfg.batch_size, seed=cfg.seed, device=cx.device, track=cx.track, say=cx.say,
         )  # fmt: skip
         heads = [(one.weight, one.bias) for one in fitted]
-        # By what it was trained for: pixels, or patches.
+        # By the level it was trained on: pixels or patches.
         tuned = measure(truth, site, tune, heads, patches=cfg.loss == "patches", track=cx.track)
         rows = [
             {"lr": one.point.lr, "weight_decay": one.point.weight_decay, "loss": one.curve[-1], **report.scores(counts)}
@@ -75,7 +75,7 @@ class SemSeg(Task):
 
     @verb
     def validate(self, cx: TaskContext, cfg: ValidateConfig) -> dict[str, Any]:
-        """Measure the probe on validation images: IoU of each class with intervals, an oracle's ceiling, panels."""
+        """Evaluate the probe on validation images: IoU of each class with intervals, an oracle's ceiling, panels."""
         probe, data = load_segmenter(cx)
         classes, site, part = data.classes, Site.parse(probe.site), data.val.some(cfg.n_images, 0)
         head = (probe.weight, probe.bias)
@@ -101,14 +101,14 @@ class SemSeg(Task):
                  ["class", "IoU", "accuracy", "pixels"])  # fmt: skip
         cx.say(report.line(found, len(part.images)))
         if patches:
-            cx.say(f"of patches by majority: mean IoU {patches.miou:.3f}, accuracy {patches.accuracy:.3f}")
+            cx.say(f"on patches, by majority class: mean IoU {patches.miou:.3f}, accuracy {patches.accuracy:.3f}")
         for name, counts in oracle.items():
             cx.say(f"an oracle that knows each patch's {name}: mean IoU {counts.miou:.3f}, pixel accuracy {counts.accuracy:.3f}")
         return keep(cx, "validate", found)
 
     @verb
     def propose(self, cx: TaskContext, cfg: ProposeConfig) -> dict[str, Any]:
-        """Propose features for every class, from training images."""
+        """Propose the features that represent each class, from training images only."""
         probe, data = load_segmenter(cx)
         part = data.train.some(cfg.n_images, cfg.seed)
         bench = _bench(cx, probe, part, cfg.sae)
@@ -125,13 +125,13 @@ class SemSeg(Task):
 
     @verb
     def manipulate(self, cx: TaskContext, cfg: ManipulateConfig) -> dict[str, Any]:
-        """Change features in one image; its prediction before and after, and the pixels of every class."""
+        """Edit features on one image: its prediction before and after, and the pixel count of every class."""
         probe, data = load_segmenter(cx)
         classes, store = data.classes, cx.store()
         if cfg.image >= store.n_images:
             raise UsageError(f"--image {cfg.image}: the store holds images 0 to {store.n_images - 1}.")
         if not cfg.edit:
-            raise UsageError("--edit names no feature; write it as FEATURE=STRENGTH, such as --edit 302=0.")
+            raise UsageError("--edit names no feature; use --edit FEATURE=STRENGTH, such as --edit 302=0.")
         readout = _readout(cx, probe, store, cfg.sae)
         peak = cx.index(cfg.sae).max if cfg.mode in ("add", "set") else np.ones(readout.checkpoint.sae.d_sae)
         edits = [readout.edit(peak, feature, strength, cfg.mode, cfg.where) for feature, strength in cfg.edit.items()]
@@ -165,7 +165,7 @@ class SemSeg(Task):
 
     @verb
     def control(self, cx: TaskContext, cfg: ControlConfig) -> dict[str, Any]:
-        """The control experiment: suppress each class's features; what the class and all others lose, beside random baselines."""
+        """Control experiment: suppress each class's features and measure what it and all others lose, against random baselines."""
         probe, data = load_segmenter(cx)
         classes = data.classes
         wanted = {_number(one, classes.names) for one in cfg.classes} or set(classes.kept)
@@ -173,7 +173,7 @@ class SemSeg(Task):
         tried = _bench(cx, probe, part, cfg.sae)
         found = {c: [one.feature for one in some] for c, some in _proposed(cx, tried, part, data, cfg.by, max(cfg.sizes)).items()}
         if none := [classes.names[c] for c in sorted(wanted) if not found.get(c)]:
-            cx.say(f"left out, since no feature stands for them or no training patch shows them: {listed(none)}")
+            cx.say(f"skipped, with no proposed feature or no training patch: {listed(none)}")
         bench = _bench(cx, probe, val, cfg.sae)
         truth = val.truth.patches(val.images) if cfg.level == "patches" else val.truth.pixels(val.images, cx.track)
         sight = Sight(bench, truth, classes, cfg.level)
@@ -184,7 +184,7 @@ class SemSeg(Task):
         )  # fmt: skip
         if not rows:
             raise DatasetError(
-                "no class has both proposed features and right pixels on validation images; train a better probe or SAE first."
+                "no class has both proposed features and correctly classified validation pixels; train a better probe or SAE first."
             )
         write_csv(cx.folder("control.csv"), [report.flat(row) for row in rows])
         lost = f"right {cfg.level} lost by\nother classes, mean %"
@@ -223,9 +223,11 @@ def _proposed(cx: TaskContext, bench: PatchBench, part: MaskPart, data: MaskData
     labels = part.truth.patches(part.images).reshape(-1)
     found = propose(bench, labels, data.classes, n, _by(by, bench))
     if not found:
-        raise DatasetError(f"none of {len(part.images)} training images has a patch of a class that counts; propose from more images.")
+        raise DatasetError(
+            f"none of {len(part.images)} training images has a patch of a class that is not ignored; propose from more images."
+        )
     if missing := [data.classes.names[c] for c in data.classes.kept if c not in found]:
-        cx.say(f"no training patch shows {listed(missing)}: no feature is proposed there")
+        cx.say(f"no training patch shows {listed(missing)}: no features proposed for it")
     return found
 
 

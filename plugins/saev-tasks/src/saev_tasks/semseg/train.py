@@ -1,10 +1,10 @@
 """Linear segmentation probes on patch activations: a sweep over learning rate and weight decay, trained in one pass.
 
-The loss is by default that of the pixels: the cross-entropy of logits upsampled bilinearly to the mask, which is what `validate`
-measures. Upsampling is linear and its weights sum to one, so the logits of a pixel are the probe's answer to the vector
-interpolated between the four patches around it: pixels are drawn anew every epoch, their vectors interpolated, and the same solver
-does the rest. `patches` trains on the majority class of each patch instead: it needs no mask once a store is recorded, is faster,
-and tells whole patches better, thin things and borders worse.
+By default the loss is per pixel: the cross-entropy of logits upsampled bilinearly to the mask, which is what `validate`
+measures. Upsampling is linear and its weights sum to one, so the logits of a pixel are the probe's output for the vector
+interpolated between the four patches around it: each epoch samples new pixels, interpolates their vectors, and runs the same
+solver. `patches` trains on the majority class of each patch instead: it needs no masks once a store is recorded, is faster,
+and is better on whole patches, worse on thin objects and borders.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PIXELS_AT_ONCE = 2**22
 
 
 class Bilinear:
-    """Which four patches surround a pixel of the transformed image, and their weights; as `scores.upsample`."""
+    """The four patches around a pixel of the transformed image, and their weights; consistent with `scores.upsample`."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -39,7 +39,7 @@ class Bilinear:
     def __call__(
         self, x: Float[Tensor, "n n_patches d"], row: Int[np.ndarray, "n k"], col: Int[np.ndarray, "n k"]
     ) -> Float[Tensor, "n k d"]:
-        """Vectors at pixels of each image."""
+        """Interpolated vectors at pixels of each image."""
         image = torch.arange(len(x))[:, None]
         out = x.new_zeros(*row.shape, x.shape[2])
         for patch_row, down in self._down(row):
@@ -60,7 +60,7 @@ def _axis(n: int, px: int) -> Callable[[np.ndarray], list[tuple[np.ndarray, np.n
 
 
 def pixel_targets(truth: Truth, pixels: Int[np.ndarray, "n height width"], n_drawn: int) -> Targets:
-    """Of each image `n_drawn` random pixels: their interpolated vectors and classes, -1 where that is none."""
+    """Interpolated vectors and classes of `n_drawn` random pixels per image; class -1 where there is none."""
     grid, n_classes, at = truth.grid, len(truth.classes), Bilinear(truth.grid)
 
     def draw(places: Int[np.ndarray, " n"], x: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def pixel_targets(truth: Truth, pixels: Int[np.ndarray, "n height width"], n_dra
 
 
 def patch_targets(labels: Int[np.ndarray, "n n_patches"]) -> Targets:
-    """Every patch and its majority class, -1 where that is none."""
+    """Every patch and its majority class, -1 where there is none."""
     kept = torch.from_numpy(labels)
 
     def take(places: Int[np.ndarray, " n"], x: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
@@ -96,12 +96,12 @@ def train_probes(
     track: Track = silent,
     say: Callable[[str], None] = log.info,
 ) -> list[Fitted]:
-    """Probes of all points, on the same batches.
+    """One probe per setting, all trained on the same batches.
 
     Args:
         loss: `pixels` or `patches`.
-        n_drawn: pixels of each image and epoch, with `pixels`.
-        say: told of classes that no image shows.
+        n_drawn: with `pixels`, pixels sampled per image and epoch.
+        say: receives a warning about classes without training examples.
 
     Raises:
         DatasetError: no image shows a class, or all show the same one.
@@ -118,9 +118,9 @@ def train_probes(
     there = there[there < len(truth.classes)]
     if len(there) < 2:
         shown = f"only {truth.classes.names[int(there[0])]}" if len(there) else "no class"
-        raise DatasetError(f"the masks of the {len(images)} training images show {shown}; a probe needs two classes to tell apart.")
+        raise DatasetError(f"the masks of the {len(images)} training images show {shown}; a probe needs at least two classes.")
     if missing := [truth.classes.names[c] for c in truth.classes.kept if c not in there]:
-        say(f"no training image shows {listed(missing)}: the probe will hardly ever tell them")
+        say(f"no training image shows {listed(missing)}: the probe will rarely predict it")
     with track("probes", epochs, "epochs") as meter:
         return fit_probes(
             mixed(truth.store, site, images, targets, batch_size, seed), truth.store.meta.d_model, len(truth.classes), points,
@@ -154,10 +154,10 @@ def measure(
 
 
 def ceilings(truth: Truth, images: Int[np.ndarray, " n"], track: Track = silent) -> dict[str, Counts]:
-    """What an oracle reaches that knows each patch's majority class, or the share of every class in it, and no more.
+    """Scores of an oracle that knows only each patch's majority class, or the share of every class in it.
 
-    `majority` is said once a patch (`blocks`) or upsampled as logits (`upsampled`); `shares` are upsampled as logits. Borders inside
-    a patch are beyond them; a probe may be better, since its logits can tell how far from a patch's centre a border lies.
+    `majority` is predicted per patch (`blocks`) or upsampled as logits (`upsampled`); `shares` are upsampled as logits. Borders inside
+    a patch are lost; a probe may do better, since its logits can encode how far a border is from a patch's centre.
     """
     grid, n_classes, px = truth.grid, len(truth.classes), truth.grid.patch_px
     found: dict[str, list[Counts]] = {"majority, blocks": [], "majority, upsampled": [], "shares, upsampled": []}

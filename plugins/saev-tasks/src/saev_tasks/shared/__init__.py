@@ -1,4 +1,4 @@
-"""What the tasks share: read-outs under an edit, the control experiment, pooling, peaks, intervals, results, figures.
+"""Code shared by the tasks: probe readouts under edits, the control experiment, pooling, peaks, intervals, results, figures.
 
-It knows none of the tasks.
+It imports none of the tasks.
 """

@@ -1,4 +1,4 @@
-"""What control experiments of all tasks share: the two baselines, and the table's rows."""
+"""Shared by the control experiments of all tasks: the two baselines, and the table's rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from saev_tasks.shared.edit_bench import Change, EditBench
 
 FLIPPED, LOST = 0.8, 0.05
-"""What counts as control: so much of the class flipped at least, so much of the others lost at most."""
+"""Criteria for control: minimum share of the class flipped, maximum share of the others lost."""
 NEAREST = 20
-"""Features nearest in frequency among which a random one is drawn."""
+"""Number of features nearest in frequency from which a random one is drawn."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is suppressed for a class, chosen on training images, with what it did there."""
+    """What to suppress for a class, chosen on training images, and its effect there."""
 
     features: list[int]
     strength: float
@@ -31,7 +31,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What suppressing did on validation images. Intervals are `(low, high)`."""
+    """The effect of suppressing on validation images. Intervals are `(low, high)`."""
 
     flipped: float
     flipped_interval: tuple[float, float]
@@ -47,18 +47,18 @@ Effect = TypeVar("Effect")
 
 @dataclass(frozen=True)
 class Row(Generic[Out]):
-    """One class of the table."""
+    """One row of the table."""
 
     name: str
     number: int
     n_right: int
-    """What of the class was told right before."""
+    """Units of the class that were correctly classified before."""
     choice: Choice
     suppressed: Out
     random_features: Out
     random_direction: Out
     over_features: tuple[float, float]
-    """Interval of how much more is flipped than by random features, image by image."""
+    """Interval of the difference in flipped share to random features, paired by image."""
     over_direction: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Row(Generic[Out]):
 
     @property
     def passes(self) -> bool:
-        """At least 80 % of the class flipped, other classes lose at most 5 %."""
+        """Whether at least 80 % of the class are flipped and other classes lose at most 5 %."""
         return self.suppressed.flipped >= FLIPPED and self.suppressed.others_lost <= LOST
 
 
@@ -80,14 +80,14 @@ def with_baselines(
     draws: int,
     seed: int,
 ) -> tuple[Effect, list[Effect], list[Effect]]:
-    """The effect of suppressing a choice of features, and of each draw of both baselines.
+    """The effect of suppressing the chosen features, and of each draw of both baselines.
 
     Args:
-        frequency: with which features fire, by which random ones are matched.
-        proposed: features that are not drawn as random ones.
+        frequency: how often each feature fires, for matching random ones.
+        proposed: features excluded from the random draws.
 
     Returns:
-        Of the choice; of `draws` sets of random features of the same frequency; of `draws` changes of the same lengths along a
+        For the choice; for `draws` sets of random features of the same frequency; for `draws` changes of the same norm along a
         random direction, on the same tokens.
     """
     rng = np.random.RandomState(seed)
@@ -99,7 +99,7 @@ def with_baselines(
 
 
 def along(change: Change, direction: Float[Tensor, " d_model"]) -> Change:
-    """A change of the same length on the same tokens, all in one other direction."""
+    """A change of the same norm on the same tokens, along one other direction."""
     return Change(change.row, change.delta.norm(dim=1, keepdim=True) * (direction / direction.norm()))
 
 

@@ -1,4 +1,4 @@
-"""`EditBench`: recorded images with their codes and logits, on which changes of features are tried again and again."""
+"""`EditBench`: recorded images with their codes and logits, for evaluating many feature edits."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from saev_tasks.shared.readout import Readout
 
 _BATCH_IMAGES = 32
 _BYTES_KEPT = 2**30
-"""Recorded tokens that stay in memory for the blocks after the SAE; where there are more, they are read again."""
+"""Recorded tokens kept in memory for the blocks after the SAE; more are read again each time."""
 
 
 class Change(NamedTuple):
-    """What an edit adds to raw activations at the SAE's site, on the tokens that it changes."""
+    """What an edit adds to raw activations at the SAE's site, for the tokens it changes."""
 
     row: Int[np.ndarray, " m"]
-    """The image's place in the bench times `EditBench.n_rows`, plus the token's place in `EditBench.edited`."""
+    """The image's index in the bench times `EditBench.n_rows`, plus the token's index in `EditBench.edited`."""
     delta: Float[Tensor, "m d_model"]
 
 
 class EditBench(ABC):
     """Some images of a store, their codes, and the probe's logits before and after changes at the SAE's site.
 
-    Where the probe reads that site, a change is linear algebra on the tokens that it changes. Where the probe sits later, the
-    blocks in between run again on the images that change, in batches. Memory: 8 bytes for each activation, that is images x
+    If the probe reads that site, a change is linear algebra on the tokens it changes. If the probe reads a later site, the
+    blocks in between run again on the changed images, in batches. Memory: 8 bytes per activation, that is images x
     tokens x L0, and up to 1 GiB of recorded tokens for a later probe.
     """
 
@@ -53,15 +53,15 @@ class EditBench(ABC):
         """
         self.readout, self.images = readout, np.asarray(images)
         if not len(self.images):
-            raise StoreError(f"{readout.store.url}: there is no image to try edits on.")
+            raise StoreError(f"{readout.store.url}: no images to edit.")
         self.directions = readout.directions
         self.mean = readout.checkpoint.read.tokens == "mean"
-        """Whether codes are of the mean over patches: one row an image, and a change of it is one of every patch."""
+        """Whether codes are of the mean over patches: one row per image, and a change applies to every patch."""
         self.read = readout.pool.reads(readout.n_tokens, readout.n_prefix)
-        # Of tokens that the probe does not read, where nothing comes between, no edit matters.
+        # With no blocks in between, edits of tokens that the probe does not read have no effect.
         self.edited = [t for t in readout.edited if t in set(self.read)] if readout.linear and not self.mean else readout.edited
         self.n_rows = 1 if self.mean else len(self.edited)
-        """Rows of codes that each image has."""
+        """Rows of codes per image."""
         self._kept: list[Tensor] | None = [] if not readout.linear else None
         logits, codes, size = [], [], 0
         with track("codes", len(self.images), "images") as meter:
@@ -81,13 +81,13 @@ class EditBench(ABC):
 
     @cached_property
     def frequency(self) -> Float[np.ndarray, " d_sae"]:
-        """Share of tokens that fire each feature."""
+        """Share of tokens on which each feature fires."""
         return np.asarray(np.diff(self.codes.indptr) / self.codes.shape[0])
 
     def scaled(self, features: Sequence[int], factor: float) -> Change:
-        """Every activation f of these features becomes `factor` f: 0 ablates, a negative one writes in the opposite.
+        """Scale every activation f of these features to `factor` f: 0 ablates, a negative factor writes the opposite.
 
-        Only tokens that fire one of them change, so that where to act need not be said.
+        Only tokens on which one of them fires change, so no location is needed.
         """
         some = csr_array(self.codes[:, list(features)])
         row = np.flatnonzero(np.diff(some.indptr))
@@ -96,7 +96,7 @@ class EditBench(ABC):
 
     @torch.no_grad()
     def after(self, change: Change) -> tuple[Int[np.ndarray, " m"], Float[Tensor, "m *n_patches n_classes"]]:
-        """Places of the images that change, and their logits."""
+        """Indices of the images that change, and their logits."""
         place, owner = np.unique(change.row // self.n_rows, return_inverse=True)
         return place, self._moved(place, owner, change) if self.readout.linear else self._rerun(place, owner, change)
 
@@ -104,12 +104,12 @@ class EditBench(ABC):
     def _moved(
         self, place: Int[np.ndarray, " m"], owner: Int[np.ndarray, " n_changed"], change: Change
     ) -> Float[Tensor, "m *n_patches n_classes"]:
-        """Logits where the probe reads the SAE's site; `owner`: of each changed row, its image in `place`."""
+        """Logits if the probe reads the SAE's site; `owner`: for each changed row, its image in `place`."""
 
     def _rerun(
         self, place: Int[np.ndarray, " m"], owner: Int[np.ndarray, " n_changed"], change: Change
     ) -> Float[Tensor, "m *n_patches n_classes"]:
-        """The same where the blocks between must run."""
+        """The same if the blocks in between must run."""
         bounds, out = np.searchsorted(owner, np.arange(len(place) + 1)), [self.before[:0]]
         for start in range(0, len(place), _BATCH_IMAGES):
             mine = place[start : start + _BATCH_IMAGES]

@@ -1,4 +1,4 @@
-"""Figures of the tasks, and how all of them look: a sweep as a heat map, predictions before and after an edit, the control experiment."""
+"""Figures of the tasks and their common style: sweep heat maps, predictions before and after an edit, the control experiment."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from saev_tasks.shared.control_experiment import Row
 
 BLUE, ORANGE, AMBER, GREY, INK = "#0072b2", "#d55e00", "#e69f00", "#9ca3af", "#111827"
-"""Okabe and Ito's, which people with any colour vision tell apart."""
+"""Okabe and Ito's palette, safe for colour-blind readers."""
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure with our defaults, apart from pyplot's global state; inches at 120 dots."""
+    """An empty figure with our defaults, independent of pyplot's global state; inches at 120 dpi."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -33,7 +33,7 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def save(drawn: Figure, path: Path) -> Path:
-    """Write a PNG so that a reader finds the old one or the new one."""
+    """Write a PNG atomically."""
     png = io.BytesIO()
     drawn.savefig(png, format="png")
     replace_file(path, png.getvalue())
@@ -41,19 +41,19 @@ def save(drawn: Figure, path: Path) -> Path:
 
 
 def plain(axes: Any, along: str = "y") -> None:
-    """No box around, a faint grid along one axis."""
+    """Remove the frame and draw a faint grid along one axis."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=along, color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def shorten(name: str, most: int = 24) -> str:
-    """A class name that fits beside a bar."""
+    """A class name shortened to fit beside a bar."""
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
 def cropped(image: Image.Image, crop: Box, grid: Grid, scale: int = 1) -> Image.Image:
-    """The part of a picture that the model saw, at the size at which it saw it."""
+    """The part of an image that the model saw, at the model's input size."""
     return image.convert("RGB").resize((grid.width_px * scale, grid.height_px * scale), Image.Resampling.BICUBIC, box=_inside(image, crop))
 
 
@@ -62,18 +62,18 @@ def _inside(image: Image.Image, crop: Box) -> tuple[float, float, float, float]:
 
 
 def edits_title(edit: Mapping[int, float], mode: str, most: int = 4) -> str:
-    """What is edited, for a title: `scale 302=0, 17=0 and 3 more`."""
+    """A description of the edits, for a title: `scale 302=0, 17=0 and 3 more`."""
     pairs = [f"{feature}" if mode == "ablate" else f"{feature}={strength:g}" for feature, strength in edit.items()]
     return f"{mode} {', '.join(pairs[:most])}" + (f" and {len(pairs) - most} more" if len(pairs) > most else "")
 
 
 def sweep(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], what: str, label: str, path: Path) -> Path:
-    """`hparam-sweeps.png`: accuracy of every point, a map of learning rate by weight decay, and the logistic regression by C.
+    """`hparam-sweeps.png`: accuracy of every setting, as a map of learning rate by weight decay, and for the logistic regression by C.
 
     Args:
         rows: `solver`, `lr`, `weight_decay`, `c`, and the accuracy under the name `what`, 0 to 1.
-        best: the chosen one, which is framed.
-        label: what that is, for the scale.
+        best: the chosen row, which is framed.
+        label: its name, for the colour scale.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -81,7 +81,7 @@ def sweep(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], what: str,
     logistic = [row for row in rows if row["solver"] == "logistic"]
     rates, decays = (sorted({row[key] for row in adamw}) for key in ("lr", "weight_decay"))
     values = [row[what] for row in rows]
-    # At least two points in a hundred apart: what differs less is noise, and should look alike.
+    # Span at least two percentage points: smaller differences are noise and should look alike.
     high = max(values)
     low = min(*values, high - 0.02)
     widths = [max(2, len(rates)), *([1.2] if logistic else [])] if adamw else [1.6]
@@ -141,11 +141,11 @@ def before_after(
     truth: str = "",
     marked: Sequence[tuple[float, float, float, float]] = (),
 ) -> Path:
-    """A picture, and the probabilities of some classes before and after an edit, as bars.
+    """An image, with bars for the probabilities of some classes before and after an edit.
 
     Args:
-        truth: name of the picture's class; printed bold.
-        marked: boxes (left, top, right, bottom) in the picture's pixels: patches that were edited.
+        truth: name of the image's class; printed bold.
+        marked: boxes (left, top, right, bottom) in the image's pixels: the edited patches.
     """
     from matplotlib.patches import Rectangle
 
@@ -173,7 +173,7 @@ def before_after(
 
 
 def control_bars(rows: Sequence[Row[Any]], flipped: str, lost: str, path: Path) -> Path:
-    """The control experiment: of each class what is flipped, and what the others lose, beside both baselines.
+    """The control experiment: for each class, what is flipped and what the others lose, with both baselines.
 
     Args:
         flipped: label of the upper axis, in per cent.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 
 def wilson(hits: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """A 95 % confidence interval of a share; (0, 1) of nothing.
+    """A 95 % confidence interval of a share; (0, 1) if n is 0.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference. https://doi.org/10.2307/2276774
     """
@@ -29,8 +29,8 @@ def interval(
     """A confidence interval by bootstrap over images, percentile method.
 
     Args:
-        per_image: what is summed over images.
-        of: the statistic, of sums `[..., k]`.
+        per_image: values summed over images.
+        of: the statistic, as a function of sums `[..., k]`.
 
     Source: Efron 1979, Bootstrap methods: another look at the jackknife. https://doi.org/10.1214/aos/1176344552
     """

@@ -1,4 +1,4 @@
-"""Kinds of options that several tasks have; that numbers are finite, every `Config` sees to."""
+"""Option types shared by several tasks; every `Config` already rejects non-finite numbers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import AfterValidator
 
 def _moves(values: tuple[float, ...]) -> tuple[float, ...]:
     if 0 in values:
-        raise ValueError("a learning rate of 0 learns nothing")
+        raise ValueError("learning rates must be above 0")
     return _decays(values)
 
 
 def _decays(values: tuple[float, ...]) -> tuple[float, ...]:
     if min(values) < 0:
-        raise ValueError("finite numbers, 0 or above")
+        raise ValueError("must be finite numbers, 0 or above")
     return values
 
 
 def _some(values: tuple[int, ...]) -> tuple[int, ...]:
     if min(values) < 1:
-        raise ValueError("one feature at least")
+        raise ValueError("must be at least one feature")
     return values
 
 

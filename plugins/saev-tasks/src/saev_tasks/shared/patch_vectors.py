@@ -1,8 +1,8 @@
-"""What every patch and every pixel shows, and the recorded vectors that go with them: shared by the tasks.
+"""Classes of patches and pixels, with the recorded vectors, shared by the tasks.
 
-Masks are brought to the pixels of the TRANSFORMED image through the store's `crop`, that is by the very crop the model saw, and
-from there to patches. A pixel counts for nothing (`NO_CLASS`) where its class is ignored, where it lies outside the picture (a
-transform may pad), or where its image has no mask.
+Masks are mapped to the pixels of the TRANSFORMED image through the store's `crop`, that is the exact crop the model saw, and
+from there to patches. A pixel has no class (`NO_CLASS`) if its class is ignored, if it lies outside the image (a
+transform may pad), or if its image has no mask.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from saev_core.support.progress import Track, silent
 from saev_core.tasks.fit_probes import Batches
 
 BATCH_VECTORS = 8192
-"""Vectors that are read at once."""
+"""Vectors read at once."""
 BUFFER_BYTES = 2**30
-"""Vectors in memory among which training batches are mixed."""
+"""Bytes of vectors held in memory for shuffling training batches."""
 
 
 def pixel_labels(mask: np.ndarray, crop: Box, grid: Grid) -> UInt16[np.ndarray, "height width"]:
-    """The mask's value at each pixel of the transformed image, by the nearest pixel of the original; `NO_CLASS` outside the picture.
+    """The mask's value at each pixel of the transformed image, taken from the nearest original pixel; `NO_CLASS` outside the image.
 
     Args:
         mask: class numbers `[height, width]` in original pixels.
@@ -40,14 +40,14 @@ def pixel_labels(mask: np.ndarray, crop: Box, grid: Grid) -> UInt16[np.ndarray, 
     rows = np.floor(crop.top + (np.arange(grid.height_px) + 0.5) * (crop.bottom - crop.top) / grid.height_px).astype(int)
     cols = np.floor(crop.left + (np.arange(grid.width_px) + 0.5) * (crop.right - crop.left) / grid.width_px).astype(int)
     seen = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(cols, 0, width - 1)].astype(np.uint16)
-    # A hair's breadth of the fitted crop beyond the edge is not a padded border.
+    # Tolerate rounding: a crop slightly beyond the edge is not padding.
     seen[(rows < -1) | (rows > height)] = NO_CLASS
     seen[:, (cols < -1) | (cols > width)] = NO_CLASS
     return np.asarray(seen)
 
 
 def patch_shares(pixels: Int[np.ndarray, "*n height width"], grid: Grid, n_classes: int) -> Float[np.ndarray, "*n n_patches n_classes"]:
-    """The share of each patch's pixels that each class takes, float32; what shows no class is missing from the sum."""
+    """Share of each class in each patch's pixels, float32; pixels without a class are missing from the sum."""
     lead = pixels.shape[:-2]
     px = grid.patch_px
     tiles = pixels.reshape(-1, grid.rows, px, grid.cols, px).swapaxes(2, 3).reshape(-1, px * px).astype(np.int64)
@@ -62,7 +62,7 @@ class Classes:
 
     names: list[str]
     ignored: frozenset[int] = frozenset()
-    """Mask values that count for nothing; one may lie outside the names, such as 255."""
+    """Mask values to ignore; may be outside the names, such as 255."""
 
     @classmethod
     def of(cls, names: Sequence[str] | None, ignore: Sequence[str] = ()) -> Classes:
@@ -73,11 +73,11 @@ class Classes:
             ignore: names or numbers.
 
         Raises:
-            DatasetError: it has no masks, or fewer than two classes are left.
-            UsageError: a class to ignore is none of them.
+            DatasetError: it has no masks, or fewer than two classes remain.
+            UsageError: a class to ignore does not exist.
         """
         if names is None:
-            raise DatasetError("the data set has no masks; segmentation needs one whose mask_classes are set, such as shapes or ade20k.")
+            raise DatasetError("the data set has no masks; segmentation needs one with mask_classes, such as shapes or ade20k.")
         all_names = list(names)
         ignored = set()
         for one in ignore:
@@ -90,7 +90,7 @@ class Classes:
         made = cls(all_names, frozenset(ignored))
         if len(made.kept) < 2:
             raise DatasetError(
-                f"segmentation tells classes apart, and of {len(all_names)} {len(made.kept)} is left; ignore fewer, or use other data."
+                f"segmentation needs two classes, and of {len(all_names)} {len(made.kept)} remains; ignore fewer, or use other data."
             )
         return made
 
@@ -99,14 +99,14 @@ class Classes:
 
     @property
     def kept(self) -> list[int]:
-        """Numbers of the classes that count, ascending."""
+        """Numbers of the classes that are not ignored, ascending."""
         return [i for i in range(len(self.names)) if i not in self.ignored]
 
     def clean(self, values: UInt16[np.ndarray, "*n"], name: str) -> UInt16[np.ndarray, "*n"]:
-        """Mask values with the ignored ones as `NO_CLASS`.
+        """Mask values, with ignored ones replaced by `NO_CLASS`.
 
         Raises:
-            DatasetError: one is neither a class nor ignored; `name` says where.
+            DatasetError: one is neither a class nor ignored; `name` is for the message.
         """
         counts = values != NO_CLASS
         for value in self.ignored:
@@ -115,13 +115,13 @@ class Classes:
         if (out[counts] >= len(self.names)).any():
             value = int(out[counts].max())
             raise DatasetError(
-                f"{name}: mask value {value} is outside the {len(self.names)} classes; correct the masks, or pass --ignore {value}."
+                f"{name}: mask value {value} is outside the {len(self.names)} classes; fix the masks, or pass --ignore {value}."
             )
         return out
 
 
 class Truth:
-    """What the pixels and patches of a store's images show, by the data set's masks."""
+    """Classes of the pixels and patches of a store's images, from the data set's masks."""
 
     def __init__(self, dataset: ImageDataset, store: ActivationStore, classes: Classes) -> None:
         self.dataset, self.store, self.classes, self.grid = dataset, store, classes, store.grid
@@ -135,7 +135,7 @@ class Truth:
         """Class of each pixel of the transformed image `index`.
 
         Raises:
-            DatasetError: the mask is not of the picture's size, or holds a value outside the classes.
+            DatasetError: the mask and image sizes differ, or the mask has a value outside the classes.
         """
         try:
             example = self.dataset[index]
@@ -146,11 +146,11 @@ class Truth:
         name, mask, image = self.dataset.name(index), example.mask, example.image
         if mask.shape != (image.height, image.width):
             size = f"{mask.shape[1]} x {mask.shape[0]}" if mask.ndim == 2 else f"of shape {mask.shape}"
-            raise DatasetError(f"{name}: the mask is {size}, the image {image.width} x {image.height}; correct the mask.")
+            raise DatasetError(f"{name}: the mask is {size}, the image {image.width} x {image.height}; fix the mask.")
         return self.classes.clean(pixel_labels(mask, Box(*map(float, self._crops[index])), self.grid), name)
 
     def pixels(self, images: Sequence[int] | Int[np.ndarray, " n"], track: Track = silent) -> np.ndarray:
-        """The same of many images, `[n, height, width]` uint8 (255: no class) where the classes allow it, else uint16.
+        """The same for many images, `[n, height, width]` uint8 (255: no class) where the classes allow it, else uint16.
 
         Raises:
             DatasetError: as `image`.
@@ -164,7 +164,7 @@ class Truth:
         return out
 
     def patches(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n n_patches"]:
-        """The majority class of each patch, -1 where that is none or ignored, from what was recorded.
+        """The recorded majority class of each patch, -1 where there is none or it is ignored.
 
         Raises:
             StoreError: the store was recorded without masks.
@@ -177,14 +177,14 @@ class Truth:
 
 
 def recorded(store: ActivationStore, site: Site) -> Int[np.ndarray, " n"]:
-    """Numbers of the images that are recorded and readable at a site, ascending."""
+    """Numbers of the images recorded at a site, ascending."""
     return np.flatnonzero(store.done(site) == 1)
 
 
 def stored(
     store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], batch_images: int = 0
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b n_patches d_model"]]]:
-    """Raw patch vectors of images, in that order, read ahead: `(image numbers, float32 vectors)`.
+    """Raw patch vectors of images, in order, with read-ahead: `(image numbers, float32 vectors)`.
 
     Raises:
         StoreError: the site is not recorded, a chunk is damaged, or a vector is not finite.
@@ -193,24 +193,24 @@ def stored(
     for numbers, x, _ in vectors.in_order(images, batch_images or max(1, BATCH_VECTORS // store.grid.n_patches)):
         if not torch.isfinite(x).all():
             bad = numbers[~torch.isfinite(x).flatten(1).all(1).numpy()][0]
-            raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+            raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); re-record it in float32.")
         yield numbers, x
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:
-    """The first few of many names, for a line."""
+    """The first `n` names, and how many more there are."""
     return f"{', '.join(names[:n])} and {len(names) - n} more" if len(names) > n else ", ".join(names)
 
 
 Targets = Callable[[Int[np.ndarray, " n"], Float[Tensor, "n n_patches d_model"], np.random.RandomState], tuple[Tensor, Tensor]]
-"""Places in the list of images, their vectors, random numbers -> training vectors `[m, d]` and their targets."""
+"""Indices in the list of images, their vectors, random state -> training vectors `[m, d]` and their targets."""
 
 
 def mixed(store: ActivationStore, site: Site, images: Int[np.ndarray, " n"], targets: Targets, batch_size: int, seed: int) -> Batches:
-    """Training batches of the patches of images, mixed anew every epoch, in bounded memory.
+    """Training batches of patches, reshuffled every epoch, in bounded memory.
 
-    Chunks are read in random order, as many as fit `BUFFER_BYTES`, and their vectors are mixed; where all fit they are read once.
-    The order depends on the seed and the epoch alone.
+    Chunks are read in random order, as many as fit `BUFFER_BYTES`, and their vectors are shuffled; if all fit they are read once.
+    The order depends only on the seed and the epoch.
     """
     images = np.sort(np.asarray(images))
     chunks = np.split(np.arange(len(images)), np.flatnonzero(np.diff(images // store.meta.chunk_images)) + 1)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 def peaks(
     unit: Int[np.ndarray, " nnz"], feature: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"], d_sae: int
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """The largest value of each feature on each unit, of those that are there."""
+    """The largest value of each feature on each unit, for pairs that occur."""
     key = unit.astype(np.int64) * d_sae + feature
     by = np.argsort(key, kind="stable")
     first = np.flatnonzero(np.diff(key[by], prepend=-1))

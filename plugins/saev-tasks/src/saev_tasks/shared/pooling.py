@@ -1,4 +1,4 @@
-"""What of an image's tokens a probe reads: one vector, or each patch."""
+"""How a probe pools an image's tokens: to one vector, or to none, reading each patch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from saev_core.errors import ProbeError, StoreError
 from saev_core.support.progress import Track, silent
 
 IN_MEMORY = 2**30
-"""Bytes of image vectors up to which they stay in memory; more are laid aside on disk."""
+"""Maximum bytes of image vectors kept in memory; more go to disk."""
 _BATCH_IMAGES = 64
 
 
 class Pool(NamedTuple):
-    """What a probe reads of an image's tokens: one vector, or with `patches` each patch."""
+    """How a probe pools an image's tokens: to one vector, or with `patches` each patch."""
 
     kind: Literal["cls", "mean", "token", "patches"]
     patch: int = 0
-    """Of `token`: which."""
+    """Patch number, with `token`."""
 
     def __call__(self, tokens: Float[Tensor, "b n_tokens d"], n_prefix: int) -> Float[Tensor, "b *n_patches d"]:
-        """Of tokens, prefix tokens first."""
+        """Pool tokens, prefix tokens first."""
         match self.kind:
             case "cls":
                 return tokens[:, 0]
@@ -41,7 +41,7 @@ class Pool(NamedTuple):
                 return tokens[:, n_prefix:]
 
     def reads(self, n_tokens: int, n_prefix: int) -> list[int]:
-        """Numbers of the tokens that it reads, prefix tokens first."""
+        """Indices of the tokens it reads, prefix tokens first."""
         match self.kind:
             case "cls":
                 return [0]
@@ -51,7 +51,7 @@ class Pool(NamedTuple):
                 return list(range(n_prefix, n_tokens))
 
     def check(self, store: ActivationStore) -> Pool:
-        """Refuse a store that lacks the token.
+        """Check that a store has the token.
 
         Raises:
             StoreError: there is no CLS token, or no such patch.
@@ -59,7 +59,7 @@ class Pool(NamedTuple):
         if self.kind == "cls" and not store.meta.n_prefix:
             raise StoreError(f"{store.url}: {store.meta.model.get('name')} has no CLS token; use --tokens mean.")
         if self.kind == "token" and self.patch >= store.grid.n_patches:
-            raise StoreError(f"--tokens token:{self.patch}: there are patches 0 to {store.grid.n_patches - 1}.")
+            raise StoreError(f"--tokens token:{self.patch}: the store has patches 0 to {store.grid.n_patches - 1}.")
         return self
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class Pool(NamedTuple):
 
 
 def parse_tokens(text: str) -> Pool:
-    """The pool of whole images that prints as `text`: `cls`, `mean` or `token:N`.
+    """Parse `cls`, `mean` or `token:N`, the pools for whole images.
 
     Raises:
         ValueError: it is none of them.
@@ -80,7 +80,7 @@ def parse_tokens(text: str) -> Pool:
 
 
 def pool_of(probe: Probe) -> Pool:
-    """What a probe reads of an image.
+    """The pool that a probe reads.
 
     Raises:
         ProbeError: it is none of the pools.
@@ -90,13 +90,13 @@ def pool_of(probe: Probe) -> Pool:
     try:
         return parse_tokens(probe.tokens)
     except ValueError as error:
-        raise ProbeError(f"the probe reads {error}; train it again with --tokens.") from None
+        raise ProbeError(f"the probe's tokens: {error}; retrain it with --tokens.") from None
 
 
 def image_vectors(
     store: ActivationStore, site: Site, pool: Pool, images: Int[np.ndarray, " n"], aside: Path | None = None, track: Track = silent
 ) -> Float[Tensor, "n d_model"]:
-    """One raw float32 vector of each image, in that order; where they are many, memory mapped from a file in `aside`.
+    """One raw float32 vector per image, in that order; if large, memory-mapped from a file in `aside`.
 
     Raises:
         StoreError: the site is not recorded, a chunk is damaged, or a vector is not finite.
@@ -114,9 +114,9 @@ def image_vectors(
             vectors = x[:, pool.patch if pool.kind == "token" else 0]
             if not torch.isfinite(vectors).all():
                 bad = numbers[~torch.isfinite(vectors).all(1).numpy()][0]
-                raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+                raise StoreError(f"{store.url}: {site} of image {bad} is not finite (NaN or infinite); re-record it in float32.")
             out[at : at + len(numbers)] = vectors
             at += len(numbers)
             meter.update(len(numbers))
-    assert at == len(images), "an image that was not recorded was asked for"
+    assert at == len(images), "requested an image that was not recorded"
     return out

@@ -1,7 +1,7 @@
 """Features as rankings of units: average precision, AUROC and purity of every pair of a feature and a class, exact, from sparse codes.
 
-Units on which a feature is silent are tied at 0, below its positive values and above its negative ones; ties are counted as
-scikit-learn counts them.
+Units on which a feature does not fire are tied at 0, below its positive values and above its negative ones; ties count as
+in scikit-learn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Members:
-    """Which classes each unit is of, in CSR order: unit i has `klass[offsets[i] : offsets[i + 1]]`."""
+    """The classes of each unit, in CSR order: unit i has `klass[offsets[i] : offsets[i + 1]]`."""
 
     offsets: Int[np.ndarray, " n_units_plus_1"]
     klass: Int[np.ndarray, " nnz"]
@@ -29,11 +29,11 @@ class Members:
 
     @cached_property
     def size(self) -> Int[np.ndarray, " n_classes"]:
-        """Units of each class."""
+        """Number of units of each class."""
         return np.bincount(self.klass, minlength=self.n_classes)
 
     def of(self, unit: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """Each class of each of some units: the place in `unit`, and the class."""
+        """Every class of the given units: index into `unit`, and class."""
         first = self.offsets[unit].astype(np.int64)
         many = self.offsets[unit + 1].astype(np.int64) - first
         place = np.repeat(np.arange(len(unit)), many)
@@ -43,7 +43,7 @@ class Members:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Of each pair: average precision, AUROC, and the share of the class among the feature's `k` strongest units."""
+    """For each pair: average precision, AUROC, and the share of the class among the feature's `k` strongest units."""
 
     ap: Float[np.ndarray, "n_features n_classes"]
     auroc: Float[np.ndarray, "n_features n_classes"]
@@ -51,7 +51,7 @@ class Ranked:
 
 
 def order(feature: Int[np.ndarray, " nnz"], unit: Int[np.ndarray, " nnz"], value: Float[np.ndarray, " nnz"]) -> Int[np.ndarray, " nnz"]:
-    """Sorts entries by feature, then falling value, then unit: the same whatever order they came in."""
+    """Permutation that sorts entries by feature, then descending value, then unit; independent of input order."""
     return np.lexsort((unit, -value, feature))
 
 
@@ -63,11 +63,11 @@ def rank(
     n_features: int,
     k: int,
 ) -> Ranked:
-    """Every pair of `n_features` features and the classes.
+    """Rank every pair of `n_features` features and the classes.
 
     AP = sum over thresholds of (recall gained) x precision, as `sklearn.metrics.average_precision_score`; AUROC = the probability
-    that a unit of the class has a higher value than one that is not, ties counting half. NaN for a class without a unit, or with all.
-    A feature that fires on fewer than `k` units has pure ones only where it fires: the missing count against it.
+    that a unit of the class has a higher value than one that is not, ties counting half. NaN for a class with no units, or all of them.
+    If a feature fires on fewer than `k` units, the missing ones count as impure.
 
     Args:
         feature, unit, value: entries that are not 0, sorted by `order`.
@@ -76,24 +76,24 @@ def rank(
     shape = (n_features, n_classes)
     place, klass = members.of(unit)
     key = feature[place].astype(np.int64) * n_classes + klass
-    by_pair = np.argsort(key, kind="stable")  # within a pair: falling values
+    by_pair = np.argsort(key, kind="stable")  # within a pair: descending values
     key, place = key[by_pair], place[by_pair]
 
     n_entries = np.bincount(feature, minlength=n_features)
     n_above = np.bincount(feature[value > 0], minlength=n_features)
     silent = n_units - n_entries
     start = np.cumsum(n_entries) - n_entries
-    # Ranks at the ends of each entry's tie, silence between positive and negative values.
+    # Ranks at the ends of each entry's tie; zeros are between positive and negative values.
     fresh = np.ones(len(value), bool)
     fresh[1:] = (feature[1:] != feature[:-1]) | (value[1:] != value[:-1])
     first, last = _runs(fresh)
     below = np.where(value < 0, silent[feature], 0)
     upto = last + 1 - start[feature] + below  # units with this value or a higher one
-    above = first - start[feature] + below  # units with a higher one
+    above = first - start[feature] + below  # units with a higher value
 
     hits = np.bincount(key, minlength=n_features * n_classes).reshape(shape)
     hits_above = np.bincount(key[value[place] > 0], minlength=n_features * n_classes).reshape(shape)
-    missed = size - hits  # units of the class on which the feature is silent
+    missed = size - hits  # units of the class on which the feature does not fire
     begins = np.cumsum(hits.reshape(-1)) - hits.reshape(-1)
     fresh = np.ones(len(key), bool)
     fresh[1:] = (key[1:] != key[:-1]) | (first[place][1:] != first[place][:-1])
@@ -106,7 +106,7 @@ def rank(
     silent_rank = (n_above + silent)[:, None]
     gained += np.where(missed > 0, missed * (hits_above + missed) / np.maximum(silent_rank, 1), 0)
 
-    # Of each hit: the others with a lower value, and half of those that tie.
+    # For each hit: negatives with a lower value, plus half of the tied ones.
     others = n_units - size
     lower = (n_units - upto[place]) - (size[key % n_classes] - hit_upto)
     tied = (upto - above)[place] - (hit_upto - hit_above)
@@ -123,7 +123,7 @@ def rank(
 
 
 def _runs(fresh: Array) -> tuple[Array, Array]:
-    """First and last place of the run that each entry is in, `fresh` marking where runs begin."""
+    """First and last index of each entry's run of ties; `fresh` marks where runs begin."""
     begins = np.flatnonzero(fresh)
     number = np.cumsum(fresh) - 1
     ends = np.append(begins[1:], len(fresh)) - 1

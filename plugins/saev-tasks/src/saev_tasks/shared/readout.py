@@ -1,4 +1,4 @@
-"""`Readout`: what a linear probe says of recorded images, with and without edits at an SAE's site."""
+"""`Readout`: a linear probe's logits for recorded images, with and without edits at an SAE's site."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from saev_tasks.shared.pooling import pool_of
 
 
 class Readout:
-    """A probe, an SAE at the probe's site or before it, and the store whose images they read.
+    """A probe, an SAE at or before the probe's site, and the store they read.
 
-    Where the probe reads the SAE's site, recorded activations are edited and read. Where it sits later, the blocks in between
-    run on the edited tokens, starting from recorded ones, so that no picture is opened.
+    If the probe reads the SAE's site, recorded activations are edited and read directly. If it reads a later site, the blocks in
+    between run on the edited recorded tokens, so no image file is opened.
     """
 
     def __init__(
@@ -35,28 +35,28 @@ class Readout:
     ) -> None:
         """
         Args:
-            model: loads the store's model; called at the first use, and only for a probe that sits later than the SAE.
+            model: loads the store's model; called on first use, and only for a probe after the SAE's site.
             prefix: edit prefix tokens too.
 
         Raises:
-            SteerError: this SAE's features cannot be written back, or what it changes cannot reach the probe.
+            SteerError: this SAE's features cannot be written back, or its edits cannot reach the probe.
             StoreError: the store lacks the SAE's site.
         """
         writes_where_it_reads(checkpoint)
         self.probe, self.pool, self.checkpoint, self.store = probe, pool_of(probe), checkpoint, store
         self.n_prefix, self.n_tokens = store.grid.n_prefix, store.grid.n_tokens
         self.target = Site.parse(probe.site)
-        # An SAE of all sites edits the one that the probe reads.
+        # An SAE of all sites edits the site that the probe reads.
         self.site = self.target if checkpoint.read.layer == "all" else Site.parse(checkpoint.site)
         self.linear = self.target == self.site
         """Whether the probe reads the SAE's site, so that its logits are linear in what an edit adds."""
         self._model, self._lock = model, Lock()
         self._refuse_what_cannot_reach()
         if self.site not in store.sites:
-            raise StoreError(f"{store.url} lacks {self.site}, where the SAE works; record it with --record-layers={self.site.layer}.")
+            raise StoreError(f"{store.url} lacks {self.site}, the SAE's site; record it with --record-layers={self.site.layer}.")
         if not self.linear and self._model is None:
-            raise SteerError(f"the probe reads {self.target}, after the SAE's {self.site}: the rest of the model must run; give it.")
-        # A CLS token does not depend on the patches at its own site: there the token itself is edited.
+            raise SteerError(f"the probe reads {self.target}, after the SAE's {self.site}: the rest of the model must run; pass `model`.")
+        # The CLS token does not depend on the patches at its own site, so the token itself is edited.
         on_cls = self.linear and self.pool.kind == "cls" and checkpoint.read.tokens == "patches"
         self.prefix: bool | None = True if prefix or on_cls else None
 
@@ -64,7 +64,7 @@ class Readout:
         reads = self.checkpoint.read.tokens
         if self.target < self.site:
             raise SteerError(
-                f"the probe reads {self.target}, before the SAE's {self.site}, so no change there can reach the probe; "
+                f"the probe reads {self.target}, before the SAE's {self.site}, so no edit there can reach the probe; "
                 f"train one with --site {self.site.layer} or later, or choose another SAE."
             )
         if self.pool.kind == "patches" and reads != "patches":
@@ -80,7 +80,7 @@ class Readout:
 
     @cached_property
     def edited(self) -> list[int]:
-        """Numbers of the tokens that an edit changes where it names none, prefix tokens first."""
+        """Indices of the tokens that an edit without `where` changes, prefix tokens first."""
         if self.checkpoint.read.tokens == "cls":
             return [0]
         return list(range(0 if self.prefix else self.n_prefix, self.n_tokens))
@@ -91,23 +91,23 @@ class Readout:
         return (self.checkpoint.sae.frozen().W_dec.detach() / self.checkpoint.norm.factor).cpu()
 
     def tokens(self, images: Sequence[int] | Int[np.ndarray, " b"]) -> Float[Tensor, "b n_tokens d_model"]:
-        """What was recorded at the SAE's site, prefix tokens first, in the store's precision.
+        """Recorded tokens at the SAE's site, prefix tokens first, in the store's precision.
 
         Raises:
-            StoreError: a chunk is damaged, or a number is not finite.
+            StoreError: a chunk is damaged, or a value is not finite.
         """
         parts: list[Any] = ["prefix", "patches"] if self.n_prefix else ["patches"]
         x = torch.cat([torch.from_numpy(self.store.read(self.site, images, part)) for part in parts], 1)
         if not torch.isfinite(x).all():
             bad = images[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])]
-            raise StoreError(f"{self.store.url}: {self.site} of image {bad} is not finite (NaN or infinite); record it again, in float32.")
+            raise StoreError(f"{self.store.url}: {self.site} of image {bad} is not finite (NaN or infinite); re-record it in float32.")
         return x
 
     def codes(self, tokens: Float[Tensor, "b n_tokens d_model"], at: Sequence[int] | slice = slice(None)) -> Codes:
-        """Features of tokens, image by image; where the SAE reads the mean over patches, one row an image.
+        """Features of tokens, image by image; if the SAE reads the mean over patches, one row per image.
 
         Args:
-            at: of which tokens, prefix tokens first; all where it is left out.
+            at: token indices, prefix tokens first; default: all.
         """
         pooled = self.checkpoint.read.tokens == "mean"
         x = tokens[:, self.n_prefix :].float().mean(1) if pooled else tokens[:, at].flatten(0, 1).float()
@@ -116,7 +116,7 @@ class Readout:
 
     @torch.no_grad()
     def logits(self, tokens: Float[Tensor, "b n_tokens d_model"]) -> Float[Tensor, "b *n_patches n_classes"]:
-        """What the probe says if these tokens leave the SAE's site, on the CPU; of a probe of patches for each patch."""
+        """The probe's logits, on the CPU, given these tokens at the SAE's site; one row per patch for a patch probe."""
         x = tokens.float()
         if not self.linear:
             downstream = self._downstream()
@@ -140,7 +140,7 @@ class Readout:
     def under(
         self, image: int, edits: Sequence[Edit]
     ) -> tuple[Float[Tensor, "*n_patches n_classes"], Float[Tensor, "*n_patches n_classes"]]:
-        """Logits of an image before and after."""
+        """Logits of an image before and after the edits."""
         x = self.tokens(np.array([image])).float()
         changed = apply_edits(x, list(edits), self.checkpoint, n_prefix=self.n_prefix)
         before = self.logits(x)[0]

@@ -1,4 +1,4 @@
-"""How what a verb found is kept: `results/<task>.json`, and tables as CSV."""
+"""Save a verb's results: `results/<task>.json`, and tables as CSV."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from saev_core.tasks.task import plain
 
 
 def keep(cx: TaskContext, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Written beside what the other verbs found, under the verb's name."""
+    """Save a verb's result under its name, keeping those of the other verbs."""
     answer: dict[str, Any] = plain(found)
     cx.run.write_result(cx.name, {**cx.run.result(cx.name), name: answer})
     return answer
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A table, written whole; numbers that are not finite are left empty."""
+    """Write a table atomically; non-finite numbers are left empty."""
     text = io.StringIO()
     out = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     out.writeheader()

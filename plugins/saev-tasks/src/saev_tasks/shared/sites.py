@@ -1,4 +1,4 @@
-"""Which recorded site an option names, and what a store says of itself for a probe to carry."""
+"""Resolve a site option against a store, and the store metadata that a probe carries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def site_of(cx: TaskContext, text: str) -> Site:
     """The recorded site that `text` names; see `TrainConfig.site`.
 
     Raises:
-        UsageError: it names none, or one that is not recorded.
+        UsageError: it is not a site, or not recorded.
     """
     store = cx.store()
     sites = store.sites
@@ -23,11 +23,11 @@ def site_of(cx: TaskContext, text: str) -> Site:
         layer, n_blocks = int(text), int(store.meta.model.get("n_blocks", 0))
         text = f"{sites[-1].stream}.{layer + n_blocks if layer < 0 else layer}"
     if text not in map(str, sites):
-        raise UsageError(f"--site {text}: recorded are {', '.join(map(str, sites))}; choose one, or record that block too.")
+        raise UsageError(f"--site {text}: the store has {', '.join(map(str, sites))}; choose one of these, or record that block too.")
     return Site.parse(text)
 
 
 def told_of(store: ActivationStore) -> dict[str, Any]:
-    """What a store says of itself, for a probe to carry."""
+    """Store metadata for a probe to carry."""
     meta = store.meta
     return {"fingerprint": meta.fingerprint, "model": meta.model, "dataset": meta.dataset, "transform": meta.transform}

@@ -1,4 +1,4 @@
-"""Pages, style sheets and scripts of the control tabs, and the one function that reads them."""
+"""Pages, style sheets and scripts of the control tabs, and the function that reads them."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from importlib.resources import files
 
 @cache
 def read_asset(name: str) -> str:
-    """The text of a file of this folder, such as `control.css`."""
+    """The text of a file in this folder, such as `control.css`."""
     return (files(__name__) / name).read_text(encoding="utf-8")

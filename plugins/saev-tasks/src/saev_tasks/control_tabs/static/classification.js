@@ -1,5 +1,5 @@
-// Classification: bars of the predicted classes before and after. Where the probe reads the SAE's own site its logits move
-// along a line with every strength, so that the page works them out itself while a slider slides, and the server at its end.
+// Classification: bars of the predicted classes before and after. If the probe reads the SAE's own site, its logits are
+// linear in each strength, so the page computes them while a slider moves, and the server computes the exact ones at the end.
 let before = null, after = null;
 const colour = { before: "#8c8c8c", after: "#009e73" };
 const percent = (p) => (p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "0\u00a0%" : p < 0.1 ? `${(100 * p).toFixed(1)}\u00a0%` : `${Math.round(100 * p)}\u00a0%`);
@@ -33,7 +33,7 @@ function draw() {
   image.src = shown.src;
   image.alt = `picture ${shown.image}`;
   one(".ctl-caption").textContent = `Picture ${shown.image}${shown.label ? ` · labelled ${shown.label}` : ""} · ${shown.place}`;
-  one(".mine h3").textContent = `Features that speak for ${known.classes[shown.mine]}${shown.truth < 0 ? ", as predicted" : ", the class of this picture"}`;
+  one(".mine h3").textContent = `Features that support ${known.classes[shown.mine]}${shown.truth < 0 ? ", the predicted class" : ", the class of this picture"}`;
   bars();
 }
 function preview() {
@@ -56,9 +56,9 @@ function listed() {
 }
 function headline() {
   const was = best(before, 1)[0], is = best(after, 1)[0], names = known.classes;
-  if (!edits().length) return ["The probe says ", names[was], ` (${percent(before[was])}).`];
-  if (is === was) return ["The probe still says ", names[is], ` (${percent(after[is])}, before ${percent(before[was])}).`];
-  return ["Now the probe says ", names[is], ` (${percent(after[is])}); before it said ${names[was]} (${percent(before[was])}).`];
+  if (!edits().length) return ["The probe predicts ", names[was], ` (${percent(before[was])}).`];
+  if (is === was) return ["The probe still predicts ", names[is], ` (${percent(after[is])}, before ${percent(before[was])}).`];
+  return ["The probe now predicts ", names[is], ` (${percent(after[is])}) instead of ${names[was]} (${percent(before[was])}).`];
 }
 function bars() {
   const [says, name, rest] = headline(), place = one(".ctl-bars");

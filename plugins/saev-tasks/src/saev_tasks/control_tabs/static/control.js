@@ -1,6 +1,6 @@
-// What both control tabs share: the state with its past, sliders, links, questions to the server. `element`, `props`, `trigger`,
+// Shared by both control tabs: the state with its history, sliders, links, server requests. `element`, `props`, `trigger`,
 // `watch` and `server` come from gradio's HTML component; its value is the name of the SAE. A tab defines `draw()` (a new
-// picture), `arrive(told)` (what the server says of the edits), `preview()` (true: worked out here) and `unchanged()`.
+// picture), `arrive(told)` (the server's answer for the edits), `preview()` (true: computed here) and `unchanged()`.
 const one = (what) => element.querySelector(what), every = (what) => [...element.querySelectorAll(what)];
 const unpack = (text, kind) => new kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const MIN_STRENGTH = -1, MAX_STRENGTH = 2, TITLE = one(".ctl").classList.contains("one") ? "classification" : "segmentation";
@@ -17,7 +17,7 @@ function make(tag, given = {}, ...inside) {
   return made;
 }
 const seen = () => element.isConnected && one(".ctl").offsetParent !== null;
-let troubled = "";  // by which question
+let troubled = "";  // the request that caused it
 function trouble(text, by = "") { const wall = one(".ctl-trouble"); wall.textContent = text; wall.hidden = !text; troubled = by; }
 
 let waiting = 0;
@@ -27,8 +27,8 @@ async function ask(what, more = {}) {
   busy(1);
   if (what !== "after") trouble("");
   try { told = await server.ask({ what, sae: props.value, image: now.image, ...more }); } catch { told = undefined; }
-  setTimeout(busy, 0, -1);  // once what was told is shown
-  if (told === undefined || told === null) told = { error: "The viewer does not answer; is saev view still running?" };
+  setTimeout(busy, 0, -1);  // after the answer is shown
+  if (told === undefined || told === null) told = { error: "The viewer does not respond; is saev view still running?" };
   if (told.missing) { missing(told.command); told.error = "missing"; }
   else if (told.error) trouble(told.error, what);
   else if (troubled === what) trouble("");
@@ -36,8 +36,8 @@ async function ask(what, more = {}) {
 }
 function missing(command) {
   one(".ctl-missing").replaceChildren(
-    make("p", {}, "There is nothing to steer yet: first a probe has to learn the classes from the recorded pictures. Run this once, it takes minutes at most:"),
-    make("pre", {}, make("code", {}, command)), make("button", { type: "button", "data-do": "again" }, "Look again"));
+    make("p", {}, "There is no probe yet. Train one on the recorded pictures with this command; it takes minutes at most:"),
+    make("pre", {}, make("code", {}, command)), make("button", { type: "button", "data-do": "again" }, "Retry"));
   one(".ctl-missing").hidden = false; one(".ctl-all").hidden = true;
   one(".ctl").classList.remove("loading");
 }
@@ -66,7 +66,7 @@ function link() {
   if (now.where.length) text += `&where=${runs(now.where)}`;
   return text;
 }
-function linked() {  // what the address asks of this tab, once
+function linked() {  // the state in the page's address, used once
   const asked = new URLSearchParams(foreign);
   foreign = "";
   if (asked.get("tab") !== TITLE) return null;
@@ -95,8 +95,8 @@ function undo() { if (past.length) { future.push(last); restore(past.pop()); } }
 function redo() { if (future.length) { past.push(last); restore(future.pop()); } }
 function reset() { now.edits = {}; now.where = []; commit(); sync(); follow(true); }
 
-// A question at a time; of those that come meanwhile the last one counts.
-let flying = false, again = false, worked = false, asked = "";  // asked: what the last question was about
+// One request at a time; of those made meanwhile only the last is sent.
+let flying = false, again = false, worked = false, asked = "";  // asked: the state in the last request
 async function exact() {
   const want = () => `${now.image} ${snapshot()}`;
   if (want() === asked) { again = false; return; }
@@ -136,7 +136,7 @@ async function start() {
   const asked = linked();
   if (asked) {
     const bad = asked.edits.find((pair) => pair.length !== 2 || typeof pair[0] !== "number");
-    const reply = bad ? { error: "The edits of this link cannot be read; they look like edits=12:1.5,40:-1." }
+    const reply = bad ? { error: "The edits in this link cannot be parsed; expected a form like edits=12:1.5,40:-1." }
       : await ask("picture", { ...asked, image: asked.image === null ? told.first : asked.image });
     if (!reply.error) {
       now.mine = asked.mine; now.other = asked.other; now.where = asked.where;
@@ -146,7 +146,7 @@ async function start() {
       return;
     }
     await open(told.first);
-    trouble(`This link does not fit: ${reply.error}`);
+    trouble(`This link is invalid: ${reply.error}`);
     return;
   }
   await open(now.image >= 0 && now.image < told.n_images ? now.image : told.first);
@@ -175,21 +175,21 @@ function learn(row) { if (row.effect && typeof row.effect === "string") row.effe
 function fill(list, given) {
   const place = one(`${list} .rows`);
   place.replaceChildren(...given.map(slider));
-  if (!given.length && list !== ".extra") place.append(make("p", { class: "ctl-none" }, "No feature of this SAE speaks for this class."));
+  if (!given.length && list !== ".extra") place.append(make("p", { class: "ctl-none" }, "No feature of this SAE supports this class."));
 }
 function slider(row) {
   const tops = row.top.map((top) => {
     const picture = make("img", { src: top.src, alt: "", loading: "lazy" });
     const [left, above, width, height] = top.box;
     const heat = top.map ? [make("img", { src: top.map, alt: "", loading: "lazy", class: "heat", style: `left:${left}%;top:${above}%;width:${width}%;height:${height}%` })] : [];
-    return make("button", { type: "button", class: "top", "data-see": `${top.image}`, style: `--r:${top.ratio}`, title: `Picture ${top.image}: look at it in the Image tab`, "aria-label": `picture ${top.image}` }, picture, ...heat);
+    return make("button", { type: "button", class: "top", "data-see": `${top.image}`, style: `--r:${top.ratio}`, title: `Picture ${top.image}: open it in the Image tab`, "aria-label": `picture ${top.image}` }, picture, ...heat);
   });
-  const name = make("button", { type: "button", class: "name", "data-open": `${row.feature}`, title: "All about this feature" }, make("b", {}, `${row.feature}`), row.name ? ` ${row.name}` : make("i", {}, " unnamed"));
+  const name = make("button", { type: "button", class: "name", "data-open": `${row.feature}`, title: "Open this feature" }, make("b", {}, `${row.feature}`), row.name ? ` ${row.name}` : make("i", {}, " unnamed"));
   const here = row.dead ? "never fires" : row.here > 0 ? `here ${(100 * row.here).toFixed(0)} % of its max` : "silent here";
   const range = make("input", { type: "range", min: `${MIN_STRENGTH}`, max: `${MAX_STRENGTH}`, step: "0.05", "aria-label": `strength of feature ${row.feature} ${row.name}`, disabled: !!row.dead });
   const line = make("div", { class: "ctl-row", "data-row": `${row.feature}` },
     make("div", { class: "tops" }, ...tops), make("div", { class: "line" }, name, make("span", { class: row.here > 0 ? "here" : "here none" }, here)),
-    make("div", { class: "slide" }, range, make("output", {}), make("button", { type: "button", class: "back", "data-back": `${row.feature}`, title: "Back to unchanged", "aria-label": `feature ${row.feature} back to unchanged` }, "↺")));
+    make("div", { class: "slide" }, range, make("output", {}), make("button", { type: "button", class: "back", "data-back": `${row.feature}`, title: "Undo this edit", "aria-label": `undo the edit of feature ${row.feature}` }, "↺")));
   place(line);
   return line;
 }
@@ -239,7 +239,7 @@ const doing = { undo, redo, reset, next: () => step(1), previous: () => step(-1)
 doing.opened = () => {
   const field = document.querySelector("#saev-feature input");
   const feature = field ? +field.value : -1;
-  if (feature >= 0) add({ text: `${feature}` }); else trouble("Look at a feature in the Features tab first.");
+  if (feature >= 0) add({ text: `${feature}` }); else trouble("Open a feature in the Features tab first.");
 };
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");

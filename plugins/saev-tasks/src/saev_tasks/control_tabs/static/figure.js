@@ -1,6 +1,6 @@
-// A figure on a canvas, saved as PNG by the browser itself.
+// A figure on a canvas, saved as PNG by the browser.
 function paper(width, height) {
-  const canvas = document.createElement("canvas"), ratio = 2;  // twice the dots, for print
+  const canvas = document.createElement("canvas"), ratio = 2;  // double resolution, for print
   canvas.width = width * ratio; canvas.height = Math.ceil(height) * ratio;
   const g = canvas.getContext("2d");
   g.scale(ratio, ratio);

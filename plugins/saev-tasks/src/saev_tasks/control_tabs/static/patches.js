@@ -1,4 +1,4 @@
-// Patches that can be marked: press one, drag over several (a drag that begins on a marked one takes marks away), or with the
+// Markable patches: click one, drag over several (a drag that starts on a marked one removes marks), or use the
 // keyboard: arrows move, Space marks, Shift and arrows mark a rectangle, Escape clears.
 let cursor = -1, anchor = -1, drag = null;
 const cells = () => known.rows * known.cols;
@@ -27,7 +27,7 @@ function marked() {
     const box = canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
     canvas.width = Math.max(1, Math.round(box.width * ratio)); canvas.height = Math.max(1, Math.round(box.height * ratio));
     const g = canvas.getContext("2d"), w = canvas.width / known.cols, h = canvas.height / known.rows;
-    const lines = (width, ink) => {  // around the marked, not between them
+    const lines = (width, ink) => {  // around the marked area, not between its patches
       g.lineWidth = width * ratio; g.strokeStyle = ink; g.beginPath();
       for (const p of set) {
         const c = p % known.cols, x = c * w, y = Math.floor(p / known.cols) * h;

@@ -1,4 +1,4 @@
-// Segmentation: the class of every pixel before and after, as colours over the picture, a table of what changed.
+// Segmentation: the class of every pixel before and after, as colours over the picture, and a table of changes.
 let now_labels = null;
 const share = (n) => { const p = 100 * n / (shown.width * shown.height); return `${p > 0 && p < 0.1 ? "<0.1" : p.toFixed(1)}\u00a0%`; };
 const ink = (c) => `rgb(${known.colours[c].join(",")})`;
@@ -48,14 +48,14 @@ function arrived(labels) {
     const by = after[c] - before[c], sign = by > 0 ? "+" : by < 0 ? "−" : "";
     return make("tr", { "data-class": `${c}` }, make("th", {}, make("i", { style: `background:${ink(c)}` }), known.classes[c]), make("td", {}, share(before[c])), make("td", {}, share(after[c])),
       make("td", { class: by ? "moved" : "" }, by ? `${sign}${Math.abs(by)} px (${sign}${share(Math.abs(by))})` : "0"),
-      make("td", {}, make("button", { type: "button", "data-mark": `${c}`, title: `Mark the patches that showed ${known.classes[c]} before` }, "mark")));
+      make("td", {}, make("button", { type: "button", "data-mark": `${c}`, title: `Mark the patches predicted as ${known.classes[c]} before` }, "mark")));
   }));
   const head = one(".ctl-head");
-  if (!edits().length) head.textContent = `The probe sees ${rank.slice(0, 3).map((c) => known.classes[c]).join(", ")}${rank.length > 3 ? ` and ${rank.length - 3} more` : ""}. Move a slider to change its mind.`;
-  else if (!changed) head.textContent = "No pixel changes its class yet.";
+  if (!edits().length) head.textContent = `The probe predicts ${rank.slice(0, 3).map((c) => known.classes[c]).join(", ")}${rank.length > 3 ? ` and ${rank.length - 3} more` : ""}. Move a slider to change the prediction.`;
+  else if (!changed) head.textContent = "No pixel has changed class yet.";
   else {
     const [[key, n]] = [...moves].sort((a, b) => b[1] - a[1]);
-    head.replaceChildren(make("b", {}, `${share(changed)} of the pixels change`), `, most of all from ${known.classes[Math.floor(key / 65536)]} to `, make("b", {}, known.classes[key % 65536]), ` (${share(n)}).`);
+    head.replaceChildren(make("b", {}, `${share(changed)} of the pixels change`), `, mostly from ${known.classes[Math.floor(key / 65536)]} to `, make("b", {}, known.classes[key % 65536]), ` (${share(n)}).`);
   }
 }
 function preview() { return false; }

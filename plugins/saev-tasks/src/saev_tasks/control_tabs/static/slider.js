@@ -1,5 +1,5 @@
-// Logits under edits where the probe reads the SAE's own site: `Edit.activation` of saev_core, of which the server sends the
-// slopes, so that the page needs nobody while a slider slides. Knows no page. null: a feature is not there, or has no slopes.
+// Logits with edits if the probe reads the SAE's own site: same as `Edit.activation` of saev_core, with slopes from the
+// server, so that no request is needed while a slider moves. Independent of the page. null: a feature is missing or has no slopes.
 function moved(before, edits, rows) {
   const logits = Float64Array.from(before);
   for (const [feature, strength] of edits) {
