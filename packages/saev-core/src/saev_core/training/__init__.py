@@ -1,4 +1,4 @@
-"""Training: many SAEs on one pass over a source, each with its own optimiser and schedule, resumable to the same bits.
+"""Training: many SAEs on one pass over a source, each with its own optimiser and schedule, resumable bit for bit.
 
-Import `train`. It knows sources and SAEs, and nothing of evaluation: what measures SAEs during training is passed in.
+Import `train`. Depends on sources and SAEs, not on evaluation: the evaluator used during training is passed in.
 """

@@ -1,4 +1,4 @@
-"""Sources: the vectors that an SAE is trained and measured on, shuffled or in order, from a store or from the running model.
+"""Sources: the vectors an SAE is trained and evaluated on, shuffled or in order, from a store or computed by the model.
 
-Import `ActivationSource`, `StoreSource`, `LiveSource`. It knows nothing of SAEs.
+Import `ActivationSource`, `StoreSource`, `LiveSource`. Independent of SAEs.
 """
