@@ -1,4 +1,4 @@
-"""What a setting affects, stated once on its field: the result, or only how it is come by."""
+"""What a setting affects, declared once on its field: the result, or only the cost of computing it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic.fields import FieldInfo
 from saev_core.config.base import Config
 
 What = Literal["result", "cost", "nothing"]
-"""`result`: other values give other numbers. `cost`: only speed, memory or how often something is reported or kept.
-`nothing`: what is finished is the same."""
+"""`result`: other values give other numbers. `cost`: only speed, memory or how often something is reported or saved.
+`nothing`: finished artifacts are identical."""
 Scope = Literal["pass", "order", "step", "comparison", "extends"]
-"""`pass`: one for all SAEs that share a pass over the data. `order`: which vectors there are is the same, their order is not.
-`step`: decides how much memory and time a training step takes. `comparison`: of several SAEs, not of each.
-`extends`: other values add to what is there."""
+"""`pass`: shared by all SAEs on one pass over the data. `order`: changes the order of the vectors, not which ones are used.
+`step`: changes the memory and time of a training step. `comparison`: applies to several SAEs compared, not to each one.
+`extends`: other values add to existing artifacts."""
 
 
 class Effect(NamedTuple):
@@ -27,13 +27,13 @@ class Effect(NamedTuple):
 
 
 def affects(what: What, *scopes: Scope, default: Any = ..., **field: Any) -> Any:
-    """A pydantic `Field` that states what the setting affects; one that states nothing affects the result.
+    """A pydantic `Field` that declares what the setting affects; a plain `Field` affects the result.
 
     Args:
-        default: as all that follows, an argument of `Field`.
+        default: passed to `Field`, as are all further arguments.
     """
     if what not in get_args(What) or not set(scopes) <= set(get_args(Scope)):
-        raise TypeError(f"a setting affects {get_args(What)} within {get_args(Scope)}, not {(what, *scopes)}")
+        raise TypeError(f"a setting affects one of {get_args(What)} with scopes from {get_args(Scope)}, got {(what, *scopes)}")
     extra: dict[str, Any] = {"affects": what, "scopes": list(scopes)}
     if "default_factory" in field:
         return Field(json_schema_extra=extra, **field)
@@ -41,7 +41,7 @@ def affects(what: What, *scopes: Scope, default: Any = ..., **field: Any) -> Any
 
 
 def effect_of(kind: type[Config], key: str) -> Effect:
-    """The effect of a dotted key; one inside a setting that is no table has the effect of that setting."""
+    """The effect of a dotted key; a key inside a setting that is not a table has the effect of that setting."""
     name, _, rest = key.partition(".")
     field = kind.model_fields.get(name)
     if field is None:
@@ -53,16 +53,16 @@ def effect_of(kind: type[Config], key: str) -> Effect:
 
 
 def settings_within(kind: type[Config], scope: Scope) -> list[str]:
-    """The fields of a table that state this scope, in order."""
+    """The fields of a table that declare this scope, in order."""
     return [name for name, field in kind.model_fields.items() if scope in _stated(field).scopes]
 
 
 def settings_that_matter(config: Config, *, without: Iterable[Scope] = (), defaults: bool = True) -> dict[str, Any]:
-    """A configuration as JSON, nested ones too, without the settings that leave the result as it is.
+    """A configuration as JSON, nested tables included, without the settings that do not affect the result.
 
     Args:
-        without: scopes whose settings do not matter here either.
-        defaults: false leaves out what stands at its default.
+        without: scopes whose settings are left out as well.
+        defaults: false leaves out settings at their default value.
     """
     return config.model_dump(mode="json", exclude=_exempt(config, frozenset(without)), exclude_defaults=not defaults)
 

@@ -1,4 +1,4 @@
-"""What a run is told: frozen pydantic models, one line of documentation and a range per field. Imports no torch.
+"""Base classes of configuration models: frozen pydantic models with a docstring and a range per field. Imports no torch.
 
 Order of precedence, weakest first: defaults, `--config run.toml`, typed flags, `--set key=value`.
 """
@@ -15,23 +15,23 @@ from saev_core.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, unknown keys are errors, field docstrings become help."""
+    """Base of every configuration: frozen, rejects unknown keys, field docstrings become help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class PluginConfig(Config):
-    """Base of a plugin's own options."""
+    """Base class for a plugin's options."""
 
     main: ClassVar[str] = ""
-    """The option that a colon sets (`--model clip:ViT-B-16/openai`); by default the first field the plugin declares."""
+    """The option set after a colon (`--model clip:ViT-B-16/openai`); by default the first field the plugin declares."""
 
     @classmethod
     def main_option(cls) -> str:
-        """The field that `name:VALUE` fills.
+        """The field that `name:VALUE` sets.
 
         Raises:
-            ConfigError: the plugin declares no option of its own.
+            ConfigError: the plugin declares no options.
         """
         if cls.main:
             return cls.main
@@ -40,19 +40,19 @@ class PluginConfig(Config):
                 break
             if own := [name for name in klass.__annotations__ if name in cls.model_fields]:
                 return own[0]
-        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} has no option for a colon to set; use --set.")
+        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} has no main option to set after a colon; use --set.")
 
 
 class PluginRef(Config):
-    """A plugin by name, with its options. `clip:ViT-B-16/openai` is short for its main option.
+    """A plugin by name, with its options. `clip:ViT-B-16/openai` sets its main option.
 
-    Keys beside `name` and `options` are taken as options, so `--set model.blocks=layers.*` works.
+    Keys other than `name` and `options` are treated as options, so `--set model.blocks=layers.*` works.
     """
 
     name: str
-    """The entry point's name; `dist:name` where two distributions share one."""
+    """Entry point name; `dist:name` if two distributions use the same one."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """The plugin's own options, checked by its Config when it is loaded."""
+    """Plugin options, validated by its Config when the plugin is loaded."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,10 +68,10 @@ C = TypeVar("C", bound=Config)
 
 
 def validate(kind: type[C], data: dict[str, Any], where: str = "") -> C:
-    """`data` as a `kind`, or one line that names the first wrong key, its place and the nearest right one.
+    """Validate `data` as a `kind`; errors name the first wrong key, its place and the closest valid key in one line.
 
     Raises:
-        ConfigError: a key is unknown or a value does not fit.
+        ConfigError: a key is unknown or a value is invalid.
     """
     try:
         return kind.model_validate(data)
@@ -86,7 +86,7 @@ def _one_line(kind: type[Config], detail: ErrorDetails, where: str) -> str:
         return f"{place or 'config'}: {detail['msg'].removeprefix('Value error, ')}{got}."
     known = _fields_at(kind, detail["loc"][:-1])
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-    return f"{place}: unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}.")
+    return f"{place}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}.")
 
 
 def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

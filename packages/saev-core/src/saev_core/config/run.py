@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that decides what a run does, one table for each stage."""
+"""`RunConfig`: the complete configuration of a run, one table per stage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAMES_IN_INDEX = {
 
 
 class RunConfig(Config):
-    """Everything that decides what a run does; saved as `config.json` in the run folder."""
+    """Complete configuration of a run; saved as `config.json` in the run folder."""
 
     model: PluginRef = PluginRef(name="tiny")
-    """The vision model."""
+    """Vision model to record activations from."""
     dataset: PluginRef = PluginRef(name="shapes")
-    """The images."""
+    """Data set of images."""
     sae: PluginRef = PluginRef(name="topk")
-    """The SAE variant."""
+    """SAE variant to train."""
     record: RecordConfig = RecordConfig()
     read: ReadConfig = ReadConfig()
     train: TrainConfig = TrainConfig()
@@ -36,18 +36,18 @@ class RunConfig(Config):
     names: NamesConfig = NamesConfig()
     report: ReportConfig = ReportConfig()
     trackers: tuple[str, ...] = affects("nothing", default=("jsonl",))
-    """Trackers by name; JSON lines are always written."""
+    """Trackers to log metrics to, by name; `metrics.jsonl` is always written."""
     store: str = ""
-    """Where the activations lie, if not in the run folder."""
+    """Path or URL of the activation store; empty: inside the run folder."""
     device: str = affects("cost", default="auto")
-    """`auto` picks cuda, mps or cpu; or one of these."""
+    """Device: `cuda`, `mps` or `cpu`; `auto` picks the best one available."""
     sweep: dict[str, Any] = Field(default_factory=dict)
-    """What `--sweep FILE` held: settings whose lists expand to a grid of SAEs; empty: one SAE."""
+    """Contents of `--sweep FILE`: settings whose lists expand to a grid of SAEs; empty: train one SAE."""
 
     @model_validator(mode="before")
     @classmethod
     def _names_of_their_own(cls, data: Any) -> Any:
-        """Older configurations hold the keys of `names` in `index`, as `names` and `names_images` to `names_positive`."""
+        """Move keys that older configurations keep in `index` (`names`, `names_images` to `names_positive`) to `names`."""
         index, names = (data.get("index"), data.get("names", {})) if isinstance(data, dict) else (None, None)
         if not isinstance(index, dict) or not isinstance(names, dict):
             return data

@@ -1,4 +1,4 @@
-"""Where configuration values come from: TOML files, `--set key=value`, and how nested tables are merged and compared."""
+"""Read configuration values from TOML files and `--set key=value`; merge and compare nested tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def load_toml(path: str | Path, *, flag: str = "--config") -> dict[str, Any]:
     """A configuration file as nested dicts.
 
     Raises:
-        ConfigError: it does not exist or is not TOML; the line is named.
+        ConfigError: the file does not exist or is not valid TOML (the message gives the line).
     """
     import tomllib
 
@@ -21,13 +21,13 @@ def load_toml(path: str | Path, *, flag: str = "--config") -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; {flag} takes a TOML file.") from None
+        raise ConfigError(f"{path}: {error.strerror or error}; {flag} needs a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, old, new) for every leaf in which two nested dicts differ; None where a side lacks it."""
+    """(dotted key, old, new) for every leaf in which two nested dicts differ; None if missing on one side."""
     for key in [*old, *(key for key in new if key not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -37,7 +37,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def merge(data: dict[str, Any], over: dict[str, Any]) -> None:
-    """Lay nested dicts over others in place. Another plugin's name clears the options of the one before."""
+    """Merge `over` into `data` in place. A different plugin name discards the previous plugin's options."""
     for key, value in over.items():
         old = data.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
@@ -47,7 +47,7 @@ def merge(data: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def set_key(data: dict[str, Any], assignment: str) -> None:
-    """Apply `a.b=VALUE` to nested dicts in place; VALUE is read as TOML, and as a plain string where that fails.
+    """Apply `a.b=VALUE` to nested dicts in place; VALUE is parsed as TOML, falling back to a plain string.
 
     Raises:
         ConfigError: there is no `=`, or `a` already holds a plain value.
@@ -56,7 +56,7 @@ def set_key(data: dict[str, Any], assignment: str) -> None:
 
     key, eq, text = assignment.partition("=")
     if not eq or not key.strip():
-        raise ConfigError(f"--set {assignment}: write it like --set train.lr=3e-4.")
+        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, such as --set train.lr=3e-4.")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""Settings whose value may be a word instead of a number: `auto`, `none`, `all`; read alike from flags, TOML and JSON."""
+"""Settings whose value may be a word instead of a number: `auto`, `none`, `all`; parsed the same way from flags, TOML and JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Word:
-    """Marks a type whose first part is validated unless the value is the word."""
+    """Annotates a union type: its first member is validated unless the value is the word."""
 
     text: str
     value: str | None
-    """What the word is in Python, and in JSON."""
+    """The word's value in Python and in JSON."""
     zero: bool = True
-    """Whether 0, which older files hold, is read as the word."""
+    """Whether 0, as written in older files, is read as the word."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # Only the other part's own schema, so that an error names what is wrong with the number.
+        # Use only the other member's schema, so that an error describes what is wrong with the number.
         other, said = handler.generate_schema(get_args(source)[0]), self.said
         if self.value is None:
             other, plain = core_schema.nullable_schema(other), None
@@ -33,7 +33,7 @@ class Word:
         )
 
     def said(self, given: Any) -> bool:
-        """Whether a value is the word, or the 0 that stood for it."""
+        """Whether a value is the word, or the 0 that older files use for it."""
         return str(given).strip().lower() in (self.text, *(("0", "0.0") if self.zero else ()))
 
 
@@ -48,6 +48,6 @@ OrAll = Annotated[T | Literal["all"], Word("all", "all")]
 
 
 def settled(value: int | Literal["auto"]) -> int:
-    """A number that was `auto` until it was chosen; see `SAEConfig.sized`."""
+    """Narrow the type of a number whose `auto` has been resolved; see `SAEConfig.sized`."""
     assert value != "auto"
     return value

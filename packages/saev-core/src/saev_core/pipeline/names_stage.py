@@ -90,7 +90,9 @@ def _made(context: StageContext, name: str, checkpoint: Checkpoint, words: Vocab
         return names_from_text(checkpoint, store, index, model, workspace.dataset(), words, cfg, track=context.track)
     concepts = known_concepts(None if words or cfg.source == "auto" else cfg.source, checkpoint, store, workspace.dataset)
     if words is not None:
-        context.say(f"index: the model {context.run.config.model.name} has no text encoder; using the data set's annotations for names.")
+        context.say(
+            f"index: the model {context.run.config.model.name} has no text encoder; names come from the annotations of the data set."
+        )
     return names_from(checkpoint, store, index, concepts, cfg, track=context.track)
 
 

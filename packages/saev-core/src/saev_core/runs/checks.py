@@ -23,15 +23,15 @@ def plugin_versions(config: RunConfig) -> dict[str, str]:
 
 
 def check_config(config: RunConfig) -> None:
-    """Everything that can be said of a configuration before any work: plugins, their options, the device.
+    """Check everything that can be checked before any work starts: plugins, their options, the device.
 
     Raises:
-        UnknownPluginError, PluginError, ConfigError, DeviceError: whatever is wrong first.
+        UnknownPluginError, PluginError, ConfigError, DeviceError: the first problem found.
     """
     from saev_core.plugins.registry import find, resolve
 
     kinds = ("dataset", "sae", "model")
-    # Names first: metadata tells them, and a typing mistake should not have to wait for torch.
+    # Check names first: they come from metadata, so a typo is reported before torch is imported.
     for kind in kinds:
         find(kind, getattr(config, kind).name)
     for kind in kinds:
@@ -46,7 +46,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def default_path(config: RunConfig, date: str) -> Path:
-    """`runs/<date>-<model>-<dataset>`, the plugins' bare names made safe for a file system."""
+    """`runs/<date>-<model>-<dataset>`, with plugin names made safe for file systems."""
 
     def plain(name: str) -> str:
         return re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""Telling many: pluggy observers of a run. They watch and may fail; they never change what is computed."""
+"""Observers of a run (pluggy). They may fail, and never change what is computed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ hookimpl = pluggy.HookimplMarker("saev")
 
 
 class Hooks:
-    """What an observer may implement; every argument may be left out of an implementation."""
+    """Hooks an observer may implement; an implementation may omit any argument."""
 
     @hookspec
     def run_started(self, run: Run, config: Mapping[str, Any]) -> None:
-        """A command begins to work on `run`; `config` is the saved configuration."""
+        """A command starts work on `run`; `config` is the saved configuration."""
 
     @hookspec
     def recorded(self, run: Run, store: str, n_images: int, n_missing: int) -> None:
@@ -51,7 +51,7 @@ class Hooks:
 
     @hookspec
     def run_ended(self, run: Run, error: BaseException | None) -> None:
-        """The command ended; `error` is why it failed, or None."""
+        """The command ended; `error` is the exception that stopped it, or None."""
 
     @hookspec
     def viewer_tabs(self, run: Run) -> Any:
@@ -59,13 +59,13 @@ class Hooks:
 
 
 class Observers:
-    """The observers of one run. One that raises is logged with its traceback and dropped; the run goes on."""
+    """The observers of one run. An observer that raises is logged with its traceback and disabled; the run continues."""
 
     def __init__(self, *observers: object, discover: bool = True) -> None:
         """Register `observers` and, if `discover`, every plugin of the entry-point group `saev.hooks`.
 
         Raises:
-            PluginError: an implementation's name or arguments match no hook.
+            PluginError: the name or arguments of an implementation do not match any hook.
         """
         self._manager = pluggy.PluginManager("saev")
         self._manager.add_hookspecs(Hooks)
@@ -78,7 +78,7 @@ class Observers:
         """Register one observer.
 
         Raises:
-            PluginError: an implementation's name or arguments match no hook.
+            PluginError: the name or arguments of an implementation do not match any hook.
         """
         try:
             self._manager.register(observer, name)
@@ -95,31 +95,31 @@ class Observers:
             try:
                 plugin = entry.load()
             except Exception:
-                log.warning("observer %s (%s) cannot be imported and is left out", entry.name, entry.value, exc_info=True)
+                log.warning("observer %s (%s) cannot be imported; skipping it", entry.name, entry.value, exc_info=True)
                 continue
             dist = f" (from {entry.dist.name} {entry.dist.version})" if entry.dist else ""
             self.add(plugin() if isinstance(plugin, type) else plugin, f"{entry.name}{dist}")
 
     def emit(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call every observer's `hook`; returns what they gave back that is not None."""
+        """Call every observer's `hook`; returns all results that are not None."""
         results = []
         for impl in list(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
                 results.append(impl.function(*(arguments[name] for name in impl.argnames)))
             except Exception:
-                log.exception("observer %s failed in %s and is dropped", impl.plugin_name, hook)
+                log.exception("observer %s failed in %s; disabling it", impl.plugin_name, hook)
                 self._manager.unregister(impl.plugin)
         return [result for result in results if result is not None]
 
 
 def _why(error: Exception) -> str:
-    """What does not fit, with the nearest hook's name for a misspelt one."""
+    """A readable form of pluggy's error, with the closest hook name for a misspelt one."""
     text = " ".join(str(error).split())
     hooks = [name for name in vars(Hooks) if not name.startswith("_")]
     if match := re.match(r"unknown hook '(\w+)'", text):
         near = difflib.get_close_matches(match[1], hooks, n=1)
-        return f"there is no hook {match[1]!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(hooks)}.")
+        return f"unknown hook {match[1]!r}; " + (f"did you mean {near[0]}?" if near else f"known hooks: {', '.join(hooks)}.")
     if match := re.search(r"for hook '(\w+)'.*Argument\(s\) {(.+?)}", text):
         takes = [name for name in inspect.signature(getattr(Hooks, match[1])).parameters if name != "self"]
-        return f"hook {match[1]!r} has no argument {match[2]}; it has {', '.join(takes)}."
+        return f"hook {match[1]!r} has no argument {match[2]}; its arguments are {', '.join(takes)}."
     return f"{text.rstrip('.')}."

@@ -1,4 +1,4 @@
-"""`jsonl`: the tracker that is always there, one line of JSON per event; and what tracker plugins share."""
+"""`jsonl`: the tracker that is always active, one line of JSON per event; and helpers for tracker plugins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class JsonLinesConfig(PluginConfig):
 class JsonLines:
     """Appends `{"time", "event", "sae", "step", ...}` to the run's `metrics.jsonl`.
 
-    A step that a resumed run takes again is written again: of two lines with one SAE and step the later one counts.
+    A resumed run repeats steps and writes them again: of two lines with the same SAE and step, use the later one.
     """
 
     Config: ClassVar[type[PluginConfig]] = JsonLinesConfig
@@ -65,9 +65,9 @@ def _append(run: Run, event: str, **facts: Any) -> None:
 
 
 def settings_of(run: Run, name: str) -> dict[str, Any]:
-    """The run's configuration, and what decides the result of SAE `name` beside it, as one dict.
+    """The run's configuration merged with the settings that determine the result of SAE `name`, as one dict.
 
-    The SAE's own settings are nested under `train`, `sae`, `source` and `schedule`; they are known while it is in training.
+    The SAE's own settings are nested under `train`, `sae`, `source` and `schedule`; they are available only during training.
     """
     settings: dict[str, Any] = run.config.model_dump(mode="json")
     file = run.sae_dir(name).with_name(f"{name}.training") / "config.json"
@@ -85,12 +85,12 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
 def history(run: Run, name: str, before: int) -> list[tuple[str, int, dict[str, float]]]:
     """`stepped` and `evaluated` events of SAE `name` at steps below `before`: (event, step, numbers), by step.
 
-    They are in `metrics.jsonl`, whatever a process that was killed had in hand. A tracker that hears of a training which goes
-    on begins with them.
+    Read from `metrics.jsonl`, which survives a killed process. A tracker attached to a resumed training starts by
+    replaying them.
     """
     found: dict[tuple[int, str], dict[str, float]] = {}
     for line in run.metrics_path.read_text(encoding="utf-8").splitlines() if run.metrics_path.exists() else ():
-        # A line that was cut off is of a killed process, and the step was taken again.
+        # A truncated line comes from a killed process, and its step was repeated.
         facts = json.loads(line) if line.endswith("}") else {}
         if facts.get("event") in ("stepped", "evaluated") and facts["sae"] == name and facts["step"] < before:
             found[facts["step"], facts["event"]] = numbers({key: facts[key] for key in facts.keys() - {"time", "step"}})
@@ -98,5 +98,5 @@ def history(run: Run, name: str, before: int) -> list[tuple[str, int, dict[str, 
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers among metrics, or of an evaluation card: what can be drawn over steps."""
+    """The plain numbers among metrics or in an evaluation card, which can be plotted over steps."""
     return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}

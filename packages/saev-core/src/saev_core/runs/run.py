@@ -1,4 +1,4 @@
-"""`Run`: the folder that holds one run's configuration and everything made from it. Imports no torch."""
+"""`Run`: the folder of one run, with its configuration and all artifacts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from saev_core.support.urls import local_path
 
 FORMAT = 1
 STAGES = ("record", "train", "evaluate", "index", "report")
-"""The stages of a run, each reading what the one before it made."""
+"""The stages of a run; each reads the artifacts of earlier stages."""
 INDEX_ALL = 4
-"""SAEs that are all indexed; of more, which a sweep has, only the best."""
+"""Up to this many SAEs are all indexed; of a larger sweep, only the best one."""
 _STAGE_OF = {
     "model": "record",
     "dataset": "record",
@@ -32,56 +32,56 @@ _STAGE_OF = {
     "read": "train",
     "train": "train",
 }
-"""Top key of the configuration -> the stage whose artifact it decides; what later stages make is simply made again."""
+"""Top-level key of the configuration -> the stage whose artifact depends on it; later stages are simply re-run."""
 
 
 class Run:
     """A run folder: `config.json`, `store`, `sae/<name>/`, `features/<name>.zarr`, `metrics.jsonl`, `results/`, `report.html`.
 
-    Use `Run.create` or `Run.open`. Paths are answered whether or not anything is there yet.
+    Use `Run.create` or `Run.open`. Path properties work whether or not the files exist yet.
     """
 
     def __init__(self, path: str | Path, config: RunConfig, plugins: Mapping[str, str]) -> None:
         self.path = Path(path)
         self.config = config
         self.plugins = dict(plugins)
-        """`model:tiny` and so on -> `distribution version`, as they were when the configuration was saved."""
+        """Plugin such as `model:tiny` -> `distribution version` at the time the configuration was saved."""
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> Run:
-        """A run at `path`: a new folder, an empty one, or a run whose artifacts `config` would make just so.
+        """Create a run at `path`, a new or empty folder, or reuse a run whose artifacts are compatible with `config`.
 
         Raises:
-            RunError: the folder cannot be written, holds something else, or holds a run of another configuration
-                (the keys that differ are named).
+            RunError: the folder cannot be written, contains other files, or contains a run with a different configuration
+                (the message lists the keys that differ).
         """
         path = Path(path)
         if (path / "config.json").exists():
             run = cls.open(path)
             if changed := run._fixed_changes(config):
-                raise RunError(f"{path} is a run of another configuration ({'; '.join(changed)}); choose another --out, or delete it.")
+                raise RunError(f"{path} is a run with a different configuration ({'; '.join(changed)}); choose another --out or delete it.")
         elif path.is_dir() and any(path.iterdir()):
-            raise RunError(f"{path} is not empty and not a run; choose another --out.")
+            raise RunError(f"{path} is not empty and is not a run; choose another --out.")
         run = cls(path, config, plugin_versions(config))
         run._save()
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run at `path`.
+        """Open the run at `path`.
 
         Raises:
-            RunError: it is not a run, or one of another format.
+            RunError: it is not a run, or has another format version.
         """
         path = Path(path)
         try:
             saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             what = "is not a run (it has no config.json)" if path.exists() else "does not exist"
-            raise RunError(f"{path} {what}; make one with saev run --out {path}.") from None
+            raise RunError(f"{path} {what}; create one with saev run --out {path}.") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{path}/config.json cannot be read ({error}); is this a run folder?") from None
         if not isinstance(saved, dict) or "saev" not in saved:
@@ -94,19 +94,19 @@ class Run:
 
     @property
     def store_url(self) -> str:
-        """Where the activations lie."""
+        """Path or URL of the activation store."""
         return self.config.store or str(self.path / "store")
 
     @property
     def sae_names(self) -> list[str]:
-        """Names of the SAEs that were trained to the end, sorted."""
+        """Names of all fully trained SAEs, sorted."""
         return sorted(folder.parent.name for folder in self.path.glob("sae/*/checkpoint.json"))
 
     @property
     def best(self) -> str | None:
-        """The SAE with the lowest error at a stated L0, from `results/pareto.json`, or the only one.
+        """The SAE with the lowest error below an L0 bound, from `results/pareto.json`, or the only SAE.
 
-        None where there are several and they are not evaluated yet, or none of them is sparse enough.
+        None if there are several and they are not evaluated yet, or none is sparse enough.
         """
         if len(names := self.sae_names) == 1:
             return names[0]
@@ -114,10 +114,10 @@ class Run:
         return best if best in names else None
 
     def to_index(self, only: Sequence[str] = ()) -> list[str]:
-        """SAEs whose features are indexed: those that are named, or all up to `INDEX_ALL`, or of more the best.
+        """SAEs to index: those in `only`, or all if there are at most `INDEX_ALL`, or else the best one.
 
         Raises:
-            RunError: one that is named is not there; there is none; or there are many and none is marked best.
+            RunError: a name in `only` does not exist; there is no SAE; or there are many and none is marked best.
         """
         if not (names := self.sae_names):
             raise RunError(f"{self.path} has no trained SAE; train one with saev train {self.path}.")
@@ -127,7 +127,9 @@ class Run:
         if only or len(names) <= INDEX_ALL:
             return list(only) or names
         if self.best is None:
-            raise RunError(f"none of the {len(names)} SAEs of {self.path} is marked best; saev evaluate {self.path} first, or --only NAME.")
+            raise RunError(
+                f"none of the {len(names)} SAEs of {self.path} is marked best; run saev evaluate {self.path} first, or pass --only NAME."
+            )
         return [self.best]
 
     def sae_dir(self, name: str) -> Path:
@@ -139,12 +141,12 @@ class Run:
         return self.path / "features" / f"{name}.zarr"
 
     def results_path(self, task: str) -> Path:
-        """Where a task's results go."""
+        """The results file of a task."""
         return self.path / "results" / f"{task}.json"
 
     @property
     def metrics_path(self) -> Path:
-        """Training metrics, one JSON object a line."""
+        """Training metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -154,11 +156,11 @@ class Run:
 
     @property
     def stages_path(self) -> Path:
-        """What was made from what; see `pipeline`."""
+        """Which stages are done, and from which inputs; see `pipeline`."""
         return self.path / "stages.json"
 
     def stamps(self) -> dict[str, Any]:
-        """What `stages_path` holds: for every stage that is done its key, how long it took, and for an SAE what it was told.
+        """Contents of `stages_path`: the key and duration of every finished stage, and for an SAE its settings.
 
         Raises:
             RunError: the file is not JSON.
@@ -168,11 +170,11 @@ class Run:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise RunError(f"{self.stages_path} is not JSON ({error}); delete it, and what cannot be told valid is made again.") from None
+            raise RunError(f"{self.stages_path} is not JSON ({error}); delete it to re-run the stages.") from None
         return stamps
 
     def result(self, task: str) -> dict[str, Any]:
-        """What was written to `results_path(task)`; empty where nothing was.
+        """Contents of `results_path(task)`; empty if there is no such file.
 
         Raises:
             RunError: the file is not JSON.
@@ -186,7 +188,7 @@ class Run:
         return data
 
     def write_result(self, task: str, data: Mapping[str, Any]) -> Path:
-        """Write `results_path(task)` as a whole."""
+        """Write `results_path(task)`, replacing it."""
         path = self.results_path(task)
         write_json(path, data)
         return path
@@ -199,8 +201,8 @@ class Run:
             raise RunError(f"{self.path} cannot be written ({error.strerror or error}); choose another --out.") from None
 
     def _fixed_changes(self, config: RunConfig) -> list[str]:
-        """`key: old, not new` for every difference that an artifact which is already there does not allow."""
-        store = local_path(self.store_url)  # a remote one counts as made: asking would take zarr and the network
+        """`key is old, not new` for every difference that conflicts with an existing artifact."""
+        store = local_path(self.store_url)  # a remote store is assumed to exist: checking would need zarr and the network
         made = {"record": store is None or store.exists(), "train": any(self.path.glob("sae/*/*"))}
         changes = []
         swept = bool(self.config.sweep or config.sweep)
@@ -210,11 +212,11 @@ class Run:
             if _fixes(key) and made.get(_STAGE_OF.get(key.split(".")[0], ""), False):
                 changes.append(f"{key} is {_text(old)}, not {_text(new)}")
         if made["train"] and self.config.sweep and not config.sweep:
-            changes.append("it has a sweep, and none is given now: pass --sweep again, or go on with saev train RUN")
+            changes.append("it has a sweep, but none was given: pass --sweep again, or continue with saev train RUN")
         return changes + (self._changed_saes(config) if swept and made["train"] else [])
 
     def _changed_saes(self, config: RunConfig) -> list[str]:
-        """For every SAE that is trained and has the name of a point of `config`: in what they differ."""
+        """Differences between each trained SAE and the point of `config` with the same name."""
         stamps = self.stamps()
         told = {point.name: point.says() for point in expand(config).points}
         return [
@@ -226,7 +228,7 @@ class Run:
 
 
 def _fixes(key: str) -> bool:
-    """Whether what is already made would be another with another value of this key; layers, for one, are added."""
+    """Whether changing this key invalidates existing artifacts; changing layers, for example, only adds to them."""
     effect = effect_of(RunConfig, key)
     return effect.what == "result" and "extends" not in effect.scopes
 

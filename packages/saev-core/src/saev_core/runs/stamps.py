@@ -1,4 +1,4 @@
-"""`Stamps`: what of a run was made from what, kept in its `stages.json`."""
+"""`Stamps`: which stages of a run are up to date, kept in its `stages.json`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saev_core.support.files import write_json
 
 
 class Stamps:
-    """Knows which stages of a run are done: a stage's key is a digest of its settings and of the fingerprints it read.
+    """Tracks which stages of a run are done; a stage's key is a digest of its settings and of its inputs' fingerprints.
 
-    A stage is named `record`, or with the SAE that it makes, `train:topk`.
+    A stage is named like `record`, or with its SAE like `train:topk`.
     """
 
     def __init__(self, run: Run, say: Callable[[str], None]) -> None:
@@ -26,12 +26,12 @@ class Stamps:
 
     @staticmethod
     def key(*parts: Any) -> str:
-        """The digest of settings and fingerprints; settings that leave no mark on what a stage makes are no part of it."""
-        # What is measured of one SAE does not depend on how several are compared.
+        """The digest of settings and fingerprints, without settings that do not affect the stage's result."""
+        # The evaluation of one SAE does not depend on how several are compared.
         return digest([settings_that_matter(part, without=["comparison"]) if isinstance(part, Config) else part for part in parts])
 
     def get(self, stage: str) -> Mapping[str, Any]:
-        """The stamp of a stage: `key`, `seconds` and what `record` was given beside; empty where it is not done."""
+        """The stamp of a stage: `key`, `seconds` and the further values passed to `record`; empty if it is not done."""
         return dict(self._stamps.get(stage, {}))
 
     def of_saes(self, stage: str) -> dict[str, Mapping[str, Any]]:
@@ -40,11 +40,11 @@ class Stamps:
         return {name.removeprefix(prefix): stamp for name, stamp in self._stamps.items() if name.startswith(prefix)}
 
     def seconds(self, *stages: str) -> dict[str, float]:
-        """How long each of some stages took, whenever that was; those that are not done are left out."""
+        """The duration of each of these stages when it was run; stages that are not done are omitted."""
         return {stage: self._stamps[stage]["seconds"] for stage in stages if stage in self._stamps}
 
     def up_to_date(self, stage: str, key: str, opens: Callable[[], object] = lambda: None) -> bool:
-        """Whether `stage` was finished with this key and its artifact can still be opened."""
+        """Whether `stage` was completed with this key and its artifact can still be opened."""
         if self._stamps.get(stage, {}).get("key") != key:
             return False
         try:
@@ -55,12 +55,12 @@ class Stamps:
         return True
 
     def record(self, stage: str, key: str, began: float, *, share: int = 1, **more: Any) -> None:
-        """Note that `stage` is done.
+        """Mark `stage` as done.
 
         Args:
-            began: `time.monotonic()` when it began.
-            share: stages that were done since then together.
-            more: what else is to be known of it, as JSON.
+            began: `time.monotonic()` at its start.
+            share: number of stages run together since then.
+            more: further values to store with it, as JSON.
         """
         self._stamps[stage] = {"key": key, "seconds": round((time.monotonic() - began) / share, 3), **more}
         write_json(self.run.stages_path, self._stamps)

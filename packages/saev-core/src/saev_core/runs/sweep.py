@@ -1,6 +1,6 @@
-"""A sweep: settings in a TOML file whose lists expand to a grid, as points that each train one SAE. Imports no torch itself.
+"""Sweeps: expand lists of settings in a TOML file to a grid of points, each training one SAE. Imports no torch itself.
 
-Validating a point asks its SAE plugin for its options, which imports that plugin.
+Validating a point needs the options of its SAE plugin, which imports that plugin.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from saev_core.errors import ConfigError
 from saev_core.plugins.registry import config_class, find, parse_ref, resolve
 
 ASK_ABOVE = 1_000
-"""Points above which a person is asked whether that many are meant."""
+"""Sweeps with more points than this need confirmation (`--yes`)."""
 MOST = 100_000
-"""Points that a sweep has at most."""
+"""Maximum number of points in a sweep."""
 
 TABLES = ("sae", "read", "train", "sweep", "point")
-"""What a sweep file may hold."""
+"""Tables allowed in a sweep file."""
 
 _RANGE, _SIGNIFICANT = {"min", "max", "log", "choices"}, 4
-_ONE_STORE = "a sweep trains on one store; record another one into a run of its own (saev record --out) and sweep there"
+_ONE_STORE = "a sweep trains on one store; record another store in a separate run (saev record --out) and sweep there"
 _FOR_ALL = "it is the same for every SAE of a run; pass it with --set or --config"
 _REFUSED = {
     **dict.fromkeys(("model", "dataset", "record", "store"), _ONE_STORE),
@@ -47,16 +47,16 @@ class Point:
     """One SAE of a sweep."""
 
     name: str
-    """Its folder's name: the variant, and what the sweep sets."""
+    """Folder name: the variant and the swept settings."""
     config: RunConfig
-    """Its whole configuration, without the sweep; `train.seed` is that of the stream."""
+    """The full configuration, without the sweep; its `train.seed` is the seed of the batch stream."""
     seed: int
-    """Of its initialisation and its own draws: what `train.seed` means in a sweep."""
+    """Seed of its initialisation and its own random draws: the meaning of `train.seed` in a sweep."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the sweep sets, by dotted key."""
+    """Settings from the sweep, by dotted key."""
 
     def says(self) -> dict[str, Any]:
-        """Everything that decides its result on a given store, but for what stands at its default."""
+        """All settings that determine its result on a given store, without those at their default."""
         plugin = find("sae", self.config.sae.name)
         _, options = resolve("sae", self.config.sae)
         return {
@@ -68,19 +68,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A configuration's points, of which a configuration without a sweep has one."""
+    """The points of a configuration; a configuration without a sweep has one."""
 
     points: tuple[Point, ...]
     dropped: tuple[str, ...] = ()
-    """Names of points that were there already."""
+    """Names of points dropped as duplicates."""
 
 
 def expand(config: RunConfig) -> Sweep:
-    """Every point of a configuration's sweep, each checked together with its plugin's own options.
+    """Every point of a configuration's sweep, each validated together with its plugin's options.
 
     Raises:
-        ConfigError: a key is unknown or cannot be swept, a value does not fit, a list is empty; names key and point.
-        UnknownPluginError, PluginError: an SAE variant is not installed or cannot be used.
+        ConfigError: a key is unknown or cannot be swept, a value is invalid, or a list is empty; names key and point.
+        UnknownPluginError, PluginError: an SAE variant is not installed or cannot be loaded.
     """
     if not config.sweep:
         return Sweep((Point(plain(config.sae.name), config, config.train.seed),))
@@ -91,7 +91,7 @@ def expand(config: RunConfig) -> Sweep:
     names: set[str] = set()
     for block in blocks:
         for settings in block.points(head, config.sae.name):
-            # What `topk:16` brings beside the name tells points apart as well.
+            # An option set by `topk:16` also distinguishes points.
             point = _point(base, settings, block.swept | (settings.keys() - block.settings.keys()))
             identity = json.dumps(point.says(), sort_keys=True)
             if identity in points:
@@ -106,10 +106,10 @@ def expand(config: RunConfig) -> Sweep:
 
 
 def count(sweep: Mapping[str, Any], sae: str = "topk") -> int:
-    """Points before duplicates are dropped, without expanding them.
+    """Number of points before duplicates are dropped, without expanding them.
 
     Raises:
-        ConfigError: as `expand`, as far as the file alone tells.
+        ConfigError: as `expand`, for errors visible in the file alone.
     """
     if not sweep:
         return 1
@@ -118,20 +118,20 @@ def count(sweep: Mapping[str, Any], sae: str = "topk") -> int:
 
 
 def check_size(sweep: Mapping[str, Any], sae: str = "topk", *, yes: bool = False) -> None:
-    """Ask before a sweep that is larger than anyone would type.
+    """Require confirmation for large sweeps.
 
     Raises:
-        ConfigError: it has more than `ASK_ABOVE` points and nobody said yes, or more than `MOST`.
+        ConfigError: the sweep has more than `ASK_ABOVE` points and `yes` is false, or more than `MOST`.
     """
     n = count(sweep, sae)
     if n > MOST:
-        raise ConfigError(f"the sweep has {n:,} points; at most {MOST:,} can be trained into one run. Draw some of them: [sweep] n = 100.")
+        raise ConfigError(f"the sweep has {n:,} points, the limit is {MOST:,} per run; sample some of them with [sweep] n = 100.")
     if n > ASK_ABOVE and not yes:
-        raise ConfigError(f"the sweep has {n:,} points; add --yes if that is meant, or --dry-run --yes to see what it costs.")
+        raise ConfigError(f"the sweep has {n:,} points; add --yes to confirm, or --dry-run --yes to see the cost.")
 
 
 def grouped(points: Iterable[Point]) -> list[list[Point]]:
-    """Points that read the same vectors in the same batches, and so can train on one pass; in order."""
+    """Points grouped by batch stream: those that read the same vectors in the same batches can share a pass; in order."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(json.dumps(stream_of(point.config), sort_keys=True), []).append(point)
@@ -139,17 +139,17 @@ def grouped(points: Iterable[Point]) -> list[list[Point]]:
 
 
 def stream_of(config: RunConfig) -> dict[str, Any]:
-    """What decides the stream of batches that an SAE sees."""
+    """The settings that determine the stream of batches an SAE is trained on."""
     train = config.train.model_dump(mode="json", include=set(settings_within(TrainConfig, "pass")))
     return {"read": settings_that_matter(config.read), "train": train}
 
 
 def plain(name: str) -> str:
-    """A plugin's bare name, safe for a file system."""
+    """A plugin's name without its distribution, safe for file systems."""
     return re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2])
 
 
-# Reading the file.
+# Parsing the file.
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Block:
-    """One grid: the shared settings, and those of one `[[point]]` laid over them."""
+    """One grid: the shared settings, overridden by those of one `[[point]]`."""
 
     settings: dict[str, Any]
     """Dotted key -> value, list of values or range, as written."""
@@ -172,7 +172,7 @@ class _Block:
 
     @property
     def swept(self) -> frozenset[str]:
-        """Keys that tell the block's points, or blocks, apart."""
+        """Keys that distinguish the block's points, or blocks."""
         return self.own | {key for key, value in self.settings.items() if isinstance(value, list) or is_range(value)}
 
     def size(self, head: _Head, sae: str) -> int:
@@ -189,16 +189,16 @@ class _Block:
                     yield {key: drawn[key] for key in self._order(drawn)}
 
     def _order(self, point: Mapping[str, Any]) -> list[str]:
-        """As the file has them, whatever a plugin's name brought first."""
+        """Keys in the order of the file, even if a plugin's name sets one earlier."""
         return sorted(point, key=lambda key: list(self.settings).index(key) if key in self.settings else -1)
 
     def _variants(self, head: _Head, sae: str) -> Iterable[tuple[dict[str, Any], dict[str, list[Any]], dict[str, Any]]]:
-        """For each plugin that is named: the settings its name brings, the lists and the ranges of the other keys."""
+        """For each plugin: the settings its reference sets, and the lists and ranges of the other keys."""
         rest = {key: value for key, value in self.settings.items() if key != "sae.name"}
         named = self.settings.get("sae.name")
         for name in _values("sae.name", named, 0, self.where) if named is not None else [None]:
             if name is not None and not isinstance(name, str):
-                raise ConfigError(f"{self.where}sae.name: a plugin's name is text (got {name!r}).")
+                raise ConfigError(f"{self.where}sae.name: a plugin name must be a string (got {name!r}).")
             ref = parse_ref("sae", name) if name else None
             plugin = {"sae.name": ref.name, **{f"sae.{key}": value for key, value in ref.options.items()}} if ref else {}
             fields = config_class(find("sae", ref.name if ref else sae)).model_fields
@@ -219,7 +219,7 @@ def _parse(sweep: Mapping[str, Any]) -> tuple[_Head, list[_Block]]:
     shared = _flat({key: value for key, value in sweep.items() if key not in ("sweep", "point")})
     tables = sweep.get("point", [{}])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError("sweep: point is a list of tables; write [[point]] above each.")
+        raise ConfigError("sweep: point must be a list of tables; write [[point]] above each.")
     blocks = []
     for number, table in enumerate(tables, 1):
         where = f"sweep, point {number}: " if "point" in sweep else "sweep: "
@@ -228,43 +228,45 @@ def _parse(sweep: Mapping[str, Any]) -> tuple[_Head, list[_Block]]:
         blocks.append(_Block(shared | own, frozenset(own), where))
     settings = [(block, key, value) for block in blocks for key, value in block.settings.items()]
     if not any(settings):
-        raise ConfigError("sweep: it sets nothing; write for example [train] lr = [1e-3, 2e-3].")
+        raise ConfigError("sweep: the file contains no settings; add some, for example [train] lr = [1e-3, 2e-3].")
     for block, key, _ in settings:
         if effect_of(RunConfig, key).what != "result":
-            raise ConfigError(f"{block.where}{key} leaves no mark on an SAE; pass it with --set {key}=...")
+            raise ConfigError(f"{block.where}{key} does not affect the trained SAE; pass it with --set {key}=...")
         if key == "train.live":
             raise ConfigError(f"{block.where}{key} is the same for every SAE of a run; pass it with --set {key}=...")
     if head.n and not any(is_range(value) for _, _, value in settings):
-        raise ConfigError("sweep.n draws from ranges, and there is none; write for example lr = {min = 1e-4, max = 1e-2, log = true}.")
+        raise ConfigError(
+            "sweep.n samples from ranges, but the file has none; add one, for example lr = {min = 1e-4, max = 1e-2, log = true}."
+        )
     return head, blocks
 
 
 def _check_tables(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """
     Raises:
-        ConfigError: a key is not one of `known`; says why it cannot be swept, or which is meant.
+        ConfigError: a key is not one of `known`; the message explains why it cannot be swept, or suggests the closest key.
     """
     for key in table:
         if key in _REFUSED:
             raise ConfigError(f"{where}{key} cannot be swept: {_REFUSED[key]}.")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"{where}{key}: unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}."))
+            raise ConfigError(f"{where}{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."))
 
 
 def _head(table: Any) -> _Head:
     if not isinstance(table, dict):
-        raise ConfigError("sweep.sweep is a table: [sweep] n = 20, seed = 0.")
+        raise ConfigError("sweep.sweep must be a table: [sweep] n = 20, seed = 0.")
     for key, value in table.items():
         if key not in ("n", "seed"):
-            raise ConfigError(f"sweep.{key}: unknown; known here: n, seed.")
+            raise ConfigError(f"sweep.{key}: unknown key; known keys: n, seed.")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"sweep.{key}: a whole number, 0 or more (got {value!r}).")
+            raise ConfigError(f"sweep.{key}: must be a whole number, 0 or more (got {value!r}).")
     return _Head(**table)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> what is not a table, or a range. `sae.options.k` is `sae.k`, and `sae = "topk"` is its name."""
+    """Dotted key -> value or range, with nested tables flattened. `sae.options.k` is `sae.k`, and `sae = "topk"` is its name."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict) and not is_range(value):
@@ -283,23 +285,23 @@ def _safe(key: str, prefix: str) -> str:
 
 
 def is_range(value: Any) -> bool:
-    """Whether a value is drawn: `{min, max, log}` or `{choices}`."""
+    """Whether a value is a range to sample from: `{min, max, log}` or `{choices}`."""
     return isinstance(value, dict) and bool(value) and set(value) <= _RANGE
 
 
 def _check_range(where: str, spec: Mapping[str, Any], head: _Head) -> None:
     if not head.n:
-        raise ConfigError(f"{where} is a range; say how many points to draw: [sweep] n = 20.")
+        raise ConfigError(f"{where} is a range; set the number of points to sample: [sweep] n = 20.")
     if "choices" in spec:
         if set(spec) != {"choices"} or not isinstance(spec["choices"], list) or not spec["choices"]:
-            raise ConfigError(f"{where}: choices is a list that is not empty, and stands alone.")
+            raise ConfigError(f"{where}: choices must be a non-empty list, without other keys.")
         return
     low: Any = spec.get("min")
     high: Any = spec.get("max")
     if not (_is_number(low) and _is_number(high) and low <= high):
-        raise ConfigError(f"{where}: a range needs numbers min and max, min not above max (got {json.dumps(dict(spec))}).")
+        raise ConfigError(f"{where}: a range needs numbers min and max with min <= max (got {json.dumps(dict(spec))}).")
     if spec.get("log") and low <= 0:
-        raise ConfigError(f"{where}: a logarithmic range begins above 0 (got min {low}).")
+        raise ConfigError(f"{where}: a logarithmic range needs min above 0 (got min {low}).")
 
 
 def _is_number(value: Any) -> bool:
@@ -307,30 +309,30 @@ def _is_number(value: Any) -> bool:
 
 
 def _draw(key: str, spec: Mapping[str, Any], head: _Head) -> list[Any]:
-    """`n` values of one key. More of them begin with the same ones, and other keys do not change them."""
-    # random() is the one method of which Python promises the same numbers in later versions.
+    """`n` values of one key. A larger `n` extends the same sequence, and other keys do not affect it."""
+    # random() is the only method whose sequence Python guarantees across versions.
     rng = random.Random(f"{head.seed} {key}")
     return [_at(spec, rng.random()) for _ in range(head.n)]
 
 
 def _at(spec: Mapping[str, Any], u: float) -> Any:
-    """The value at `u` in [0, 1) of a range; whole numbers stay whole, others have four significant digits."""
+    """The value at `u` in [0, 1) of a range; integer ranges give integers, others four significant digits."""
     if "choices" in spec:
         return spec["choices"][int(u * len(spec["choices"]))]
     low, high = spec["min"], spec["max"]
     whole = isinstance(low, int) and isinstance(high, int)
-    # Of whole numbers each is as likely as the next: high itself is one of them.
+    # Every integer is equally likely, including high.
     a, b = (low, high + 1) if whole else (low, high)
     value = a * (b / a) ** u if spec.get("log") else a + (b - a) * u
     return min(max(int(value), low), high) if whole else min(max(float(f"{value:.{_SIGNIFICANT}g}"), low), high)
 
 
 def _values(key: str, value: Any, depth: int, where: str) -> list[Any]:
-    """The values that a key takes: one, or those of a list that is deeper than the key's own value."""
+    """The values of a key: one, or the items of a list that is nested deeper than the key's type."""
     if not isinstance(value, list):
         return [value]
     if not value:
-        raise ConfigError(f"{where}{key} is an empty list; give it values or leave it out.")
+        raise ConfigError(f"{where}{key} is an empty list; add values or remove it.")
     return value if _depth(value) > depth else [value]
 
 
@@ -339,7 +341,7 @@ def _depth(value: Any) -> int:
 
 
 def _annotation(key: str, options: Mapping[str, Any]) -> Any:
-    """The type of a key's value; None where there is no such key, which validation will say."""
+    """The type of a key's value; None for an unknown key, which validation reports later."""
     section, _, rest = key.partition(".")
     fields = {"sae": options, "read": ReadConfig.model_fields, "train": TrainConfig.model_fields}.get(section, {})
     found = fields.get(rest)
@@ -347,7 +349,7 @@ def _annotation(key: str, options: Mapping[str, Any]) -> Any:
 
 
 def _list_depth(annotation: Any) -> int:
-    """How deep a list a value of this type is: 0 for a number, 1 for `tuple[int, ...]`; the least of a union's."""
+    """Nesting depth of lists in values of this type: 0 for a number, 1 for `tuple[int, ...]`; the minimum over a union."""
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
         return _list_depth(inner[0])
@@ -364,7 +366,7 @@ def _list_depth(annotation: Any) -> int:
 def _point(base: dict[str, Any], settings: dict[str, Any], named: Set[str]) -> Point:
     """
     Args:
-        named: the keys that go into its name.
+        named: keys that become part of the point's name.
     """
     data, over = json.loads(json.dumps(base)), dict[str, Any]()
     for key, value in settings.items():
@@ -399,7 +401,7 @@ def _name(variant: str, settings: Mapping[str, Any], named: Set[str]) -> str:
 def _part(key: str, value: Any) -> str:
     last = "s" if key == "train.seed" else key.rpartition(".")[2]
     text = "+".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
-    # A word would run into its key: optimizer_muon, but lr0.001.
+    # Separate words from their key: optimizer_muon, but lr0.001.
     joint = "" if text[:1].isdigit() or text[:1] == "-" else "_"
     return re.sub(r"[^\w.+-]+", "_", f"{last}{joint}{text}")
 

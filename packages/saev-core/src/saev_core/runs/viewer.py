@@ -1,4 +1,4 @@
-"""`RunViewer`: base of the plugins that show a finished run, and finding the installed one."""
+"""`RunViewer`: base class of viewer plugins, and lookup of the installed one."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ log = logging.getLogger(__name__)
 
 
 class RunViewer:
-    """Base of every viewer plugin. Each method is optional; a viewer defines those that it offers.
+    """Base class of every viewer plugin. Each method is optional; a viewer defines those it offers.
 
-    It is built without arguments, and its module is imported by commands that do not view: heavy libraries belong into the methods.
+    It is built without arguments, and its module is also imported by other commands: import heavy libraries inside the methods.
     """
 
     METHODS: ClassVar[tuple[str, ...]] = ("report", "pareto", "serve", "gallery")
 
     @classmethod
     def offered(cls) -> list[str]:
-        """Names of the methods that this viewer defines."""
+        """Names of the methods this viewer defines."""
         return [method for method in cls.METHODS if getattr(cls, method) is not getattr(RunViewer, method)]
 
     def report(self, run: Run) -> Path:
         """Write an illustrated report to `run.report_path` and return that path; the last stage of `saev run`.
 
         Raises:
-            RunError: something of the run is damaged, or the file cannot be written.
+            RunError: an artifact of the run is damaged, or the file cannot be written.
         """
         raise NotImplementedError
 
     def pareto(self, run: Run) -> Path:
-        """Write a figure of the Pareto front beside the run's `pareto` result, as PNG, and return its path; made by `saev evaluate`.
+        """Write a PNG figure of the Pareto front next to the run's `pareto` result and return its path; used by `saev evaluate`.
 
         Raises:
-            RunError: the run has no such result, or the file cannot be written.
+            RunError: the run has no `pareto` result, or the file cannot be written.
         """
         raise NotImplementedError
 
@@ -55,16 +55,16 @@ class RunViewer:
         dataset: str = "",
         say: Callable[[str], None] = log.info,
     ) -> None:
-        """Serve the run interactively until interrupted: `saev view`.
+        """Serve the run interactively until interrupted; used by `saev view`.
 
         Args:
-            others: further runs, to compare with.
+            others: further runs to compare with.
             auth: `user:password`; empty: no login.
-            dataset: where the images lie now, as `--dataset` takes it; empty: where the run says.
+            dataset: current location of the images, in the form of `--dataset`; empty: as configured in the run.
 
         Raises:
-            UsageError: `auth` is not `user:password`, or there is no such port.
-            RunError: nothing is indexed yet, or the port is taken.
+            UsageError: `auth` is not `user:password`, or the port is invalid.
+            RunError: nothing is indexed yet, or the port is in use.
         """
         raise NotImplementedError
 
@@ -81,29 +81,29 @@ class RunViewer:
         say: Callable[[str], None] = log.info,
         track: Track = silent,
     ) -> Path:
-        """Write pages of chosen features that need no server into `folder` and return the first page: `saev view --export`.
+        """Write static pages of selected features to `folder` and return the first page; used by `saev view --export`.
 
         Args:
-            features: which features, in this order; with none and no query the viewer chooses.
-            query: what the viewer's search takes.
-            n: how many features at most; None: the viewer's default.
-            sae: which SAE; empty: the one that the viewer shows first.
+            features: features to show, in this order; if empty and there is no query, the viewer chooses.
+            query: a search in the syntax of the viewer.
+            n: maximum number of features; None: the viewer's default.
+            sae: the SAE to show; empty: the viewer's default SAE.
             dataset: as for `serve`.
 
         Raises:
-            RunError: nothing is indexed, there is no such feature, nothing matches, or the folder holds something else.
+            RunError: nothing is indexed, a feature does not exist, nothing matches, or the folder contains other files.
         """
         raise NotImplementedError
 
 
 def find_viewer(method: str) -> RunViewer:
-    """The installed viewer that offers a method of `RunViewer`, built.
+    """An instance of the installed viewer that offers a method of `RunViewer`.
 
-    A viewer that cannot be imported is passed over, with a warning, where another one offers the method.
+    A viewer that cannot be imported is skipped with a warning if another one offers the method.
 
     Raises:
-        NoViewerError: none is installed, or none offers it; says what to install.
-        PluginError: several offer it, or the only candidate cannot be imported or is not a `RunViewer`.
+        NoViewerError: no viewer is installed, or none offers the method; the message names a package to install.
+        PluginError: several viewers offer it, or the only candidate cannot be imported or is not a `RunViewer`.
     """
     plugins, offering, broken = installed("viewer"), list[tuple[Plugin, type[RunViewer]]](), list[PluginError]()
     for plugin in plugins:
@@ -117,10 +117,10 @@ def find_viewer(method: str) -> RunViewer:
     if not offering and broken:
         raise broken[0]
     if not plugins:
-        raise NoViewerError("no viewer is installed; pip install saev-viz.")
+        raise NoViewerError("no viewer is installed; run pip install saev-viz.")
     if not offering:
         names = ", ".join(f"{plugin.name} ({plugin.dist})" for plugin in plugins)
-        raise NoViewerError(f"no installed viewer offers `{method}`; there is {names}. pip install saev-viz.")
+        raise NoViewerError(f"no installed viewer offers `{method}` (installed: {names}); run pip install saev-viz.")
     if len(offering) > 1:
         names = " and ".join(f"{plugin.name} ({plugin.dist})" for plugin, _ in offering)
         raise PluginError(f"several viewers offer `{method}`: {names}; uninstall all but one.")
@@ -130,7 +130,7 @@ def find_viewer(method: str) -> RunViewer:
 
 
 def viewer_class(plugin: Plugin) -> type[RunViewer]:
-    """The class behind a viewer plugin.
+    """The class of a viewer plugin.
 
     Raises:
         PluginError: it cannot be imported, or is not a `RunViewer`.

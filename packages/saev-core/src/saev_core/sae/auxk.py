@@ -1,4 +1,4 @@
-"""AuxK: dead features learn to reconstruct what the living ones leave over.
+"""AuxK: dead features learn to reconstruct the residual error of the live ones.
 
 Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders, section A.2. https://arxiv.org/abs/2406.04093
 """
@@ -17,12 +17,12 @@ from saev_core.sae.weights import Weights
 def auxk_loss(
     sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int
 ) -> Float[Tensor, ""]:
-    """sum |e - e_hat|^2 / sum |e - mean e|^2, times min(n_dead / k, 1); differentiable, 0 where nothing is dead.
+    """sum |e - e_hat|^2 / sum |e - mean e|^2, times min(n_dead / k, 1); differentiable, 0 if no feature is dead.
 
     Args:
-        error: e = x - x_hat (of the target, where `sae.split` divides `x`), taken as given: no gradient flows into it.
-        k: how many of the dead features reconstruct each vector, by their ReLU'd pre-activations. Their sum e_hat
-            is taken WITHOUT the decoder bias, which would bias it.
+        error: e = x - x_hat (of the target, where `sae.split` divides `x`), treated as constant: no gradient flows into it.
+        k: number of dead features that reconstruct each vector, by their ReLU'd pre-activations. Their sum e_hat
+            does NOT include the decoder bias, which would bias it.
     """
     pick = dead.nonzero().view(-1)
     if len(pick) == 0:
@@ -40,7 +40,7 @@ def auxk_loss(
 def auxk_backward(
     sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"], k: int, *, weight: float
 ) -> Float[Tensor, ""]:
-    """`weight` times `auxk_loss`, whose gradient is added to the parameters': dense matmuls on the dead features alone."""
+    """`weight` times `auxk_loss`; adds its gradient to the parameters', with dense matmuls on the dead features only."""
     pick = dead.nonzero().view(-1)
     if len(pick) == 0:
         return x.new_zeros(())

@@ -1,4 +1,4 @@
-"""`SAE`: what every variant is. A dense `encode` is enough; a variant that yields `Codes` gets the fast step."""
+"""`SAE`: base class of every variant. A dense `encode` is sufficient; a variant that returns `Codes` gets the fast step."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ class SAE(nn.Module):
     Parameters: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` with rows of length 1, `b_dec [d_in]`.
     The encoder does not subtract `b_dec`. A variant overrides `encode`, and `penalty` or `loss`.
 
-    What predicts one thing from another (a transcoder) overrides `split` and `d_out`: everything that encodes still takes
-    the whole vectors that the source gives, and everything decoded is compared with the target.
+    A variant whose target differs from its input (a transcoder) overrides `split` and `d_out`: encoding still takes the
+    whole vectors of the source, and decoded vectors are compared with the target.
     """
 
     Config: ClassVar[type[SAEConfig]] = SAEConfig
 
     selects: ClassVar[bool] = False
     """True where an active value IS its pre-activation (ReLU, TopK, BatchTopK) and `penalty` takes `Codes`: training
-    then runs on `codes`, several times faster than on the dense form."""
+    then runs on `codes`, several times faster than in dense form."""
 
     tied: ClassVar[bool] = False
-    """True where the dictionary alone encodes: `W_enc` and `b_enc` are then not made."""
+    """True if the dictionary alone encodes: there is then no `W_enc` and no `b_enc`."""
 
     W_dec: Tensor
-    """A parameter, or a buffer where a variant computes its rows from others."""
+    """A parameter, or a buffer if a variant computes its rows from other parameters."""
     b_dec: Tensor
 
     training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
-    """How it is best trained where the configuration leaves it open."""
+    """Training settings used if the configuration does not set them."""
 
     def __init__(self, cfg: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if cfg.d_in < 1 or cfg.d_sae == "auto":
             raise ConfigError("an SAE needs d_in and d_sae; use cfg.sized(d_in) or make_sae.")
         if cfg.ghost and self.tied:
-            raise ConfigError("ghost gradients act on an encoder, and this SAE has none; leave sae.ghost out.")
+            raise ConfigError("ghost gradients need an encoder, and this SAE has none; leave sae.ghost out.")
         self.cfg = cfg
         self.scratch = Scratch()
-        """Buffers that its steps reuse."""
+        """Buffers reused by training steps."""
         W_dec = F.normalize(torch.randn(cfg.d_sae, self.d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W_dec)
         if not self.tied:
-            # clone: a transposed view would share memory with W_dec, and loading would then write both.
+            # clone: a transposed view would share memory with W_dec, so that loading would overwrite both.
             self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
             self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
@@ -78,15 +78,15 @@ class SAE(nn.Module):
 
     @property
     def d_out(self) -> int:
-        """Width of what is decoded, and of the encoder's input: `d_in` unless a variant splits its vectors."""
+        """Width of decoded vectors and of the encoder's input: `d_in` unless a variant splits its vectors."""
         return self.cfg.d_in
 
     def split(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]]:
-        """What the encoder sees of `x`, and what is to be decoded: twice `x` itself unless a variant divides it."""
+        """Encoder input and decoding target of `x`: both are `x` itself unless a variant splits it."""
         return x, x
 
     def bypass(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
-        """What the prediction takes from `x` past the features (a skip connection); None: nothing."""
+        """Output of a skip connection past the features; None: no skip connection."""
         return None
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -99,26 +99,26 @@ class SAE(nn.Module):
         return self.split(x)[0] @ self.W_enc + self.b_enc
 
     def check_width(self, x: Tensor) -> None:
-        """Raises ShapeError where the last axis is not `d_in`."""
+        """Raises ShapeError if the last axis is not `d_in`."""
         if x.shape[-1] != self.d_in:
-            raise ShapeError(f"activations are {x.shape[-1]} wide, this SAE takes {self.d_in}.")
+            raise ShapeError(f"activations have width {x.shape[-1]}, this SAE takes {self.d_in}.")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations, mostly zero, never negative."""
         raise NotImplementedError
 
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
-        """`encode`, sparse. Override it where the dense form need never exist."""
+        """`encode`, sparse. Override it to avoid creating the dense form."""
         return Codes.from_dense(self.encode(x))
 
     def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction from dense codes or `Codes`."""
+        """Reconstruct from dense codes or `Codes`."""
         if isinstance(z, Codes):
             return z.decode(self.W_dec, self.b_dec)
         return z @ self.W_dec + self.b_dec
 
     def reconstruct(self, x: Float[Tensor, "*batch d_in"], z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
-        """x_hat of `x`, whose codes are `z`: what is decoded, and what goes past the features."""
+        """x_hat of `x` with codes `z`: the decoded vector plus the skip connection, if any."""
         past, decoded = self.bypass(x), self.decode(z)
         return decoded if past is None else decoded + past
 
@@ -126,7 +126,7 @@ class SAE(nn.Module):
         return self.reconstruct(x, self.encode(x))
 
     def penalty(self, z: Tensor | Codes, progress: Progress) -> Float[Tensor, ""]:
-        """What is added to the reconstruction error, differentiable in the values; nothing by default."""
+        """Sparsity penalty added to the reconstruction error, differentiable in the values; 0 by default."""
         return (z.value if isinstance(z, Codes) else z).new_zeros(())
 
     def loss(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
@@ -137,10 +137,10 @@ class SAE(nn.Module):
         return Step(error + self.penalty(z, progress), x_hat, z, {"mse": float(error.detach())})
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        """Fill every parameter's `.grad` for one batch, overwriting what was there.
+        """Fill every parameter's `.grad` for one batch, overwriting previous values.
 
-        Differentiates `loss`, or takes the lean step where the variant `selects` (CPU). A variant with a hand-written
-        gradient of its own overrides it; it must agree with autograd, and `SAEContract` checks that it does.
+        Differentiates `loss`, or uses the lean step if the variant `selects` (CPU). A variant with a hand-written
+        gradient overrides it; it must agree with autograd, which `SAEContract` checks.
         """
         if self.selects and not x.is_cuda:
             return self.backward_lean(x, progress)
@@ -157,14 +157,14 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def backward_lean(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        """`backward` from sparse codes alone; see `lean_step`."""
+        """`backward` from sparse codes; see `lean_step`."""
         codes = self.codes(x)
         slope, penalty = self._slope(codes, progress)
         error, x_hat = backward_codes(self, x, codes, slope)
         return Step(error + penalty, x_hat, codes, {"mse": float(error)})
 
     def _slope(self, codes: Codes, progress: Progress) -> tuple[Tensor | None, Tensor]:
-        """The penalty's derivative by each value, and the penalty."""
+        """The derivative of the penalty with respect to each value, and the penalty."""
         if type(self).penalty is SAE.penalty:
             return None, codes.value.new_zeros(())
         with torch.enable_grad():
@@ -177,7 +177,7 @@ class SAE(nn.Module):
     def initialise(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
         """Set weights from a sample of normalised activations before training, if `cfg.data_init`; see `sae.initialise`.
 
-        Without it the encoder's scale alone is fitted.
+        Otherwise only the encoder's scale is fitted.
         """
         if self.cfg.data_init:
             initialise_from_data(self, x, generator)
@@ -185,14 +185,14 @@ class SAE(nn.Module):
             calibrate(self, x)
 
     def revive(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> None:
-        """Add ghost gradients of dead features to what `backward` left, if `cfg.ghost`; see `sae.revive`."""
+        """Add ghost gradients of dead features to the gradients from `backward`, if `cfg.ghost`; see `sae.revive`."""
         if self.cfg.ghost and progress.dead is not None:
             ghost_backward(self, x, self.split(x)[1] - step.x_hat, progress.dead)
 
     def resample(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Int[Tensor, " n_dead"] | None:
-        """Start dead features anew after a step, every `cfg.resample_every` steps; returns which ones, for the optimiser to reset."""
+        """Reinitialise dead features after a step, every `cfg.resample_every` steps; returns them for the optimiser to reset."""
         every, done = self.cfg.resample_every, progress.step + 1
-        # A feature that starts in the last fifth, when the learning rate falls, would not become anything.
+        # A feature reinitialised in the last fifth, when the learning rate decays, would not have time to learn.
         if every is None or done % every or done > 0.8 * progress.n_steps or progress.dead is None:
             return None
         dead = progress.dead & (step.counts() == 0)
@@ -202,7 +202,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take out the part of the decoder's gradient that would only change its rows' lengths."""
+        """Remove the component of the decoder's gradient that only changes the norms of its rows."""
         grad = self.W_dec.grad
         if grad is not None and self.cfg.remove_parallel_grads and self.cfg.normalize_w_dec:
             along = torch.linalg.vecdot(grad, self.W_dec)
@@ -210,15 +210,15 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Restore what an optimiser step breaks: decoder rows of length 1."""
+        """Restore constraints after an optimiser step: decoder rows of length 1."""
         if self.cfg.normalize_w_dec:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
 
     def feature_axes(self) -> dict[str, int | None]:
-        """Which axis of each parameter counts features; None where none does.
+        """The feature axis of each parameter; None if it has none.
 
-        By default the last of `W_enc`, and elsewhere the first where it is `d_sae` long. A variant says so of a parameter
-        of its own that has no features although it may happen to be that long.
+        By default the last axis of `W_enc`, and otherwise the first axis if its length is `d_sae`. A variant overrides this
+        for a parameter without a feature axis whose first axis may happen to have that length.
         """
         axes: dict[str, int | None] = {}
         for name, p in self.named_parameters():
@@ -227,35 +227,35 @@ class SAE(nn.Module):
         return axes
 
     def share_scratch(self, scratch: Scratch) -> None:
-        """Work in these buffers from now on; SAEs that take turns may share them."""
+        """Use these buffers from now on; SAEs that take turns may share them."""
         self.scratch = scratch
 
     def frozen(self) -> SAE:
-        """The form used for inference, with equal outputs on one vector at a time; itself, unless a variant needs another."""
+        """The inference form, with the same outputs for one vector at a time; the SAE itself unless a variant needs another."""
         return self
 
     def facts(self) -> dict[str, Any]:
-        """What the variant says of its dictionary in the evaluation card, as JSON; nothing by default."""
+        """Facts about the dictionary for the evaluation card, as JSON; empty by default."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The configuration, as it goes into a checkpoint."""
+        """The configuration as saved in a checkpoint."""
         return self.cfg.model_dump(mode="json")
 
 
 def make_sae(ref: PluginRef | str, d_in: int, seed: int = 0, *, n_vectors: int = 0, n_sites: int = 1) -> SAE:
-    """An SAE plugin, built for activations `d_in` wide with weights drawn from `seed`.
+    """Build an SAE plugin for activations of width `d_in`, with weights drawn from `seed`.
 
     Args:
-        n_vectors: training vectors of one pass, which bound a width that nobody named; see `SAEConfig.sized`.
-        n_sites: sites that are joined in the activations (`ActivationSource.n_sites`).
+        n_vectors: training vectors of one epoch, which limit an automatic width; see `SAEConfig.sized`.
+        n_sites: number of sites joined in the activations (`ActivationSource.n_sites`).
 
     Raises:
         UnknownPluginError, PluginError, ConfigError: as `plugins.resolve`.
     """
     cls, cfg = resolve("sae", ref)
     if cfg.n_sites not in (1, n_sites):
-        raise ConfigError(f"sae.n_sites is {cfg.n_sites}, but read.layer gives {n_sites}; leave sae.n_sites out.")
+        raise ConfigError(f"sae.n_sites is {cfg.n_sites}, but read.layer joins {n_sites}; leave sae.n_sites out.")
     cfg = cfg.model_copy(update={"n_sites": n_sites})
     generator = torch.Generator().manual_seed(seed)
     cfg = cfg.sized(d_in, n_vectors)

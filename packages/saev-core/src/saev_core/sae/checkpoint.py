@@ -1,7 +1,7 @@
-"""`Checkpoint`: a trained SAE with everything needed to use it on raw activations. A folder; no pickle anywhere.
+"""`Checkpoint`: a trained SAE with everything needed to use it on raw activations, as a folder without pickle files.
 
 <name>/sae.safetensors    the SAE's tensors, and `norm.mean`
-<name>/checkpoint.json    which SAE, normaliser, site, store, training configuration, evaluation card
+<name>/checkpoint.json    SAE plugin, normaliser, site, store, training configuration, evaluation card
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from saev_core.support.files import recover_folder, replace_file, replace_folder
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An SAE, its normaliser, and where both came from. Takes and gives RAW activations."""
+    """An SAE with its normaliser and provenance. Takes and returns RAW activations."""
 
     sae: SAE
     norm: Norm
     ref: dict[str, str]
     """The SAE plugin: `name`, `dist`, `version`."""
     site: str
-    """Where in the model the activations were taken, as `str(Site)`; joined ones like `resid.6+10`."""
+    """Where in the model the activations were recorded, as `str(Site)`; joined sites like `resid.6+10`."""
     read: ReadConfig = field(default_factory=ReadConfig)
-    """Which recorded vectors it was trained on, and which images were held out."""
+    """The selection of recorded vectors it was trained on, and the split into training and held-out images."""
     store: dict[str, Any] = field(default_factory=dict)
-    """What the store said of itself: `fingerprint`, `model`, `dataset`, `transform`, grid."""
+    """Description of the store: `fingerprint`, `model`, `dataset`, `transform`, grid."""
     train: dict[str, Any] = field(default_factory=dict)
     """Training configuration and outcome."""
     card: dict[str, Any] = field(default_factory=dict)
@@ -53,36 +53,36 @@ class Checkpoint:
 
     @property
     def selection(self) -> Selection:
-        """Which vectors of a model's tokens it takes. Of `layer="all"` and `"mean"` the sites are those of the store; see
+        """Which vectors of a model's tokens it reads. With `layer="all"` and `"mean"` the sites are those of the store; see
         `Selection.among`.
 
         Raises:
-            UsageError: `site` is not the name of a site.
+            UsageError: `site` is not a valid site name.
         """
         return Selection.named(self.site, self.read)
 
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
-        """Sparse feature activations of raw vectors, clamped and normalised as in training, by the inference form of the SAE.
+        """Sparse feature activations of raw vectors, clamped and normalised as in training, from the inference form of the SAE.
 
         Leading axes are flattened: row i of the codes is vector i of `x.reshape(-1, d_in)`.
 
         Raises:
-            ShapeError: they are not `d_in` wide.
+            ShapeError: the vectors do not have width `d_in`.
         """
         return self.sae.frozen().codes(self._normed(x))
 
     @torch.no_grad()
     def decode(self, codes: Float[Tensor, "*batch d_sae"] | Codes) -> Float[Tensor, "*batch d_out"]:
-        """Raw vectors from codes alone, `[n, d_out]` from `Codes`; of a transcoder the later site's, without what its skip
-        connection adds.
+        """Raw vectors from codes, `[n, d_out]` for `Codes`; for a transcoder those of the later site, without its skip
+        connection.
 
         Raises:
-            ShapeError: they are codes of another number of features.
+            ShapeError: the codes have a different number of features.
         """
         width = codes.d_sae if isinstance(codes, Codes) else codes.shape[-1]
         if width != self.sae.d_sae:
-            raise ShapeError(f"codes are of {width} features, this SAE has {self.sae.d_sae} features.")
+            raise ShapeError(f"codes have {width} features, this SAE has {self.sae.d_sae} features.")
         if isinstance(codes, Codes):
             return self._raw(self.sae.frozen().decode(codes))
         x_hat = self.sae.frozen().decode(codes.reshape(-1, width))
@@ -90,17 +90,17 @@ class Checkpoint:
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Raw vectors there and back, clamped as in training; of a transcoder the later site's, predicted from the earlier's.
+        """Reconstruct raw vectors, clamped as in training; for a transcoder, predict the later site's from the earlier site's.
 
         Raises:
-            ShapeError: they are not `d_in` wide.
+            ShapeError: the vectors do not have width `d_in`.
         """
         normed, frozen = self._normed(x), self.sae.frozen()
         x_hat = self._raw(frozen.reconstruct(normed, frozen.codes(normed)))
         return x_hat.reshape(*x.shape[:-1], self.sae.d_out)
 
     def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "n d_in"]:
-        """Raw vectors as the SAE was trained on them, on its device."""
+        """Raw vectors clamped and normalised as in training, on the SAE's device."""
         self.sae.check_width(x)
         x = x.reshape(-1, self.sae.d_in).to(self.sae.W_dec.device, torch.float32)
         return self.norm(x if self.read.clamp is None else x.clamp(-self.read.clamp, self.read.clamp))
@@ -112,22 +112,22 @@ class Checkpoint:
         return replace(self, sae=self.sae.to(device), norm=self.norm.to(device))
 
     def with_card(self, card: Mapping[str, Any]) -> Checkpoint:
-        """The same with another evaluation card."""
+        """A copy with another evaluation card."""
         return replace(self, card=dict(card))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the SAE, its normaliser, site and reading, 64 hex digits; the evaluation card is not part of it."""
+        """sha256 over the SAE, its normaliser, site and selection, 64 hex digits; excludes the evaluation card."""
         meta = self._meta()
         parts = {key: meta[key] for key in ("norm_scale", "site", "store")}
-        # Without what stands at its default: an option that a later version adds must not make this another checkpoint.
+        # Without defaults: an option added in a later version must not change the fingerprint.
         parts |= {"ref": self.ref["name"], "sae": settings_that_matter(self.sae.cfg, defaults=False)}
         parts["read"] = settings_that_matter(self.read, defaults=False)
         return hashlib.sha256(json.dumps([parts, _digest(self._weights())], sort_keys=True).encode()).hexdigest()
 
     @property
     def weights_digest(self) -> str:
-        """sha256 over the tensors alone: what `checkpoint.json` calls `sha256`, to compare without loading anything."""
+        """sha256 over the tensors only: `sha256` in `checkpoint.json`, to compare checkpoints without loading them."""
         return _digest(self._weights())
 
     def _weights(self) -> bytes:
@@ -148,10 +148,10 @@ class Checkpoint:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder: it is there whole or not at all. Replaces a checkpoint that is there already.
+        """Write the folder atomically, replacing an existing checkpoint.
 
         Raises:
-            CheckpointError: it cannot be written, or the folder holds something else.
+            CheckpointError: it cannot be written, or the folder contains other files.
         """
         folder = Path(folder)
         weights = self._weights()
@@ -160,23 +160,25 @@ class Checkpoint:
             text = json.dumps(meta, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{folder}: the checkpoint's description is not JSON ({error}); a card holds plain finite numbers."
+                f"{folder}: the checkpoint's description is not valid JSON ({error}); use only plain finite numbers in the card."
             ) from None
         try:
             _write(folder, weights, text)
         except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; free space or choose another --out.") from None
+            raise CheckpointError(
+                f"{folder} cannot be written: {error.strerror or error}; free some disk space or choose another --out."
+            ) from None
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", *, kind: type[SAE] | None = None) -> Checkpoint:
-        """The checkpoint in a folder.
+        """Load the checkpoint in a folder.
 
         Args:
-            kind: the SAE's class, where it is not installed as a plugin; by default the plugin that the folder names.
+            kind: the SAE's class, if it is not installed as a plugin; by default the plugin named in the checkpoint.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or of another format version.
+            CheckpointError: there is no checkpoint, it is damaged, or has another format version.
             UnknownPluginError: the SAE's plugin is not installed.
         """
         folder = Path(folder)
@@ -193,10 +195,10 @@ class Checkpoint:
         version = meta.get("saev_checkpoint") if isinstance(meta, dict) else None
         if version != FORMAT:
             raise CheckpointError(
-                f"{folder} is of checkpoint format {version}, this saev reads {FORMAT}; train again or use the saev that wrote it."
+                f"{folder} has checkpoint format {version}, this version reads {FORMAT}; train again or use the saev version that wrote it."
             )
         if _digest(weights) != meta.get("sha256"):
-            raise CheckpointError(f"{folder / WEIGHTS} is damaged (its checksum differs); train again or restore it.")
+            raise CheckpointError(f"{folder / WEIGHTS} is damaged (checksum mismatch); train again or restore it.")
         try:
             tensors = load(weights)
             scale = meta["norm_scale"]
@@ -206,17 +208,19 @@ class Checkpoint:
             read = validate(ReadConfig, meta["read"], where="read")
             made = cls(sae, norm, meta["ref"], meta["site"], read, meta["store"], meta["train"], meta["card"])
         except (KeyError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} does not fit its SAE ({str(error).splitlines()[0]}); was its plugin changed since?") from None
+            raise CheckpointError(
+                f"{folder} does not match its SAE ({str(error).splitlines()[0]}); check whether its plugin has changed."
+            ) from None
         return made.to(device)
 
     def check(self, store: Any, *, same_data: bool = True) -> None:
-        """Refuse an `ActivationStore` that this SAE was not trained on.
+        """Reject an `ActivationStore` this SAE was not trained on.
 
         Args:
             same_data: false allows other images, recorded from the same model in the same way.
 
         Raises:
-            CheckpointError: model, transform, width or (if `same_data`) the images differ; says which.
+            CheckpointError: model, transform, width or (if `same_data`) images differ; names which.
         """
         theirs = store.meta
         if self.store.get("fingerprint") == theirs.fingerprint:
@@ -226,18 +230,18 @@ class Checkpoint:
             have = getattr(theirs, what)
             if what in ours and ours[what] != have:
                 raise CheckpointError(
-                    f"the SAE was trained on {what} {_short(ours[what])}, the store holds {_short(have)}; record that or train again."
+                    f"the SAE was trained on {what} {_short(ours[what])}, but the store has {_short(have)}; record a matching store or train again."
                 )
         if (width := theirs.d_model * self.read.n_sites) != self.sae.d_in:
-            raise CheckpointError(f"the SAE takes activations {self.sae.d_in} wide, the store's are {width}; train one on this store.")
+            raise CheckpointError(f"the SAE takes activations of width {self.sae.d_in}, the store has {width}; train an SAE on this store.")
         if same_data:
             raise CheckpointError(
-                "the SAE was trained on another store (its fingerprint differs); train again, or point at the store it names."
+                "the SAE was trained on another store (fingerprint mismatch); train again, or use the store named in the checkpoint."
             )
 
 
 def ref_of(sae: SAE) -> dict[str, str]:
-    """Name, distribution and version of the plugin that an SAE's class is registered as; the class's own name if none is."""
+    """Name, distribution and version of the plugin an SAE's class is registered as; the class name if it is not registered."""
     target = f"{type(sae).__module__}:{type(sae).__qualname__}"
     for plugin in installed("sae"):
         if plugin.target == target:
@@ -268,7 +272,7 @@ def _short(value: Any) -> str:
 
 def _write(folder: Path, weights: bytes, meta: str) -> None:
     if folder.exists() and not (folder / META).exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} holds something else than a checkpoint; choose another folder.")
+        raise CheckpointError(f"{folder} contains files that are not a checkpoint; choose another folder.")
     if _holds(folder, weights):
         replace_file(folder / META, meta)
         return

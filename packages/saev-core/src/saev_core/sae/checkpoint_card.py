@@ -1,4 +1,4 @@
-"""`CheckpointCard`: what a checkpoint says of itself, read without loading its SAE. Imports no torch."""
+"""`CheckpointCard`: a checkpoint's description, read without loading its SAE. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from saev_core.config.stages import ReadConfig
 from saev_core.errors import CheckpointError
 
 FORMAT = 1
-"""Version of the layout; another one is refused."""
+"""Format version; checkpoints of other versions are rejected."""
 WEIGHTS, META = "sae.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
 class CheckpointCard:
-    """The description in a checkpoint's folder; what the fields mean is said in `Checkpoint`."""
+    """The description in a checkpoint's folder; the fields are documented in `Checkpoint`."""
 
     folder: Path
     ref: dict[str, str]
     sae: dict[str, Any]
-    """Options of the SAE plugin, `d_in` and `d_sae` among them."""
+    """Options of the SAE plugin, including `d_in` and `d_sae`."""
     site: str
     read: ReadConfig
     store: dict[str, Any]
     train: dict[str, Any]
     card: dict[str, Any]
     weights_digest: str
-    """As `Checkpoint.weights_digest`; not compared with the file, which is not read."""
+    """As `Checkpoint.weights_digest`; not verified, since the weights are not read."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """The description of the checkpoint in a folder.
+        """Load the description of the checkpoint in a folder.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or of another format version.
+            CheckpointError: there is no checkpoint, it is damaged, or has another format version.
         """
         folder = Path(folder)
         try:
@@ -53,26 +53,26 @@ class CheckpointCard:
         version = meta.get("saev_checkpoint") if isinstance(meta, dict) else None
         if version != FORMAT:
             raise CheckpointError(
-                f"{folder} is of checkpoint format {version}, this saev reads {FORMAT}; train again or use the saev that wrote it."
+                f"{folder} has checkpoint format {version}, this version reads {FORMAT}; train again or use the saev version that wrote it."
             )
         try:
             read = validate(ReadConfig, meta["read"], where="read")
             plain = {key: meta[key] for key in ("ref", "sae", "site", "store", "train", "card")}
             return cls(folder, read=read, weights_digest=meta["sha256"], **plain)
         except KeyError as error:
-            raise CheckpointError(f"{folder / META} has no {error}; train again or restore it.") from None
+            raise CheckpointError(f"{folder / META} has no key {error}; train again or restore it.") from None
 
     def decoder(self) -> Float[np.ndarray, "d_sae d_out"]:
-        """The decoder's rows in float32, of normalised activations. Reads this tensor alone.
+        """The decoder's rows in float32, for normalised activations. Reads only this tensor.
 
         Raises:
-            CheckpointError: the weights are gone or damaged.
+            CheckpointError: the weights are missing or damaged.
         """
         try:
             with safe_open(self.folder / WEIGHTS, framework="numpy") as file:
                 return np.asarray(file.get_tensor("W_dec"), np.float32)
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"the decoder in {self.folder} cannot be read ({error}); train it again or restore it.") from None
+            raise CheckpointError(f"the decoder in {self.folder} cannot be read ({error}); train again or restore it.") from None
 
 
 __all__ = ["FORMAT", "META", "WEIGHTS", "CheckpointCard"]

@@ -1,4 +1,4 @@
-"""`Codes`: sparse feature activations, the currency of training, evaluation, indexing, probes and steering."""
+"""`Codes`: sparse feature activations, shared by training, evaluation, indexing, probes and steering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saev_core.errors import ShapeError
 class Codes:
     """Feature activations of n vectors in CSR order: row i holds entries `offsets[i]` to `offsets[i + 1] - 1`.
 
-    `value` holds no zeros that matter: an entry of value 0 counts as not active everywhere.
+    Explicit zeros in `value` are allowed: an entry of value 0 counts as inactive everywhere.
     """
 
     offsets: Int[Tensor, " n_plus_1"]
@@ -35,19 +35,19 @@ class Codes:
             ShapeError: `z` is not a matrix.
         """
         if z.ndim != 2:
-            raise ShapeError(f"codes are [n, d_sae], not {list(z.shape)}.")
+            raise ShapeError(f"codes must be [n, d_sae], got {list(z.shape)}.")
         row, feature = z.nonzero(as_tuple=True)
         return cls.from_rows(row, feature, z[row, feature], len(z), z.shape[1])
 
     @classmethod
     def from_rows(cls, row: Int[Tensor, " nnz"], feature: Int[Tensor, " nnz"], value: Float[Tensor, " nnz"], n: int, d_sae: int) -> Codes:
-        """Entries with ascending row numbers, of `n` rows in all."""
+        """Codes of `n` rows from entries sorted by row number."""
         offsets = torch.searchsorted(row, torch.arange(n + 1, device=row.device, dtype=row.dtype))
         return cls(offsets, feature, value, d_sae)
 
     @classmethod
     def from_topk(cls, feature: Int[Tensor, "n k"], value: Float[Tensor, "n k"], d_sae: int) -> Codes:
-        """A fixed number k of entries per row; zero values are allowed."""
+        """Codes with exactly k entries per row; zero values are allowed."""
         n, k = feature.shape
         offsets = torch.arange(0, n * k + 1, k, device=feature.device)
         return cls(offsets, feature.reshape(-1), value.reshape(-1), d_sae)
@@ -60,16 +60,16 @@ class Codes:
         )
 
     def counts(self) -> Int[Tensor, " d_sae"]:
-        """In how many rows each feature is active."""
+        """Number of rows in which each feature is active."""
         return torch.bincount(self.feature[self.value != 0], minlength=self.d_sae)
 
     def dense(self) -> Float[Tensor, "n d_sae"]:
-        """All features, mostly zero. For small batches and tests."""
+        """Dense codes, mostly zero. For small batches and tests."""
         z = self.value.new_zeros(len(self), self.d_sae)
         return z.index_put_((self.rows, self.feature), self.value, accumulate=True)
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> Float[Tensor, "n d_in"]:
-        """Sum of the active decoder rows, weighted, plus the bias; the codes are never made dense."""
+        """Weighted sum of the active decoder rows plus the bias, without creating dense codes."""
         bag = F.embedding_bag(self.feature, W_dec, self.offsets[:-1], mode="sum", per_sample_weights=self.value.to(W_dec.dtype))
         return bag + b_dec
 

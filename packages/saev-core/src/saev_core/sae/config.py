@@ -1,4 +1,4 @@
-"""`SAEConfig`: the options that every SAE variant has."""
+"""`SAEConfig`: the options shared by all SAE variants."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from saev_core.config.words import Auto, Off
 from saev_core.errors import ConfigError
 
 VECTORS_PER_FEATURE = 128
-"""Training vectors of one pass that each feature gets at least, where the width is chosen automatically. At 80 (1,536
-features on 549 photographs) a third of the features fired on more than 1 % of patches, at 130 the kinds came apart."""
+"""Minimum training vectors of one epoch per feature, if the width is chosen automatically. At 80 (1,536 features on 549
+photographs) a third of the features fired on more than 1 % of patches, at 130 the categories separated."""
 WIDTH_STEP = 64
-"""Automatic widths are multiples of this."""
+"""Automatic widths are rounded to multiples of this."""
 
 
 class SAEConfig(PluginConfig):
-    """Options every SAE has; `d_in` comes from the store."""
+    """Options of every SAE; `d_in` is set from the store."""
 
     at_most_width: ClassVar[tuple[str, ...]] = ()
-    """Options that must not exceed the number of features: lowered with it where an SAE of fewer features is made of one."""
+    """Options that must not exceed the number of features: lowered when an SAE with fewer features is derived from another."""
 
     d_in: int = Field(default=0, ge=0)
-    """Width of the activations; filled in from the store."""
+    """Width of the activations; set from the store."""
     n_sites: int = Field(default=1, ge=1)
-    """Sites joined in each vector; filled in from `read.layer`."""
+    """Number of sites joined in each vector; set from `read.layer`."""
     d_sae: Auto[PositiveInt] = "auto"
-    """Number of features; `auto`: `expansion` per dimension, but at most one for each 128 training vectors of a pass."""
+    """Number of features; `auto`: `expansion` per dimension, but at most one per 128 training vectors of an epoch."""
     expansion: int = Field(default=16, ge=1)
-    """Features per dimension of one site, used where `d_sae` is `auto`."""
+    """Features per dimension of one site, used if `d_sae` is `auto`."""
     data_init: bool = True
-    """Start decoder rows from training vectors; false: from random directions."""
+    """Initialise decoder rows from training vectors; false: from random directions."""
     normalize_w_dec: bool = True
     """Keep decoder rows at length 1."""
     remove_parallel_grads: bool = True
-    """Take out the part of the decoder's gradient that only changes its rows' lengths."""
+    """Remove the component of the decoder's gradient that only changes the norms of its rows."""
     ghost: float = Field(default=0.0, ge=0)
-    """Weight of ghost gradients, which revive dead features; 1 as published, 0: none."""
+    """Weight of ghost gradients, which revive dead features; 1: as published, 0: off."""
     resample_every: Off[PositiveInt] = None
-    """Steps between resamplings of dead features, in the first four fifths of the run, or `none`."""
+    """Steps between resampling of dead features, during the first four fifths of the run; `none`: do not resample."""
     warmup_shape: Literal["linear", "cosine"] = "linear"
-    """Shape of the variant's own schedules: how the weight of sparsity rises, how k falls."""
+    """Shape of the variant's schedules: the warm-up of the sparsity weight and the decrease of k."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """This configuration for inputs of width `d_in`, with `d_sae` settled.
+        """This configuration for inputs of width `d_in`, with `d_sae` resolved.
 
         Args:
-            n_vectors: training vectors of one pass, where they are known. Few of them bound a width that nobody
-                named (`VECTORS_PER_FEATURE`): a feature that has little to be learned from dies or memorises.
+            n_vectors: training vectors of one epoch, if known. They limit an automatic width
+                (`VECTORS_PER_FEATURE`): a feature with few training vectors dies or memorises.
 
         Raises:
-            ConfigError: it already names another width.
+            ConfigError: it already sets another width.
         """
         if self.d_in not in (0, d_in):
-            raise ConfigError(f"sae.d_in is {self.d_in}, but the activations are {d_in} wide; leave sae.d_in out.")
+            raise ConfigError(f"sae.d_in is {self.d_in}, but the activations have width {d_in}; leave sae.d_in out.")
         if d_in % self.n_sites:
-            raise ConfigError(f"sae.n_sites is {self.n_sites}, but the activations are {d_in} wide; leave sae.n_sites out.")
+            raise ConfigError(f"sae.n_sites is {self.n_sites}, but the activations have width {d_in}; leave sae.n_sites out.")
         d_sae = self.d_sae
         if d_sae == "auto":
             d_sae = self.expansion * d_in // self.n_sites
@@ -68,5 +68,5 @@ class SAEConfig(PluginConfig):
 
 
 def k_of_width(d_sae: int) -> int:
-    """Active features per vector where nobody names a number: one in 64, from 8 to 32."""
+    """The default number of active features per vector: one in 64, from 8 to 32."""
     return min(max(d_sae // 64, 8), 32, d_sae)

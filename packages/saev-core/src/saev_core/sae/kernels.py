@@ -1,4 +1,4 @@
-"""Encoding straight to sparse codes, a chunk of rows at a time, so that pre-activations never leave the cache. No autograd."""
+"""Encode directly to sparse codes, a chunk of rows at a time, so that pre-activations stay in the cache. No autograd."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from saev_core.sae.codes import Codes
 from saev_core.sae.scratch import Scratch
 
 ROWS = 1024
-"""Rows encoded at a time: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""
+"""Rows per encoding chunk: their pre-activations (25 MB at d_sae 6144) stay near the cache; below 1024 matmuls slow down."""
 DENSE_ROWS = 2048
-"""Rows of a dense step at a time: its matmuls are 2 % faster than in chunks of `ROWS`, and more rows gain nothing."""
+"""Rows per chunk of a dense step: its matmuls are 2 % faster than in chunks of `ROWS`, with no gain from more rows."""
 _PROBE = 64
-"""Rows that tell whether a batch is dense: a matmul over a whole chunk, thrown away, was a tenth of the dense step."""
+"""Rows used to detect a dense batch: discarding the matmul of a whole chunk took a tenth of the dense step."""
 SPARSE_BELOW = 0.1
-"""Density under which sparse codes beat dense matmuls for ReLU (measured: equal at about a tenth)."""
+"""Density below which sparse codes are faster than dense matmuls for ReLU (measured: equal at about a tenth)."""
 
 
 def top_k(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k largest of each row and their columns, in no order.
+    """The k largest values of each row and their columns, unsorted.
 
-    Exact and several times faster than `torch.topk` on wide rows: the k largest elements lie in the k groups with the
-    largest maxima (columns j, j + g, j + 2g, ... are one group, so that the maxima vectorise); columns that no group
-    holds are candidates as well.
+    Exact and several times faster than `torch.topk` on wide rows: the k largest elements are in the k groups with the
+    largest maxima (columns j, j + g, j + 2g, ... form a group, so that the maxima vectorise); columns outside all groups
+    are candidates as well.
     """
     n, m = h.shape
     members = max(1, round((m / k) ** 0.5))
@@ -68,9 +68,9 @@ def encode_above(
     floor: float | Float[Tensor, " d_sae"] = 0.0,
     below: float = 1.0,
 ) -> Codes | None:
-    """Codes of the pre-activations above `floor` (0: ReLU), one for all features or one each, `ROWS` rows at a time.
+    """Codes of the pre-activations above `floor` (0: ReLU), a single threshold or one per feature, `ROWS` rows at a time.
 
-    None if the first rows are denser than `below`. Looking at groups of columns by their maximum first was no faster.
+    None if the first rows are denser than `below`. Filtering groups of columns by their maximum first was not faster.
     """
     m = W_enc.shape[1]
     row, feature, value = [], [], []

@@ -1,8 +1,8 @@
-"""The lean step: forward and gradient of an SAE from its sparse codes, never densifying them. CPU; no autograd.
+"""The lean step: forward and gradient of an SAE from its sparse codes, without creating dense codes. CPU; no autograd.
 
-Where the active values are the pre-activations themselves (ReLU, TopK, BatchTopK), four of the five dense matmuls of
-a step vanish: decoding is `embedding_bag` over the active decoder rows, and the weight gradients are `embedding_bag`
-once more over the TRANSPOSED codes (features as bags, vectors as members), which takes a sort of the entries instead
+If the active values are the pre-activations themselves (ReLU, TopK, BatchTopK), four of the five dense matmuls of a
+step are avoided: decoding is `embedding_bag` over the active decoder rows, and the weight gradients are `embedding_bag`
+over the TRANSPOSED codes (features as bags, vectors as members), which needs a sort of the entries instead
 of an `index_add` over [n, k, d]. Exact: agrees with float64 autograd. Summation order is fixed, so results repeat.
 """
 
@@ -19,7 +19,7 @@ from saev_core.sae.weights import Weights
 
 
 def grad(parameter: Tensor) -> Tensor:
-    """The parameter's gradient buffer, made on first use and kept."""
+    """The parameter's gradient buffer, allocated on first use and kept."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
     return parameter.grad
@@ -32,8 +32,8 @@ def backward_codes(
 
     Args:
         x: normalised activations, as `sae.codes` takes them.
-        codes: of `x`, each value its own pre-activation.
-        slope: derivative of the penalty by each value; None where there is no penalty.
+        codes: the codes of `x`, where each value is its pre-activation.
+        slope: derivative of the penalty with respect to each value; None if there is no penalty.
     """
     n, m = len(x), sae.d_sae
     rows, value = codes.rows, codes.value
@@ -64,10 +64,10 @@ def backward_codes(
 def backward_relu(
     sae: Weights, x: Float[Tensor, "n d_in"], slope: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "n d_in"], Int[Tensor, " d_sae"]]:
-    """The same for f = relu(pre) with a penalty of constant `slope`, by dense matmuls in reused buffers.
+    """As `backward_codes`, for f = relu(pre) with a penalty of constant `slope`, using dense matmuls in reused buffers.
 
     Returns:
-        The error, the sum of all values, x_hat, and how often each feature is active.
+        The error, the sum of all values, x_hat, and the number of vectors on which each feature is active.
     """
     n, m = len(x), sae.d_sae
     W_enc, W_dec, b_enc, b_dec = (p.detach() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec))
@@ -78,14 +78,14 @@ def backward_relu(
     bias = x.new_full((1,), slope)
     for a in range(0, n, DENSE_ROWS):
         rows = x[a : a + DENSE_ROWS]
-        keep = float(a > 0)  # the first chunk overwrites what the last step left
+        keep = float(a > 0)  # the first chunk overwrites the previous step
         f = encode(rows).clamp_min_(0)
         residual = torch.addmm(b_dec, f, W_dec, out=x_hat[a : a + len(rows)]) - rows
         error += residual.square().sum()
         total += f.sum()
         residual.mul_(2 / n)
         d_f = sae.scratch.get("slope", (len(rows), m), x)
-        # Signs, not booleans: counting those goes through an int64 copy of the whole chunk.
+        # Signs instead of booleans, whose sum would make an int64 copy of the whole chunk.
         active += torch.sign(f, out=d_f).sum(0)
         torch.addmm(bias, residual, W_dec.T, out=d_f)
         torch.ops.aten.threshold_backward.grad_input(d_f, f, 0, grad_input=d_f)

@@ -1,4 +1,4 @@
-"""`Norm`: the shift and scale that bring a site's activations to mean 0 and mean squared length d."""
+"""`Norm`: the shift and scale that normalise a site's activations to mean 0 and mean squared length d."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from saev_core.errors import StoreError
 
 @dataclass(frozen=True)
 class Norm:
-    """x -> (x - mean) * scale, and back. Travels in the checkpoint, so that an SAE is usable on raw activations.
+    """x -> (x - mean) * scale, and its inverse. Saved in the checkpoint, so that an SAE can be used on raw activations.
 
     `mean [d_model]` float32; `scale` is chosen so that the mean SQUARED length of the result is `d_model`.
-    Where vectors of several sites are joined, each site has a scale of its own and each block that mean squared length:
-    a later site is longer by far, and would else be all that counts.
+    If vectors of several sites are joined, each site has its own scale, so that each part has that mean squared length:
+    vectors of later sites are much longer and would otherwise dominate.
 
     Source: Conerly et al. 2024, https://transformer-circuits.pub/2024/april-update/index.html (squared norm).
     """
 
     mean: Float[Tensor, " d_model"]
     scale: float | tuple[float, ...]
-    """One number; of joined sites, one each."""
+    """One number; for joined sites, one per site."""
 
     @classmethod
     def identity(cls, d_model: int) -> Norm:
-        """Leaves activations as they are."""
+        """A norm that leaves activations unchanged."""
         return cls(torch.zeros(d_model), 1.0)
 
     @classmethod
     def from_moments(cls, n: int, total: Any, total_sq: float) -> Norm:
-        """From streamed sums in float64: `n` vectors, their sum `[d_model]`, their summed squared length.
+        """From streamed sums in float64: `n` vectors, their sum `[d_model]`, the sum of their squared lengths.
 
         Raises:
-            StoreError: there are no vectors, they are all the same, or they are not finite.
+            StoreError: there are no vectors, they are all equal, or they are not finite.
         """
         mean = torch.as_tensor(total, dtype=torch.float64) / max(n, 1)
         variance = total_sq / max(n, 1) - float(mean @ mean)
         if n == 0:
-            raise StoreError("the store holds no vector to normalise; check that the recording is complete.")
+            raise StoreError("the store contains no vectors to normalise; check that the recording is complete.")
         if not math.isfinite(variance):
             raise StoreError("the recorded activations are not finite; check the model's weights and record again with --dtype float32.")
         if variance <= 1e-12 * max(float(mean @ mean), 1e-30):
-            raise StoreError("all recorded activations are the same; check the layer and that the images differ.")
+            raise StoreError("all recorded activations are equal; check the layer and that the images differ.")
         return cls(mean.float(), float((len(mean) / variance) ** 0.5))
 
     @classmethod
     def join(cls, norms: Sequence[Norm]) -> Norm:
-        """That of the joined vectors of sites, from those of the sites; the site's own where there is but one."""
+        """The norm of joined vectors from the norms of their sites; a single site's norm is returned unchanged."""
         if len(norms) == 1:
             return norms[0]
         scales = [scale for norm in norms for scale in (norm.scale if isinstance(norm.scale, tuple) else (norm.scale,))]
@@ -61,7 +61,7 @@ class Norm:
 
     @classmethod
     def of(cls, x: Float[Tensor, "n d_model"], n_sites: int = 1) -> Norm:
-        """From the vectors themselves, of `n_sites` joined sites.
+        """Computed from vectors of `n_sites` joined sites.
 
         Raises:
             StoreError: as `from_moments`.
@@ -71,7 +71,7 @@ class Norm:
 
     @property
     def factor(self) -> float | Float[Tensor, " d_model"]:
-        """What centred vectors are multiplied by: the scale, or where there are several one number per dimension."""
+        """The factor for centred vectors: the scale or, for joined sites, one number per dimension."""
         if not isinstance(self.scale, tuple):
             return self.scale
         each = torch.tensor(self.scale, dtype=self.mean.dtype, device=self.mean.device)
@@ -81,14 +81,14 @@ class Norm:
         return Norm(self.mean.to(device), self.scale)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Raw activations, normalised."""
+        """Normalise raw activations."""
         return (x - self.mean) * self.factor
 
     def inverse(self, x: Float[Tensor, "*batch d_part"], part: Callable[[Tensor], Tensor] | None = None) -> Float[Tensor, "*batch d_part"]:
-        """Normalised activations, raw again.
+        """Convert normalised activations back to raw ones.
 
         Args:
-            part: picks those dimensions of the last axis that `x` has; none: it has all.
+            part: selects the dimensions of the last axis that `x` has; None: it has all.
         """
         mean, factor = self.mean, self.factor
         if part is not None:

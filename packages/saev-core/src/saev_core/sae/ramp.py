@@ -1,4 +1,4 @@
-"""The shapes of schedules: of learning rates, of sparsity, of k."""
+"""Shapes of schedules for learning rates, sparsity and k."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ Shape = Literal["linear", "cosine"]
 
 
 def ramp(share: float, shape: Shape = "linear") -> float:
-    """Rises from 0 to 1 as `share` does, in a straight line or as half a cosine wave; flat outside."""
+    """Rise from 0 to 1 as `share` does, linearly or as half a cosine wave; constant outside."""
     share = min(1.0, max(0.0, share))
     return share if shape == "linear" else (1 - math.cos(math.pi * share)) / 2

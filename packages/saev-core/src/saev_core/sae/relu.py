@@ -1,4 +1,4 @@
-"""`relu`: the classic SAE, ReLU features under an L1 penalty."""
+"""`relu`: the classic SAE, ReLU features with an L1 penalty."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class ReLUConfig(SAEConfig):
     main = "sparsity_coeff"
 
     sparsity_coeff: float = Field(default=0.1, ge=0)
-    """Weight c of sparsity: c sqrt(d_in) times the mean L1 norm of the features, against the mean squared distance."""
+    """Sparsity weight c: the penalty is c sqrt(d_in) times the mean L1 norm of the features, added to the mean squared error."""
     n_sparsity_warmup: int = Field(default=500, ge=0)
-    """Steps over which the weight rises linearly from 0, at most a tenth of the run."""
+    """Steps over which the sparsity weight rises from 0, capped at a tenth of the run."""
 
 
 class ReLU(SAE):
     """f = relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + c sqrt(d_in) mean |f|_1.
 
-    Normalised vectors are sqrt(d_in) long, and features with them: so weighed, one c means the same at every width.
-    The default was chosen by a sweep of .05, .1, .2: 40, 26 and 17 features a vector on 128-wide activations of drawn scenes
-    after 1,500 steps; on 384-wide DINOv2 patches .1 and .2 stood at 287 and 190 after only 250, and falling.
+    Normalised vectors have length sqrt(d_in), and features scale with them: with this factor, c is comparable across widths.
+    The default was chosen by a sweep of .05, .1, .2: 40, 26 and 17 features per vector on 128-wide activations of drawn scenes
+    after 1,500 steps; on 384-wide DINOv2 patches .1 and .2 gave 287 and 190 after only 250 steps, still decreasing.
 
-    Where decoder rows are not kept at length 1, each value is weighted by its row's length, or the penalty could be
-    escaped by long rows.
+    If decoder rows are not kept at length 1, each value is weighted by its row's length; otherwise long rows would evade
+    the penalty.
 
     Source: Bricken et al. 2023, Towards Monosemanticity. https://transformer-circuits.pub/2023/monosemantic-features
     Row lengths in the penalty: Conerly et al. 2024, https://transformer-circuits.pub/2024/april-update/index.html
@@ -57,7 +57,7 @@ class ReLU(SAE):
         return codes
 
     def weight(self, progress: Progress) -> float:
-        """What the L1 norm is multiplied by, after the warm-up."""
+        """The factor of the L1 norm, including warm-up."""
         n = min(self.cfg.n_sparsity_warmup, progress.n_steps // 10)
         return self.cfg.sparsity_coeff * math.sqrt(self.d_in) * progress.warmup(n, self.cfg.warmup_shape)
 
@@ -69,7 +69,7 @@ class ReLU(SAE):
         return (z * lengths).sum(-1).mean() * weight
 
     def backward(self, x: Float[Tensor, "n d_in"], progress: Progress) -> Step:
-        # Row lengths in the penalty have a gradient of their own, which the lean forms leave out.
+        # Row lengths in the penalty contribute a gradient that the lean forms omit.
         if x.is_cuda or not self.cfg.normalize_w_dec:
             return self.backward_autograd(x, progress)
         return self._backward(x, self.weight(progress))

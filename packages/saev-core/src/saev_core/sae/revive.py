@@ -1,4 +1,4 @@
-"""Two older ways to revive dead features, beside AuxK, for any variant with an encoder: ghost gradients and resampling.
+"""Two older alternatives to AuxK that revive dead features in any variant with an encoder: ghost gradients and resampling.
 
 Sources: Jermyn and Templeton 2024, Ghost Grads. https://transformer-circuits.pub/2024/jan-update/index.html
 Bricken et al. 2023, Towards Monosemanticity, appendix "Neuron Resampling".
@@ -16,7 +16,7 @@ from saev_core.sae.lean_step import grad
 from saev_core.sae.weights import Weights
 
 ENCODER_SHARE = 0.2
-"""Length of a resampled feature's encoder column over the mean length of living ones."""
+"""Length of a resampled feature's encoder column relative to the mean length of live ones."""
 
 
 def ghost_loss(
@@ -26,14 +26,14 @@ def ghost_loss(
     b_enc: Float[Tensor, " n_dead"],
     W_dec: Float[Tensor, "n_dead d_in"],
 ) -> Float[Tensor, ""]:
-    """mean |e - c e_ghost|^2 with e_ghost = exp(x W_enc + b_enc) W_dec, over the dead features alone; differentiable.
+    """mean |e - c e_ghost|^2 with e_ghost = exp(x W_enc + b_enc) W_dec, over the dead features only; differentiable.
 
-    c halves the length of each e_ghost against e, and the whole is scaled to the reconstruction error mean |e|^2; both
-    factors and e are taken as given.
+    c scales each e_ghost to half the length of e, and the loss is scaled to the reconstruction error mean |e|^2; both
+    factors and e are treated as constants.
     """
     error = error.detach()
     pre = x @ W_enc + b_enc
-    # A common factor of exp cancels in c: taken out, nothing overflows.
+    # A common factor of exp cancels in c: removing it prevents overflow.
     ghost = (pre - pre.detach().amax(1, keepdim=True)).exp() @ W_dec
     lengths = ghost.detach().norm(dim=1, keepdim=True).clamp_min(1e-30)
     ghost = ghost * (error.norm(dim=1, keepdim=True) / (2 * lengths))
@@ -42,7 +42,7 @@ def ghost_loss(
 
 
 def ghost_backward(sae: Weights, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]) -> None:
-    """Add the gradient of `ghost_loss`, times `cfg.ghost`, to what is in the parameters' `.grad`."""
+    """Add the gradient of `ghost_loss`, times `cfg.ghost`, to the parameters' `.grad`."""
     pick = dead.nonzero().view(-1)
     leaves = [w.detach().requires_grad_() for w in (sae.W_enc[:, pick], sae.b_enc[pick], sae.W_dec[pick])]
     with torch.enable_grad():
@@ -61,11 +61,11 @@ def resample(
     dead: Bool[Tensor, " d_sae"],
     generator: torch.Generator | None,
 ) -> Int[Tensor, " n_dead"]:
-    """Give each dead feature the direction of a badly reconstructed vector of the batch; returns which.
+    """Set each dead feature to the direction of a poorly reconstructed vector of the batch; returns the dead features.
 
-    Vectors are drawn in proportion to |error|^4, the square of their loss. W_dec becomes (x - b_dec) / |x - b_dec|, the
-    encoder's column the same at 0.2 of the living ones' mean length, and its bias what makes it see x - b_dec. Where
-    `sae.split` divides vectors, the row comes from the target, less what goes past the features, and the column from the inputs.
+    Vectors are drawn in proportion to |error|^4, the square of their loss. The row of W_dec becomes (x - b_dec) / |x - b_dec|,
+    the encoder's column the same with 0.2 of the mean length of live ones, and its bias makes it act on x - b_dec. If
+    `sae.split` splits vectors, the row comes from the target minus the skip connection, and the column from the inputs.
     """
     pick = dead.nonzero().view(-1)
     reach = error.double().square().sum(1).square().cumsum(0)
@@ -76,7 +76,7 @@ def resample(
     rows = F.normalize((target if past is None else target - past) - sae.b_dec, dim=1)
     sae.W_dec[pick] = rows
     if not sae.tied:
-        # Normalised inputs have mean 0 already.
+        # Normalised inputs already have mean 0.
         centre = sae.b_dec if inputs is target else torch.zeros_like(sae.b_dec)
         unit = rows if inputs is target else F.normalize(inputs, dim=1)
         living = sae.W_enc[:, ~dead].norm(dim=0)

@@ -1,4 +1,4 @@
-"""`Scratch`: buffers of a training step that outlive it."""
+"""`Scratch`: buffers reused across training steps."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 class Scratch:
-    """Buffers that outlive a step: a fresh 100 MB tensor costs 30-40 ms of page faults. One may serve many SAEs in turn.
+    """Buffers reused across steps: allocating 100 MB costs 30-40 ms of page faults. SAEs that take turns may share one.
 
-    Each thread has its own, so that a viewer may ask one SAE from several.
+    Each thread has its own buffers, so that a viewer can use one SAE from several threads.
     """
 
     def __init__(self) -> None:
         self._local = threading.local()
         self.bf16 = False
-        """Encode in bfloat16, on a CPU that has matmuls for it two to four times as fast; set by the trainer around a step."""
+        """Encode in bfloat16, two to four times as fast on CPUs with bfloat16 matmuls; set by the trainer around a step."""
 
     def encoder(self, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]) -> Callable[[Tensor], Tensor]:
-        """What takes rows to pre-activations x W_enc + b_enc, in a buffer that the next rows overwrite."""
+        """A function from rows to pre-activations x W_enc + b_enc, in a buffer that the next call overwrites."""
         m = W_enc.shape[1]
         if not self.bf16 or W_enc.is_cuda:
             return lambda rows: torch.addmm(b_enc, rows, W_enc, out=self.get("pre", (len(rows), m), rows))
@@ -38,7 +38,7 @@ class Scratch:
         return encode
 
     def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An uninitialised tensor of `shape`, with the dtype and device of `like`; the same memory at every call."""
+        """An uninitialised tensor of `shape`, with the dtype and device of `like`; reuses the same memory at every call."""
         size = math.prod(shape)
         buffers: dict[str, Tensor] = self._local.__dict__
         buffer = buffers.get(name)

@@ -1,4 +1,4 @@
-"""`Selection`: which vectors of a model's tokens an SAE reads: at which sites, which tokens, and how sites are combined."""
+"""`Selection`: which vectors of a model's tokens an SAE reads: the sites, the tokens, and how sites are combined."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ Layers: TypeAlias = Literal["one", "joined", "mean", "all"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What a `ReadConfig` takes of the tokens that leave a model's sites, as one or more series of vectors.
+    """The vectors a `ReadConfig` selects from the tokens at a model's sites, as one or more series.
 
-    A series is one site. `layers="all"` gives a series per site; `joined` a single one whose vectors are the same token at
-    each site, one after the other in the order of the blocks; `mean` a single one averaged over the sites. An image has
+    A series is normally one site. `layers="all"` gives a series per site; `joined` a single one whose vectors concatenate the
+    same token at each site in the order of the blocks; `mean` a single one averaged over the sites. An image has
     `n_tokens(grid)` vectors in a series: its patches, or one (the CLS token, or the mean over patches).
 
-    It knows neither stores nor models, so that a checkpoint, a store, a live model, the viewer and the tasks share it.
+    Independent of stores and models, so that a checkpoint, a store, a live model, the viewer and the tasks share it.
     """
 
     sites: tuple[Site, ...]
-    """In the order of the blocks. Empty where all recorded ones are meant and it is not known which those are; see `among`."""
+    """In the order of the blocks. Empty if all recorded sites are selected but not known yet; see `among`."""
     stream: str = "resid"
     tokens: Tokens = "patches"
     layers: Layers = "one"
     clamp: float | None = None
-    """Vectors are clipped to [-clamp, clamp]; None: they are not."""
+    """Clip vectors to [-clamp, clamp]; None: do not clip."""
 
     @classmethod
     def of(cls, read: ReadConfig, resolve: Callable[[int, str], Site], recorded: Iterable[Site] = ()) -> Selection:
-        """What `read` selects.
+        """The selection made by `read`.
 
         Args:
-            resolve: the site of a block (negative: from the end) and a stream: `ActivationStore.resolve`, `VisionModel.site`.
-            recorded: the sites among which those of `layer="all"` and `"mean"` are; looked at for these alone.
+            resolve: returns the site of a block (negative: from the end) and a stream: `ActivationStore.resolve`,
+                `VisionModel.site`.
+            recorded: available sites; used only for `layer="all"` and `"mean"`.
 
         Raises:
-            ConfigError: a block is named twice.
+            ConfigError: a block is listed twice.
             StoreError, ModelError: as `resolve`.
         """
         if isinstance(read.layer, str):
@@ -54,15 +55,15 @@ class Selection:
         blocks = read.layer if isinstance(read.layer, tuple) else (read.layer,)
         sites = [resolve(block, read.stream) for block in blocks]
         if len(set(sites)) < len(sites):
-            raise ConfigError(f"read.layer names a block twice ({', '.join(map(str, sites))}); join different ones.")
+            raise ConfigError(f"read.layer lists a block twice ({', '.join(map(str, sites))}); join different blocks.")
         return cls(tuple(sorted(sites)), read.stream, read.tokens, "joined" if len(sites) > 1 else "one", read.clamp)
 
     @classmethod
     def named(cls, name: str, read: ReadConfig) -> Selection:
-        """The selection that `read` made where `str` of it was `name`; see `Checkpoint.selection`.
+        """Rebuild the selection of `read` whose `str` is `name`; see `Checkpoint.selection`.
 
         Raises:
-            UsageError: `name` is not that of one or several sites.
+            UsageError: `name` is not a valid name of one or more sites.
         """
         stream, _, blocks = name.rpartition(".")
         if isinstance(read.layer, str):
@@ -71,7 +72,7 @@ class Selection:
         return cls(sites, sites[0].stream, read.tokens, "joined" if len(sites) > 1 else "one", read.clamp)
 
     def among(self, recorded: Iterable[Site]) -> Selection:
-        """The same, where all recorded sites are meant: those of its stream among `recorded`."""
+        """The selection with `all` or `mean` resolved to the sites of its stream among `recorded`."""
         if self.layers not in ("all", "mean"):
             return self
         return replace(self, sites=tuple(sorted({site for site in recorded if site.stream == self.stream})))
@@ -88,33 +89,33 @@ class Selection:
 
     @property
     def n_joined(self) -> int:
-        """Sites joined in each vector."""
+        """Number of sites joined in each vector."""
         return len(self.sites) if self.layers == "joined" else 1
 
     @property
     def averages(self) -> bool:
-        """Whether vectors are means, and so float32 whatever the precision of the tokens."""
+        """Whether vectors are means, and therefore float32 regardless of the precision of the tokens."""
         return self.tokens == "mean" or (self.layers == "mean" and len(self.sites) > 1)
 
     def n_tokens(self, grid: Grid) -> int:
-        """Vectors of an image in a series."""
+        """Vectors per image in a series."""
         return grid.n_patches if self.tokens == "patches" else 1
 
     def includes(self, site: Site) -> bool:
-        """Whether vectors of this one site are among the selected ones, neither joined nor averaged with others."""
+        """Whether it selects vectors of this site alone, neither joined nor averaged with other sites."""
         if self.layers == "all":
             return site in self.sites if self.sites else site.stream == self.stream
         return self.sites == (site,)
 
     def at(self, site: Site) -> Site:
-        """The one site that it reads; `site`, where it reads several one by one."""
+        """The site it reads; `site` if it reads several separately."""
         return site if self.layers == "all" else self.sites[0]
 
     def of_site(self, x: Float[Tensor, "batch n_tokens d"], n_prefix: int) -> Float[Tensor, "batch n d"]:
-        """What it takes of the tokens of one site, not clamped; float32 where they are averaged, else in the precision of `x`.
+        """The selected tokens of one site, not clamped; float32 if averaged, otherwise in the precision of `x`.
 
         Args:
-            n_prefix: tokens before the patches: CLS first, then registers.
+            n_prefix: number of tokens before the patches: CLS first, then registers.
         """
         match self.tokens:
             case "patches":
@@ -125,9 +126,9 @@ class Selection:
                 return x[:, n_prefix:].float().mean(1, keepdim=True)
 
     def of_tokens(self, x: Mapping[Site, Float[Tensor, "batch n_tokens d"]], n_prefix: int) -> list[Float[Tensor, "batch n d_model"]]:
-        """The vectors of a batch of images, one tensor for each series, from the tokens of a forward pass at each site.
+        """The vectors of a batch of images, one tensor per series, from the tokens of a forward pass at each site.
 
-        Raw and not clamped: `Checkpoint` clamps what it is given, and `clamped` does so for training.
+        Raw and not clamped: `Checkpoint` clamps its inputs, and `clamped` is used for training.
         """
         return [self._combined([self.of_site(x[site], n_prefix) for site in sites]) for sites in self.series]
 
@@ -142,9 +143,9 @@ class Selection:
         return total / len(parts)
 
     def clamped(self, x: Float[Tensor, "*batch d_model"], out: Tensor | None = None) -> Float[Tensor, "*batch d_model"]:
-        """`x` within the clamp; `x` itself where there is none.
+        """Clip `x` to the clamp; returns `x` itself if there is none.
 
         Args:
-            out: where to write; `x` to clamp in place.
+            out: output tensor; pass `x` to clip in place.
         """
         return x if self.clamp is None else torch.clamp(x, -self.clamp, self.clamp, out=out)

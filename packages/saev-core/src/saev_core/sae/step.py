@@ -1,4 +1,4 @@
-"""`Progress`, where training stands when a step begins, and `Step`, what the step gave."""
+"""`Progress`, the state of training at the start of a step, and `Step`, the result of a step."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from saev_core.sae.ramp import Shape, ramp
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands when a step begins."""
+    """State of training at the start of a step."""
 
     step: int
-    """Steps already taken."""
+    """Number of completed steps."""
     n_steps: int
-    """Steps in all."""
+    """Total number of steps."""
     dead: Tensor | None = None
     """bool `[d_sae]`: features that have not fired for `train.dead_after` vectors."""
     generator: torch.Generator | None = None
-    """Where a variant that draws numbers draws them: saved with the training state, so that a resumed run repeats them."""
+    """Random generator for variants that need one: saved with the training state, so that a resumed run repeats its draws."""
 
     def warmup(self, n: int, shape: Shape = "linear") -> float:
-        """Rises from 0 to 1 over `n` steps; 1 where `n` is 0."""
+        """Rise from 0 to 1 over `n` steps; 1 if `n` is 0."""
         return 1.0 if n <= 0 else ramp(self.step / n, shape)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training batch gave: `loss` a scalar, `x_hat [n, d_out]`, `z` dense codes or `Codes`, plain `metrics`."""
+    """Result of one training batch: `loss` a scalar, `x_hat [n, d_out]`, `z` dense codes or `Codes`, plain `metrics`."""
 
     loss: Tensor
     x_hat: Tensor
     z: Tensor | Codes | None
-    """None where the step kept no codes and counted them instead."""
+    """None if the step kept no codes and only counted them."""
     metrics: dict[str, float] = field(default_factory=dict)
     active: Tensor | None = None
-    """How often each feature was active, `[d_sae]`; counted from `z` where it is None."""
+    """Number of vectors on which each feature was active, `[d_sae]`; None: count from `z`."""
 
     def counts(self) -> Int[Tensor, " d_sae"]:
-        """How often each feature was active in the batch."""
+        """Number of vectors of the batch on which each feature was active."""
         if self.active is not None:
             return self.active
         assert self.z is not None

@@ -1,4 +1,4 @@
-"""`topk`: exactly k features per vector, with AuxK against dead ones."""
+"""`topk`: k active features per vector, with AuxK to revive dead features."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class TopKConfig(SAEConfig):
     k: Auto[PositiveInt] = "auto"
     """Active features per vector; `auto`: one in 64, from 8 to 32."""
     auxk: float = Field(default=1 / 32, ge=0)
-    """Weight of the loss that revives dead features; 0: none."""
+    """Weight of the AuxK loss that revives dead features; 0: off."""
     k_aux: Auto[PositiveInt] = "auto"
-    """Dead features that reconstruct each vector's error; `auto`: half of `d_in`."""
+    """Number of dead features used to reconstruct each vector's error (AuxK); `auto`: half of `d_in`."""
     k_warmup: Off[PositiveInt] = None
-    """k of the first step, from where it falls to `k`, or `none`: it is `k` from the start."""
+    """Initial number of active features, which decreases to `k`; `none`: use `k` from the start."""
     n_k_warmup: int = Field(default=1000, ge=1)
-    """Steps over which it falls, at most half of the run."""
+    """Steps over which k decreases, capped at half of the run."""
 
     def sized(self, d_in: int, n_vectors: int = 0) -> Self:
-        """As `SAEConfig.sized`, with `k` settled too."""
+        """As `SAEConfig.sized`, with `k` resolved too."""
         cfg = super().sized(d_in, n_vectors)
         return cfg.model_copy(update={"k": k_of_width(settled(cfg.d_sae))}) if cfg.k == "auto" else cfg
 
@@ -48,8 +48,8 @@ class TopKConfig(SAEConfig):
 class TopK(SAE):
     """f = the k largest of relu(x W_enc + b_enc); loss = mean |x - x_hat|^2 + auxk d_in AuxK.
 
-    The published loss divides both terms by variances; ours is d_in times that, since activations are scaled to a mean
-    squared length of d_in.
+    The published loss divides both terms by variances; this one is d_in times larger, since activations are scaled to a
+    mean squared length of d_in.
 
     Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders. https://arxiv.org/abs/2406.04093
     """
@@ -57,28 +57,30 @@ class TopK(SAE):
     Config: ClassVar[type[SAEConfig]] = TopKConfig
     selects = True
     training_defaults = TrainingDefaults(lr=3, lr_decay=1.0)
-    """Three times the usual learning rate, at most 6e-3, with a linear decay over the whole run: features that die of it AuxK revives.
+    """Three times the usual learning rate, at most 6e-3, with a linear decay over the whole run: AuxK revives features that die.
 
-    DINOv2 patches, d_sae 3072, k 32, 1,000 steps, held-out: NMSE .1162 and monosemanticity .670, against .1200 and .666 from
-    2e-3 with a decay over the last fifth, with 0.4 and 0.3 % dead. On drawn scenes, whose truth is known, it costs recovery:
-    mean F1 .962 against .989. See docs/quality.md and docs/decisions/006.
+    DINOv2 patches, d_sae 3072, k 32, 1,000 steps, held-out: NMSE .1162 and monosemanticity .670, compared to .1200 and .666 for
+    2e-3 with a decay over the last fifth, with 0.4 and 0.3 % dead. On drawn scenes with known truth, recovery is worse:
+    mean F1 .962 compared to .989. See docs/quality.md and docs/decisions/006.
     """
     cfg: TopKConfig
 
     def __init__(self, cfg: TopKConfig, generator: torch.Generator | None = None) -> None:
-        """Raises ConfigError where k exceeds d_sae."""
+        """Raises ConfigError if k exceeds d_sae."""
         cfg = cfg.sized(cfg.d_in) if cfg.k == "auto" else cfg
         super().__init__(cfg, generator)
         k, d_sae = settled(cfg.k), self.d_sae
         if k > d_sae:
             raise ConfigError(f"sae.k is {k}, but there are only {d_sae} features; lower k or raise sae.d_sae.")
         if cfg.k_warmup is not None and not k <= cfg.k_warmup <= d_sae:
-            raise ConfigError(f"sae.k_warmup is {cfg.k_warmup}; k falls from there, so it is k ({k}) to d_sae ({d_sae}), or none.")
+            raise ConfigError(
+                f"sae.k_warmup is {cfg.k_warmup}, but k decreases from it; set it between k ({k}) and d_sae ({d_sae}), or to none."
+            )
         self.k = k
-        """Active features per vector: `cfg.k`, but `k_at` inside a training step."""
+        """Active features per vector: `cfg.k`, or `k_at` during a training step."""
 
     def k_at(self, progress: Progress) -> int:
-        """Active features per vector of this training step."""
+        """Active features per vector in this training step."""
         k = settled(self.cfg.k)
         if self.cfg.k_warmup is None:
             return k
@@ -86,12 +88,12 @@ class TopK(SAE):
         return self.cfg.k_warmup - round((self.cfg.k_warmup - k) * fallen)
 
     def n_k_warmup(self, progress: Progress) -> int:
-        """Steps after which k is `cfg.k`."""
+        """Number of steps after which k is `cfg.k`."""
         return 0 if self.cfg.k_warmup is None else min(self.cfg.n_k_warmup, progress.n_steps // 2)
 
     @contextmanager
     def at(self, progress: Progress) -> Iterator[None]:
-        """`encode` and `codes` take this step's k inside, and the final one everywhere else."""
+        """Make `encode` and `codes` use this step's k inside the block instead of the final one."""
         self.k = self.k_at(progress)
         try:
             yield
@@ -129,7 +131,7 @@ class TopK(SAE):
 
     @torch.no_grad()
     def add_auxk(self, x: Float[Tensor, "n d_in"], step: Step, progress: Progress) -> Step:
-        """A step with AuxK in its loss, and AuxK's gradient added to the parameters'."""
+        """Add AuxK to the loss of a step, and its gradient to the parameters'."""
         if progress.dead is None or self.cfg.auxk == 0:
             return step
         error = self.split(x)[1] - step.x_hat

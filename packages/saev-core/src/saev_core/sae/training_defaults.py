@@ -1,4 +1,4 @@
-"""`TrainingDefaults`: how a variant is best trained where the configuration leaves it open. Training interprets it."""
+"""`TrainingDefaults`: a variant's default training settings, used by training if the configuration does not set them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingDefaults:
-    """What a variant declares as `training_defaults`; the configuration's own values come first."""
+    """A variant's `training_defaults`; values in the configuration take precedence."""
 
     lr: float = 1.0
-    """Peak learning rate of Adam over what its width alone suggests (`saev_core.training.schedule.base_lr`)."""
+    """Peak learning rate of Adam as a multiple of the default for its width (`saev_core.training.schedule.base_lr`)."""
     lr_decay: float = 0.2
-    """Share of the run over which the learning rate falls."""
+    """Final fraction of the run over which the learning rate decays."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the gradient's mean and of its square; beta1 = 0 is Adam without momentum."""
+    """Adam's decay rates of the gradient mean and squared gradient; beta1 = 0 is Adam without momentum."""

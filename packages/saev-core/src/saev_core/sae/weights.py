@@ -1,4 +1,4 @@
-"""`Weights`: what the kernels, initialisation and the revival of dead features need of an SAE, and so what they may touch."""
+"""`Weights`: the part of an SAE that kernels, initialisation and revival of dead features use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saev_core.sae.scratch import Scratch
 
 
 class Weights(Protocol):
-    """The tensors of an SAE, how it encodes and decodes, and buffers to work in. Every `SAE` is one."""
+    """The tensors of an SAE, its encoding and decoding, and working buffers. Implemented by every `SAE`."""
 
     @property
     def cfg(self) -> SAEConfig: ...
@@ -23,7 +23,7 @@ class Weights(Protocol):
     def d_sae(self) -> int: ...
     @property
     def tied(self) -> bool:
-        """Whether the dictionary alone encodes: there is then no `W_enc` and no `b_enc`."""
+        """Whether the dictionary alone encodes, without `W_enc` and `b_enc`."""
 
     @property
     def W_enc(self) -> Tensor:
@@ -45,13 +45,13 @@ class Weights(Protocol):
     def scratch(self) -> Scratch: ...
 
     def split(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]]:
-        """What the encoder sees of `x`, and what is to be decoded."""
+        """Encoder input and decoding target of `x`."""
 
     def bypass(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
-        """What the prediction takes from `x` past the features; None: nothing."""
+        """Output of a skip connection past the features; None: no skip connection."""
 
     def codes(self, x: Float[Tensor, "n d_in"]) -> Codes:
         """Sparse feature activations."""
 
     def decode(self, z: Tensor | Codes) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction from codes."""
+        """Reconstruct from codes."""

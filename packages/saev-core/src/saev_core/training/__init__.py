@@ -1,4 +1,4 @@
-"""Training: train many SAEs in one pass over a source, each with its own optimiser and schedule; resumes bit-exactly.
+"""Training: many SAEs on one pass over a source, each with its own optimiser and schedule, resumable bit for bit.
 
-Import `train`. Depends on sources and SAEs, not on evaluation: held-out measurements are passed in.
+Import `train`. Depends on sources and SAEs, not on evaluation: the evaluator used during training is passed in.
 """

@@ -1,4 +1,4 @@
-"""What training an SAE costs in memory, time and disk, from a few real steps; and what the machine has."""
+"""Memory, time and disk needed to train an SAE, measured in a few real steps; and the memory available."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ from saev_core.training.sae_trainer import SAETrainer
 from saev_core.training.saved_state import KEEP
 
 SHARE_OF_FREE = 0.8
-"""Of the free memory, what a pass may plan with: the rest is for the allocator's gaps and for other programs."""
+"""Fraction of free memory that a pass may use: the rest covers allocator fragmentation and other programs."""
 TIMED_S = 0.3
-"""Seconds of steps that are timed at least, where ten times as many as asked for do not take that long."""
+"""Minimum seconds of timed steps, unless ten times the requested number takes less."""
 INIT_BYTES = 16
-"""Per number of the sample that weights start from: raw, normalised, and once in float64."""
+"""Bytes per number of the initialisation sample: raw, normalised, and once in float64."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one SAE of some shape takes."""
+    """Memory, disk and time one SAE of this configuration needs."""
 
     own: int
-    """Bytes held as long as its pass lasts: weights, gradients, optimiser, averages."""
+    """Bytes held during the whole pass: weights, gradients, optimiser state, averages."""
     passing: int
-    """Bytes that come and go: its step, and writing its state. SAEs take turns, so of a pass the largest counts."""
+    """Temporary bytes: a training step, and writing its state. SAEs take turns, so only the largest of a pass counts."""
     weights: int
-    """Bytes of its checkpoint."""
+    """Bytes of the checkpoint."""
     state: int
-    """Bytes of one of its training states."""
+    """Bytes of one saved training state."""
     step_s: float = 0.0
     """Seconds of a step; 0: not measured."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one pass takes."""
+    """Resources one pass needs."""
 
     memory: int
-    """Bytes at the highest, beyond what the process holds already."""
+    """Peak memory in bytes, on top of what the process already uses."""
     states: int
-    """Bytes of disk that training states take while it lasts."""
+    """Bytes of disk used by training states during the pass."""
 
 
 def need_of(trainer: SAETrainer, x: Float[Tensor, "n d_in"], *, n_timed: int = 0) -> Need:
-    """Measured on `trainer` itself, which is of no use for training afterwards.
+    """Measure `trainer` by running steps with it, after which it must not be used for training.
 
     Args:
-        x: a batch of normalised activations of the size to be trained with.
-        n_timed: steps to time at least, after the two that measure memory.
+        x: a batch of normalised activations, of the batch size used in training.
+        n_timed: minimum number of steps to time, after the two that measure memory.
     """
     with torch.no_grad(), _TensorBytes() as starting:
         trainer.sae.initialise(x, trainer.generator)
     trainer.use_scratch(Scratch())
     with _TensorBytes() as stepping:
         trainer.step(x, 0)
-        # What revives dead features takes memory only once there are some.
+        # Reviving dead features needs memory only once there are some.
         trainer.fired_at[:: max(1, len(trainer.fired_at) // 64)] = -trainer.schedule.dead_after
         trainer.step(x, 1)
     grads = sum(p.grad.nbytes for p in trainer.sae.parameters() if p.grad is not None)
@@ -77,8 +77,8 @@ def need_of(trainer: SAETrainer, x: Float[Tensor, "n d_in"], *, n_timed: int = 0
     weights = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("sae."))
     state = sum(tensor.nbytes for tensor in tensors.values())
     trained = trainer.trained_sae()
-    # Writing a state holds its bytes twice, as they are put together and the whole; what a step freed before is not given
-    # back by then (measured: a tenth to a quarter too little where only the larger of the two counts).
+    # Writing a state holds its bytes twice, in parts and joined; memory freed by the step is not returned to the system
+    # by then (counting only the larger of the two was measured to be a tenth to a quarter too low).
     passing = max(starting.peak, stepping.peak - grads) + 2 * state
     own = state + grads + (0 if trained is trainer.sae else weights)
     return Need(own, passing, weights, state, _step_seconds(trainer, x, n_timed))
@@ -90,20 +90,20 @@ def _step_seconds(trainer: SAETrainer, x: Tensor, n: int) -> float:
     trainer.fired_at.zero_()
     seconds: list[float] = []
     step = 2
-    # Short steps are taken more often: what else the machine does would show in three of them.
+    # Repeat short steps more often: three of them would be distorted by other load on the machine.
     while len(seconds) < n or (sum(seconds) < TIMED_S and len(seconds) < 10 * n):
         began = time.perf_counter()
-        trainer.step(x, step).loss.item()  # a GPU answers before it is done; this waits
+        trainer.step(x, step).loss.item()  # GPU calls return early; this waits for the result
         seconds.append(time.perf_counter() - began)
         step += 1
-    # A step is held up by others, never sped up.
+    # Other load can only slow a step down, never speed it up.
     return sorted(seconds)[len(seconds) // 4]
 
 
 def shape_of(options: SAEConfig, train: TrainConfig) -> dict[str, Any]:
-    """What of an SAE's options and a training configuration decides how much memory and time a step takes.
+    """The SAE options and training settings that determine the memory and time of a step.
 
-    Numbers with a fraction are weights and rates: only whether they are 0 matters.
+    Floating-point settings are weights and rates: only whether they are 0 matters.
     """
     both = {f"sae.{key}": value for key, value in options.model_dump(mode="json").items()}
     both |= {f"train.{key}": getattr(train, key) for key in settings_within(TrainConfig, "step")}
@@ -111,16 +111,16 @@ def shape_of(options: SAEConfig, train: TrainConfig) -> dict[str, Any]:
 
 
 def cost_of(needs: Sequence[Need], shared: int) -> Cost:
-    """A pass of SAEs that share `shared` bytes."""
+    """The cost of a pass of SAEs that share `shared` bytes."""
     memory = shared + sum(need.own for need in needs) + max(need.passing for need in needs)
-    # One more is written before the oldest is taken away.
+    # One more is written before the oldest is deleted.
     return Cost(memory, (KEEP + 1) * sum(need.state for need in needs))
 
 
 def divided(needs: Sequence[Need], shared: int, limit: int) -> list[list[int]]:
-    """The SAEs of a pass, by place, as few passes as fit into `limit` bytes, about equally many in each.
+    """Divide SAEs, given by position, into as few passes as fit into `limit` bytes, with about equally many in each.
 
-    One that does not fit even alone has a pass of its own.
+    An SAE that exceeds the limit alone gets its own pass.
     """
     for n_passes in range(1, len(needs) + 1):
         edges = [round(i * len(needs) / n_passes) for i in range(n_passes + 1)]
@@ -131,7 +131,7 @@ def divided(needs: Sequence[Need], shared: int, limit: int) -> list[list[int]]:
 
 
 def available(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
+    """Free memory of a device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([_free_ram(), *_free_in_group()])
@@ -149,7 +149,7 @@ def _free_ram() -> int:
 
 
 def _free_in_group() -> list[int]:
-    """What a container's bound leaves, where there is one."""
+    """Free bytes under a container's memory limit, if there is one."""
     found = []
     for bound, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         try:
@@ -162,9 +162,9 @@ def _free_in_group() -> list[int]:
 
 
 class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that were made while it is active and are still alive; `peak` is the most there were.
+    """Counts the bytes of tensors created while it is active and still alive; `peak` is the maximum.
 
-    The process's own peak would not do: an allocator keeps what was freed before, and hides what comes after.
+    The peak memory of the process is unsuitable: the allocator keeps freed memory, which hides later allocations.
     """
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A view, or what is written in place, is no new memory.
+        # Views and in-place results allocate no new memory.
         given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else [out]:

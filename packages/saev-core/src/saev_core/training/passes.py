@@ -1,4 +1,4 @@
-"""`Pass`: SAEs that train together on one pass over the data, as many at once as memory holds."""
+"""`Pass`: SAEs trained together on one pass over the data, as many as fit into memory."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from saev_core.training.schedule import Schedule
 from saev_core.training.train import train
 
 Folder = Callable[[str], Path]
-"""Where the SAE of some name goes."""
+"""The output folder of an SAE, by name."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the data, and the SAEs that share it."""
+    """One pass over the data and the SAEs that share it."""
 
     points: tuple[Point, ...]
     source: ActivationSource
     needs: tuple[Need, ...] = ()
-    """What each SAE takes; empty where there was nothing to divide."""
+    """What each SAE needs; empty if nothing had to be divided."""
     cost: Cost | None = None
     part: tuple[int, int] = (1, 1)
-    """Which of how many that read the same data, where memory divides them."""
+    """Number of this pass and how many read the same data, if memory limits divide them."""
     resumes: bool = False
-    """Whether training states lie there to go on from."""
+    """Whether there are training states to resume from."""
 
     @property
     def names(self) -> list[str]:
@@ -51,20 +51,20 @@ class Pass:
 
     @property
     def seconds(self) -> float:
-        """How long it takes, by the steps that were timed; reading the data overlaps with them."""
+        """Estimated duration, from timed steps; reading data overlaps with them."""
         return self.schedule.n_steps * sum(need.step_s for need in self.needs)
 
     def train(self, folder: Folder, **how: Any) -> dict[str, str]:
-        """Train the SAEs to the end, or from where a killed call left them.
+        """Train the SAEs to the end, resuming from the states of an interrupted call.
 
         Args:
             how: `emit`, `track`, `device` and `heldout_of` of `train`.
 
         Returns:
-            Those that diverged: name -> why.
+            SAEs that diverged: name -> reason.
 
         Raises:
-            TrainError: as `train`, but not where every SAE of the pass diverged.
+            TrainError: as `train`, except that all SAEs may diverge.
         """
         cfg = self.points[0].config.train
         specs = [TrainSpec(point.name, build(point, self.source), point.config.train, point.seed) for point in self.points]
@@ -77,7 +77,7 @@ class Pass:
         return _stopped(folder, self.names)
 
     def to_json(self) -> dict[str, Any]:
-        """For people and programs."""
+        """The pass as JSON."""
         config, n_steps = self.points[0].config, self.schedule.n_steps
         return {
             "site": self.source.site,
@@ -100,10 +100,10 @@ class Pass:
 
 
 def build(point: Point, source: ActivationSource) -> SAE:
-    """A point's SAE, for the vectors of `source`.
+    """Build a point's SAE for the vectors of `source`.
 
     Raises:
-        ConfigError: its options do not fit; names the point.
+        ConfigError: its options are invalid; names the point.
     """
     try:
         return make_sae(point.config.sae, source.d_model, point.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
@@ -120,14 +120,14 @@ def make_passes(
     limit: int,
     n_timed: int = 0,
 ) -> list[Pass]:
-    """The passes that train these points: what differs in its data apart, what a killed run began first, no pass larger than memory.
+    """Group points into passes: different data in separate passes, interrupted SAEs first, and each pass within memory.
 
     Args:
-        limit: bytes that a pass may take; see `limit_of`.
-        n_timed: steps of each shape of SAE that are timed.
+        limit: memory limit of a pass in bytes; see `limit_of`.
+        n_timed: steps to time for each shape of SAE.
 
     Raises:
-        ConfigError, TrainError: a point cannot be trained on these data.
+        ConfigError, TrainError: a point cannot be trained on this data.
     """
     measured = _Measured(device, n_timed)
     made: list[Pass] = []
@@ -135,7 +135,7 @@ def make_passes(
         source = source_of(group[0].config.read)
         begun = {point.name: bool(States(folder(point.name)).steps()) for point in group}
         for resumes in (True, False):
-            # Apart, since a pass goes on from the last state that all its SAEs have.
+            # Separate, since a pass resumes from the last state that all its SAEs have.
             some = [point for point in group if begun[point.name] == resumes]
             if len(points) == 1 and not n_timed:
                 made += [Pass((point,), source, resumes=resumes) for point in some]
@@ -151,25 +151,25 @@ def make_passes(
 
 
 def limit_of(memory_gb: float | Literal["auto"], device: torch.device) -> int:
-    """Bytes that a pass may take: what was asked for, or four fifths of what is free."""
+    """Memory limit of a pass in bytes: the configured one, or four fifths of free memory."""
     return int(SHARE_OF_FREE * available(device)) if memory_gb == "auto" else int(memory_gb * 1e9)
 
 
 def shared_bytes(source: ActivationSource, point: Point, device: torch.device) -> int:
-    """What a pass holds on `device` beside its SAEs: the shuffle buffer (in main memory), batches, and at first a sample."""
+    """Bytes a pass holds on `device` besides its SAEs: the shuffle buffer (in main memory), batches, and initially a sample."""
     cfg, read, width = point.config.train, point.config.read, source.d_model
     sample = INIT_BYTES * min(cfg.n_init, source.n_vectors) * width
     batches = 3 * 4 * cfg.batch_size * width
     if device.type == "cuda":
         return max(sample, batches)
     itemsize = 2 if source.describe().get("store", {}).get("dtype") == "float16" else 4
-    # Whole images lie in it, held-out ones too; of each row, its place in the order, twice while it is drawn.
+    # The buffer holds whole images, held-out ones too, and the order of its rows, twice while it is being drawn.
     rows = min(read.buffer_mb * 2**20 // (width * itemsize), int(source.n_vectors / (1 - read.heldout)))
     return max(sample, batches + rows * (width * itemsize + 16))
 
 
 def plan_of(passes: Sequence[Pass], n_points: int, limit: int) -> dict[str, Any]:
-    """Passes as they are told before they are taken, with what they need together."""
+    """Passes as JSON for display before training, with their combined needs."""
     told = [one.to_json() for one in passes]
     return {
         "points": n_points,
@@ -181,7 +181,7 @@ def plan_of(passes: Sequence[Pass], n_points: int, limit: int) -> dict[str, Any]
 
 
 class _Measured:
-    """Needs by shape: SAEs that differ in seeds and rates alone are measured once."""
+    """Needs by shape: SAEs that differ only in seeds and rates are measured once."""
 
     def __init__(self, device: torch.device, n_timed: int) -> None:
         self.device, self.n_timed = device, n_timed
@@ -203,7 +203,7 @@ class _Measured:
         return self._needs[shape]
 
     def _vectors(self, point: Point, source: ActivationSource) -> Tensor:
-        """A batch of the source's own vectors, since how many features they light decides what a step costs."""
+        """A batch of real vectors, since the number of features that fire determines the cost of a step."""
         cfg = point.config.train
         key = json.dumps([point.config.read.model_dump(mode="json"), cfg.batch_size])
         if self._batch[0] != key:
@@ -213,5 +213,5 @@ class _Measured:
 
 
 def _stopped(folder: Folder, names: Sequence[str]) -> dict[str, str]:
-    """Which of some SAEs diverged, and why."""
+    """The SAEs that diverged: name -> reason."""
     return {name: why for name in names if (why := States(folder(name)).stopped())}

@@ -1,4 +1,4 @@
-"""Less than float32 for the matmuls of a step, and compiled losses."""
+"""Reduced precision for the matmuls of a step, and compiled losses."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Loss = Callable[[Tensor, Progress], Step]
 
 
 def compile_loss(sae: SAE, device: torch.device) -> Loss:
-    """`sae.loss`, compiled when it is first differentiated, which on the CPU a variant with a gradient of its own may never be."""
+    """`sae.loss`, compiled on first use by autograd, which a variant with a hand-written gradient may never use on the CPU."""
     import torch._dynamo
 
     if device.type != "cuda" and (sae.selects or type(sae).backward is not SAE.backward):
-        log.info("%s has a gradient of its own on the CPU; train.compile does nothing for it there", type(sae).__name__)
-    # Else the metric that `loss` reads out cuts its graph in two.
+        log.info("%s uses a hand-written gradient on the CPU; train.compile has no effect", type(sae).__name__)
+    # Otherwise reading a metric in `loss` breaks its graph in two.
     torch._dynamo.config.capture_scalar_outputs = True
-    # Where a graph is cut all the same, its tracing looks at gradients that it must not look at, and warns of itself.
+    # If a graph breaks anyway, tracing accesses gradients of non-leaf tensors and triggers this warning.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning)
     return torch.compile(sae.loss)
 
 
 @contextmanager
 def differentiating(sae: SAE, loss: Loss | None) -> Iterator[None]:
-    """Whatever differentiates `sae.loss` inside finds `loss` in its place; None: its own."""
+    """Replace `sae.loss` by `loss` inside the block; None: keep it."""
     if loss is None:
         yield
         return
@@ -52,7 +52,7 @@ def differentiating(sae: SAE, loss: Loss | None) -> Iterator[None]:
 
 @contextmanager
 def precision(kind: Precision, device: torch.device, scratch: Scratch) -> Iterator[None]:
-    """Matmuls in less than float32 inside, where the device has them; what they read and write stays float32."""
+    """Run matmuls in reduced precision inside the block, if the device supports it; inputs and outputs stay float32."""
     if kind == "bf16" and device.type == "cuda":
         with torch.autocast("cuda", dtype=torch.bfloat16):
             yield

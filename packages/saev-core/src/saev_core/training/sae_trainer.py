@@ -1,4 +1,4 @@
-"""`TrainSpec`, one SAE to train, and `SAETrainer`, its training: optimiser, schedule, dead features, random numbers."""
+"""`TrainSpec`, one SAE to train, and `SAETrainer`, its training state: optimiser, schedule, dead features, random numbers."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainSpec:
-    """One SAE to train, and what is its own in a group."""
+    """One SAE to train and its individual settings in a group."""
 
     name: str
-    """Its folder's name."""
+    """Name of its folder."""
     sae: SAE
     cfg: TrainConfig | None = None
-    """Its own configuration where it differs from the group's. What belongs to the stream  is the group's:
-    leave it out, or say the same."""
+    """Its training configuration, if it differs from the group's. Settings of the batch stream are shared by the group:
+    leave them out, or repeat the same values."""
     seed: int | None = None
-    """Seed of its initialisation and of what it draws; none: `train.seed`."""
+    """Seed of its initialisation and random draws; None: `train.seed`."""
     ref: dict[str, str] = field(default_factory=dict)
-    """Its plugin (`name`, `dist`, `version`); found by its class where empty."""
+    """Its plugin (`name`, `dist`, `version`); if empty, found by its class."""
 
     def settled(self, group: TrainConfig) -> TrainConfig:
-        """Its configuration in a group.
+        """Its configuration within a group.
 
         Raises:
-            TrainError: it asks for something else than the group's in what belongs to the stream; says where.
+            TrainError: it conflicts with the group in a setting of the batch stream; names the settings.
         """
         cfg = self.cfg or group
         differ = {key: getattr(group, key) for key in settings_within(TrainConfig, "pass") if getattr(cfg, key) != getattr(group, key)}
         if asked := [key for key in differ if key in cfg.model_fields_set]:
             told = ", ".join(f"train.{key} {getattr(cfg, key)} (the group's is {differ[key]})" for key in asked)
-            raise TrainError(f"{self.name} wants {told}; SAEs on one pass share these: train it in a run of its own.")
+            raise TrainError(f"{self.name} needs {told}; SAEs on one pass share these settings: train it in a separate run.")
         return cfg.model_copy(update=differ) if differ else cfg
 
 
 class SAETrainer:
-    """One SAE in training."""
+    """An SAE being trained."""
 
     def __init__(self, spec: TrainSpec, cfg: TrainConfig, schedule: Schedule, device: torch.device, scratch: Scratch | None = None) -> None:
         """
         Args:
-            cfg: the SAE's own, as `TrainSpec.settled` gives it.
-            schedule: of that configuration.
-            scratch: buffers for its steps, which trainers that take turns share; None: buffers of its own.
+            cfg: the SAE's configuration, as returned by `TrainSpec.settled`.
+            schedule: the schedule of that configuration.
+            scratch: buffers for steps, shared by trainers that take turns; None: allocate its own.
         """
         self.name, self.sae, self.cfg = spec.name, spec.sae.to(device), cfg
         self.ref = spec.ref or ref_of(spec.sae)
@@ -70,23 +70,23 @@ class SAETrainer:
         self.schedule = schedule
         self.stopped = ""
         self.fired_at = torch.zeros(self.sae.d_sae, dtype=torch.long, device=device)
-        """Vectors that had been seen when each feature last fired."""
+        """Number of vectors seen when each feature last fired."""
         try:
             self.optimizer = make_optimizer(cfg.optimizer, self.sae.named_parameters(), self.sae.training_defaults.betas)
         except TrainError as error:
             raise TrainError(f"{self.name}: {error}") from None
-        # A variant's own learning rate was measured with Adam; the others keep to the law, times what suits them.
+        # A variant's default learning rate was measured with Adam; other optimisers scale the law of width by their own factor.
         rate = self.sae.training_defaults.lr if cfg.optimizer == "adam" else self.optimizer.rate
         self.lr = rate * base_lr(self.sae.d_sae) if cfg.lr == "auto" else cfg.lr
         self.average = None if cfg.ema is None else Average(self.sae.named_parameters(), cfg.ema)
         if cfg.precision == "tf32" and device.type != "cuda":
-            log.info("%s: train.precision tf32 is for CUDA; on %s it is float32", self.name, device.type)
+            log.info("%s: train.precision tf32 needs CUDA; using float32 on %s", self.name, device.type)
         self.loss = compile_loss(self.sae, device) if cfg.compile else None
-        """What is differentiated in place of `sae.loss`, under `train.compile`."""
+        """The compiled loss that replaces `sae.loss` under `train.compile`."""
         self.use_scratch(scratch or Scratch())
 
     def use_scratch(self, scratch: Scratch) -> None:
-        """Take every step in these buffers from now on."""
+        """Use these buffers for all further steps."""
         self.scratch = scratch
         self.sae.share_scratch(scratch)
 
@@ -94,11 +94,11 @@ class SAETrainer:
         return seen - self.fired_at >= self.schedule.dead_after
 
     def lr_at(self, step: int) -> float:
-        """The learning rate that step number `step` (from 0) is taken with."""
+        """The learning rate of step number `step` (from 0)."""
         return self.lr * self.schedule.lr_factor(step)
 
     def step(self, x: Float[Tensor, "n d_in"], step: int) -> Step:
-        """Take training step number `step` (from 0) on normalised activations."""
+        """Run training step number `step` (from 0) on normalised activations."""
         seen = step * len(x)
         dead = self.dead(seen)
         progress = Progress(step, self.schedule.n_steps, dead if bool(dead.any()) else None, self.generator)
@@ -106,7 +106,7 @@ class SAETrainer:
             done = self.sae.backward(x, progress)
         self.sae.revive(x, done, progress)
         self.sae.project_gradient()
-        # A baseline fitted by its own rule has no parameters, of which torch would warn.
+        # A baseline fitted by its own rule has no parameters, which would make torch warn.
         if self.cfg.clip_grad is not None and (parameters := list(self.sae.parameters())):
             torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip_grad)
         self.optimizer.step(self.lr_at(step))
@@ -125,7 +125,7 @@ class SAETrainer:
 
     @torch.no_grad()
     def trained_sae(self) -> SAE:
-        """The SAE that a checkpoint would hold now: itself, or a copy with averaged weights, its rows of length 1."""
+        """The SAE a checkpoint would contain now: the SAE itself, or a copy with averaged weights and rows of length 1."""
         weights = (self.average or self.optimizer).averaged_weights()
         if not weights:
             return self.sae
@@ -136,14 +136,14 @@ class SAETrainer:
         return sae
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
+        """All tensors that training changes, by name."""
         state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for kind, part in self._parts().items():
             state |= {f"{kind}.{name}": tensor for name, tensor in part.tensors().items()}
         return {**state, "fired_at": self.fired_at, "generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
         self.sae.load_state_dict(_under(state, "sae"))
         for kind, part in self._parts().items():
             part.restore(_under(state, kind))

@@ -1,9 +1,9 @@
-"""The state of a training run on disk: written whole or not at all, the last two kept, so that a killed run goes on.
+"""Training state on disk, so that a killed run can resume: written atomically, the last two states are kept.
 
 <name>.training/step-00001000/state.safetensors    everything training changes
-<name>.training/step-00001000/state.json           where the source stood
-<name>.training/config.json                        what the run was told
-<name>.training/stopped.json                       why it ended early, if it diverged
+<name>.training/step-00001000/state.json           position in the source
+<name>.training/config.json                        settings of the run
+<name>.training/stopped.json                       reason for ending early, if it diverged
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from saev_core.training.schedule import Schedule
 log = logging.getLogger(__name__)
 
 KEEP = 2
-"""States that are kept."""
+"""Number of states kept."""
 
 
 def config_of(
     cfg: TrainConfig, sae: dict[str, Any], source: dict[str, Any], *, sae_name: str, lr: float, seed: int, schedule: Schedule
 ) -> dict[str, Any]:
-    """Everything that decides one SAE's result, as flat dotted keys; what else was set may change until a run is resumed."""
+    """All settings that determine one SAE's result, as flat dotted keys; other settings may change before resuming."""
     read = {"read": settings_that_matter(ReadConfig.model_validate(source["read"]))} if "read" in source else {}
     nested = {
         "train": {**settings_that_matter(cfg), "lr": lr, "seed": seed, "stream_seed": cfg.seed},
@@ -47,7 +47,7 @@ def config_of(
 
 
 def _same(theirs: Any, ours: Any) -> bool:
-    """Whether two values of one key are the same; 0 in a state that an older version wrote is what is now `auto` or none."""
+    """Whether two values of one key are equivalent; older versions wrote 0 for what is now `auto` or none."""
     return bool(theirs == ours) or (theirs == 0 and ours in (None, "auto"))
 
 
@@ -62,16 +62,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class States:
-    """The training states of one SAE, beside its checkpoint folder."""
+    """The training states of one SAE, stored next to its checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder.with_name(f"{folder.name}.training")
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Take up the folder for a run of this configuration.
+        """Prepare the folder for a run with this configuration.
 
         Raises:
-            TrainError: it holds states of another configuration (names the keys that differ), or cannot be written.
+            TrainError: it contains states of another configuration (names the keys that differ), or cannot be written.
         """
         file = self.path / "config.json"
         try:
@@ -81,7 +81,7 @@ class States:
                     was = "; ".join(f"{key} was {theirs.get(key)!r}, now {config.get(key)!r}" for key in differ[:5])
                     more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
                     raise TrainError(
-                        f"{self.path} is a run of another configuration: {was}{more}; put it back, or delete that folder to start anew."
+                        f"{self.path} belongs to a different configuration: {was}{more}; restore the settings, or delete the folder to restart."
                     )
                 return
             shutil.rmtree(self.path, ignore_errors=True)
@@ -91,11 +91,11 @@ class States:
             raise TrainError(f"{self.path} cannot be used ({error}); delete it or choose another --out.") from None
 
     def steps(self) -> set[int]:
-        """Steps of which a state was written whole."""
+        """Steps with a complete state."""
         return {int(path.name[5:]) for path in self.path.glob("step-*") if (path / "state.json").exists()}
 
     def save(self, step: int, tensors: dict[str, Tensor], stream: dict[str, Any]) -> Path:
-        """Write a state and drop all but the last two.
+        """Write a state and delete all but the last two.
 
         Raises:
             TrainError: it cannot be written.
@@ -108,13 +108,15 @@ class States:
                 (new / "state.safetensors").write_bytes(data)
                 (new / "state.json").write_text(json.dumps(meta), encoding="utf-8")
         except OSError as error:
-            raise TrainError(f"{final} cannot be written: {error.strerror or error}; free space, then start again: it goes on.") from None
+            raise TrainError(
+                f"{final} cannot be written: {error.strerror or error}; free some disk space and re-run; training resumes."
+            ) from None
         for old in sorted(self.steps())[:-KEEP]:
             shutil.rmtree(self.path / f"step-{old:08d}", ignore_errors=True)
         return final
 
     def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and source state of a step; None if they are damaged."""
+        """Tensors and source state of a step; None if damaged."""
         folder = self.path / f"step-{step:08d}"
         try:
             meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -122,13 +124,13 @@ class States:
             if hashlib.sha256(data).hexdigest() == meta["sha256"]:
                 return load(data), meta["source"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            log.warning("%s is damaged (%s) and is passed over", folder, error)
+            log.warning("%s is damaged (%s); skipping it", folder, error)
             return None
-        log.warning("%s is damaged (its checksum differs) and is passed over", folder)
+        log.warning("%s is damaged (checksum mismatch); skipping it", folder)
         return None
 
     def stop(self, why: str) -> None:
-        """Note that training ended early."""
+        """Record why training ended early."""
         replace_file(self.path / "stopped.json", json.dumps({"why": why}))
 
     def stopped(self) -> str:
@@ -137,5 +139,5 @@ class States:
         return str(json.loads(file.read_text(encoding="utf-8"))["why"]) if file.exists() else ""
 
     def clear(self) -> None:
-        """Training is done: take the states away."""
+        """Delete the states after training is complete."""
         shutil.rmtree(self.path, ignore_errors=True)

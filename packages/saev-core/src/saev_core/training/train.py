@@ -1,4 +1,4 @@
-"""`train`: many SAEs on one pass over a source; each with its own optimiser, schedule and seed, none the wiser of the others."""
+"""`train`: many SAEs on one pass over a source, each with its own optimiser, schedule and seed, independent of each other."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 
 
 class Measures(Protocol):
-    """What measures SAEs in training on held-out vectors; `saev_core.evaluation.heldout.Heldout` is one."""
+    """Evaluates SAEs on held-out vectors during training; implemented by `saev_core.evaluation.heldout.Heldout`."""
 
     def card(self, sae: SAE) -> dict[str, Any]:
-        """The evaluation card of an SAE as it stands; it has `nmse`."""
+        """The evaluation card of an SAE in its current state; it contains `nmse`."""
 
 
 HeldoutOf = Callable[[ActivationSource, TrainConfig, torch.device], Measures]
-"""Makes it, once for all SAEs that share a pass; see `train`."""
+"""Creates it, once for all SAEs that share a pass; see `train`."""
 Emit = Callable[..., object]
-"""`emit(hook, **arguments)`: tells observers; see `hooks.Hooks.stepped` and `checkpointed` (all but `run`)."""
+"""`emit(hook, **arguments)`: notifies observers; see `hooks.Hooks.stepped` and `checkpointed` (all arguments but `run`)."""
 
 
 Vectors: TypeAlias = ActivationSource | np.ndarray | Tensor
@@ -91,29 +91,29 @@ def train(
     device: str | torch.device = "cpu",
     heldout_of: HeldoutOf | None = None,
 ) -> Checkpoint | list[Checkpoint]:
-    """Train one SAE, or many on the same pass, to the end and save each as `out/<name>`; resumes from what an earlier, killed
-    call left there.
+    """Train one SAE, or many on the same pass, to the end and save each as `out/<name>`; resumes from the training states of an
+    interrupted call.
 
-    On the CPU the result depends on the source, the configuration and the seeds alone, to the last bit: not on
-    neighbours in the group, nor on having been interrupted.
+    On the CPU the result is bit-for-bit determined by the source, the configuration and the seeds: it does not depend on
+    the other SAEs in the group or on interruptions.
 
     Args:
         vectors: a source, or an array or tensor `[n, d_model]` of raw vectors.
-        sae: an SAE, which is trained in place; a plugin such as `topk:32`, built for these vectors; or several `TrainSpec`s.
-        cfg: the group's; a trainee may have its own, but for what belongs to the stream. None: the defaults, with what the
-            specs' own say of the stream, and batches no larger than there are vectors.
-        out: where checkpoints go, a folder or a function of the SAE's name; None keeps nothing on disk. A single SAE is called
-            like its plugin.
-        emit: told of steps and checkpoints.
-        heldout_of: measures the SAEs every `cfg.evaluate_every` steps: `Heldout.of`.
+        sae: an SAE, trained in place; a plugin such as `topk:32`, built for these vectors; or several `TrainSpec`s.
+        cfg: the group's configuration; a spec may have its own, except for settings of the batch stream. None: the defaults,
+            with stream settings taken from the specs, and batches no larger than the number of vectors.
+        out: where to save checkpoints, a folder or a function of the SAE's name; None writes nothing to disk. A single SAE is
+            named after its plugin.
+        emit: receives steps and checkpoints.
+        heldout_of: evaluates the SAEs every `cfg.evaluate_every` steps: `Heldout.of`.
 
     Returns:
-        Of a single SAE its checkpoint. Of several those that reached the end, in order: one that diverged is logged, named in
-        `<name>.training/stopped.json`, and left out; its neighbours go on.
+        For a single SAE its checkpoint. For several, the checkpoints of those that finished, in order: an SAE that diverges is
+        logged, recorded in `<name>.training/stopped.json` and left out; the others continue.
 
     Raises:
-        TrainError: nothing can be trained, every SAE diverged, or the folder holds the state of another configuration.
-        ShapeError, StoreError: an array is not a matrix, or has no vector, equal ones alone, or NaN.
+        TrainError: nothing can be trained, every SAE diverged, or the folder contains states of another configuration.
+        ShapeError, StoreError: an array is not a matrix, is empty, has only equal vectors, or contains NaN.
         UnknownPluginError, ConfigError: as `make_sae`.
     """
     one, specs = (sae, []) if isinstance(sae, SAE | PluginRef | str) else (None, list(sae))
@@ -124,7 +124,7 @@ def train(
         made = one if isinstance(one, SAE) else make_sae(one, source.d_model, cfg.seed, n_vectors=source.n_vectors, n_sites=source.n_sites)
         specs = [TrainSpec(ref_of(made)["name"], made)]
     schedule = _check(source, specs, cfg)
-    with enough_memory("lower train.batch_size or sae.d_sae, or train.memory_gb, which divides a sweep.", TrainError):
+    with enough_memory("lower train.batch_size or sae.d_sae, or train.memory_gb to split a sweep into more passes.", TrainError):
         group = Group(source, specs, cfg, schedule, out=out, emit=emit or _nobody, device=torch.device(device), heldout_of=heldout_of)
         group.run(track)
         done = group.finish()
@@ -132,43 +132,43 @@ def train(
 
 
 def _n_sites(sae: SAE | PluginRef | str | Sequence[TrainSpec]) -> int:
-    """Joined sites that SAEs are made for; 1 where it is not known yet."""
+    """Number of joined sites the SAEs are built for; 1 if not known yet."""
     if isinstance(sae, SAE):
         return sae.cfg.n_sites
     return 1 if isinstance(sae, PluginRef | str) else max((t.sae.cfg.n_sites for t in sae), default=1)
 
 
 def _default_config(specs: Sequence[TrainSpec], n_vectors: int) -> TrainConfig:
-    """The group's configuration where none is given: what a trainee's own says of the stream, and a batch that the vectors fill."""
+    """The group's configuration if none is given: stream settings from the specs, and a batch no larger than the vectors."""
     own = next((t.cfg for t in specs if t.cfg is not None), TrainConfig())
     stream = {key: getattr(own, key) for key in settings_within(TrainConfig, "pass") if key in own.model_fields_set}
     cfg = TrainConfig.model_validate(stream)
     if n_vectors < cfg.batch_size and "batch_size" not in stream:
-        log.info("train.batch_size is %d instead of %d: there are no more vectors", n_vectors, cfg.batch_size)
+        log.info("train.batch_size reduced to %d from %d: there are no more vectors", n_vectors, cfg.batch_size)
         cfg = cfg.model_copy(update={"batch_size": n_vectors})
     return cfg
 
 
 def _nobody(hook: str, **arguments: Any) -> None:
-    """Told of things, does nothing."""
+    """Ignore all events."""
 
 
 def _check(source: ActivationSource, specs: Sequence[TrainSpec], cfg: TrainConfig) -> Schedule:
     names = [t.name for t in specs]
     if not names:
-        raise TrainError("there is no SAE to train.")
+        raise TrainError("there is no SAE to train; pass at least one.")
     if twice := {name for name in names if names.count(name) > 1}:
-        raise TrainError(f"two SAEs are called {', '.join(sorted(twice))}; names must differ.")
+        raise TrainError(f"duplicate SAE names {', '.join(sorted(twice))}; give each SAE its own name.")
     for t in specs:
         if t.sae.d_in != source.d_model:
-            raise TrainError(f"{t.name} takes activations {t.sae.d_in} wide, the source's are {source.d_model}; leave sae.d_in out.")
+            raise TrainError(f"{t.name} takes activations of width {t.sae.d_in}, the source has {source.d_model}; leave sae.d_in out.")
         if t.sae.cfg.n_sites not in (1, source.n_sites):
-            raise TrainError(f"{t.name} is for {t.sae.cfg.n_sites} joined sites, the source joins {source.n_sites}; leave sae.n_sites out.")
+            raise TrainError(f"{t.name} takes {t.sae.cfg.n_sites} joined sites, the source has {source.n_sites}; leave sae.n_sites out.")
     return Schedule.of(cfg, source.n_vectors)
 
 
 class Group:
-    """SAEs that share one stream."""
+    """SAEs that share one batch stream."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Group:
         self.norm: Norm = source.norm.to(device)
         self.heldout: Measures | None = None
         own = [t.settled(cfg) for t in specs]
-        scratch = Scratch()  # one after the other: buffers are shared
+        scratch = Scratch()  # SAEs take turns, so they share buffers
         schedules = [Schedule.of(c, source.n_vectors, t.sae.training_defaults.lr_decay) for t, c in zip(specs, own, strict=True)]
         self.jobs = [SAETrainer(t, c, s, device, scratch) for t, c, s in zip(specs, own, schedules, strict=True)]
         folder = out if callable(out) else None if out is None else out.__truediv__
@@ -199,11 +199,11 @@ class Group:
         return [job for job in self.jobs if not job.stopped]
 
     def run(self, track: Track) -> None:
-        """Every step that is left."""
+        """Run all remaining steps."""
         start, state = self._resume()
         if self.cfg.evaluate_every is not None:
             if self.heldout_of is None:
-                raise TrainError("train.evaluate_every needs something to measure with; pass heldout_of=Heldout.of, or set it to none.")
+                raise TrainError("train.evaluate_every needs an evaluator; pass heldout_of=Heldout.of, or set it to none.")
             self.heldout = self.heldout_of(self.source, self.cfg, self.device)
         if start == 0:
             self._initialise()
@@ -232,7 +232,7 @@ class Group:
                     if self.heldout is not None and every is not None and (done % every == 0 or last):
                         began = time.perf_counter()
                         facts |= self._evaluate(self.heldout, done)
-                        clock += time.perf_counter() - began  # not part of the rate
+                        clock += time.perf_counter() - began  # exclude from the rate
                     if keep and self.states:
                         self._keep(done, stream.state())
                     meter.update(size, **facts)
@@ -240,7 +240,7 @@ class Group:
             stream.close()
 
     def finish(self) -> list[Checkpoint]:
-        """Checkpoints of the SAEs that reached the end, saved; the training states are taken away after that."""
+        """Save and return the checkpoints of the SAEs that finished, then delete the training states."""
         done = [(job, self._checkpoint(job)) for job in self.running]
         for job, checkpoint in done:
             if self.folders:
@@ -255,7 +255,7 @@ class Group:
         n = min(self.cfg.n_init, self.source.n_vectors)
         x = self.norm(self.source.sample(n, self.cfg.seed).to(self.device))
         if not bool(torch.isfinite(x).all()):
-            raise TrainError("the activations hold NaN or infinity; check the model's weights and record again.")
+            raise TrainError("the activations contain NaN or infinity; check the model's weights and record again.")
         for job in self.jobs:
             job.sae.initialise(x, job.generator)
 
@@ -269,7 +269,7 @@ class Group:
         }
 
     def _resume(self) -> tuple[int, dict[str, Any] | None]:
-        """The step to go on from and the source's state there: the latest that every SAE of the group has."""
+        """The step to resume from and the source's state there: the latest step that every SAE of the group has."""
         if not self.states:
             return 0, None
         for name, config in self._configs().items():
@@ -289,7 +289,7 @@ class Group:
                     stream: dict[str, Any] = entry[1]
                 log.info("resuming at step %d of %d", step, self.schedule.n_steps)
                 return step, stream
-        # Nothing to go on from: what stopped before may stop again, in the same way.
+        # Nothing to resume from: an SAE that stopped before may stop again in the same way.
         for job in self.jobs:
             job.stopped = ""
         return 0, None
@@ -304,19 +304,19 @@ class Group:
             if bool(torch.isfinite(step.loss)):
                 continue
             if not bool(torch.isfinite(x).all()):
-                raise TrainError(f"the activations hold NaN or infinity (batch {done}); check the model's weights and record again.")
-            job.stopped = f"{job.name} diverged at step {done} (its loss is {float(step.loss)}); lower its learning rate {job.lr:g}."
-            log.warning("%s Its neighbours go on.", job.stopped)
+                raise TrainError(f"the activations contain NaN or infinity (batch {done}); check the model's weights and record again.")
+            job.stopped = f"{job.name} diverged at step {done} (loss {float(step.loss)}); lower its learning rate of {job.lr:g}."
+            log.warning("%s The other SAEs in this pass continue.", job.stopped)
             if self.states:
                 self.states[job.name].stop(job.stopped)
         if not self.running:
             self._none_left()
 
     def _none_left(self) -> None:
-        raise TrainError("no SAE is left to train: " + " ".join(job.stopped for job in self.jobs))
+        raise TrainError("every SAE diverged: " + " ".join(job.stopped for job in self.jobs))
 
     def _evaluate(self, heldout: Measures, done: int) -> dict[str, float]:
-        """Measure every SAE on held-out images and tell observers; returns the group's mean error."""
+        """Evaluate every SAE on held-out images and notify observers; returns the group's mean error."""
         cards = {job.name: heldout.card(job.trained_sae()) for job in self.running}
         for name, card in cards.items():
             self.emit("evaluated", name=name, step=done, card=card)
@@ -324,7 +324,7 @@ class Group:
 
     @torch.no_grad()
     def _report(self, x: Tensor, steps: list[tuple[SAETrainer, Step]], done: int, rate: float) -> dict[str, float]:
-        """Tell observers; returns the group's mean numbers."""
+        """Notify observers; returns the group's mean metrics."""
         whole = _spread(x)
         rows = []
         for job, step in steps:

@@ -17,30 +17,30 @@ from saev_core.errors import ShapeError, StoreError
 from saev_core.sae.norm import Norm
 
 _BLOCK = 65_536
-"""Vectors that are brought to float64, or hashed, at once."""
+"""Vectors converted to float64, or hashed, at once."""
 
 
 class ArraySource(ActivationSource):
-    """Vectors in memory as a source of training batches, for activations that did not come from a store.
+    """Vectors in memory as a source of training batches, for activations that do not come from a store.
 
-    The array is used as it is and not copied: a memory-mapped one stays on disk, a bfloat16 one is converted batch by batch.
-    Each pass takes all vectors in a new order, drawn from the seed and the pass.
+    The array is not copied: a memory-mapped array stays on disk, a bfloat16 array is converted batch by batch.
+    Each epoch uses all vectors in a new order, determined by the seed and the epoch.
     """
 
     def __init__(self, x: np.ndarray | Tensor, site: str = "resid.0", *, n_sites: int = 1) -> None:
         """
         Args:
-            x: `[n, d_model]`, numpy array or tensor, of any floating-point type, on any device.
-            site: where in the model they were taken, for the checkpoint.
-            n_sites: sites that are joined in `x`.
+            x: `[n, d_model]`, numpy array or tensor, of any floating-point dtype, on any device.
+            site: where in the model they were recorded, for the checkpoint.
+            n_sites: number of sites joined in `x`.
 
         Raises:
             ShapeError: `x` is not a matrix, or its width is not a multiple of `n_sites`.
-            StoreError: there is no vector, all are the same, or one is not finite.
+            StoreError: there are no vectors, all are equal, or one is not finite.
         """
         self.x = x.detach() if isinstance(x, Tensor) else np.asarray(x)
         if self.x.ndim != 2 or self.x.shape[1] % n_sites:
-            raise ShapeError(f"training vectors are [n, d_model], d_model a multiple of {n_sites}, not {list(self.x.shape)}.")
+            raise ShapeError(f"training vectors must be [n, d_model] with d_model a multiple of {n_sites}, got {list(self.x.shape)}.")
         self.n_vectors, self.d_model = map(int, self.x.shape)
         self.site, self.n_sites = site, n_sites
         self.norm = self._norm()
@@ -53,7 +53,7 @@ class ArraySource(ActivationSource):
         return self.take(order[:n])
 
     def take(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        """A float32 copy of the vectors of these numbers, in that order."""
+        """A float32 copy of the vectors at these indices, in that order."""
         if isinstance(self.x, Tensor):
             return self.x[index.to(self.x.device)].float()
         return torch.from_numpy(self.x[index.numpy()].astype(np.float32, copy=False))
@@ -65,7 +65,7 @@ class ArraySource(ActivationSource):
         return [self.x[start : start + _BLOCK] for start in range(0, self.n_vectors, _BLOCK)]
 
     def _norm(self) -> Norm:
-        """From all vectors, in float64."""
+        """Computed from all vectors in float64."""
         each = self.d_model // self.n_sites
         total, squares = torch.zeros(self.d_model, dtype=torch.float64), torch.zeros(self.n_sites, dtype=torch.float64)
         for block in self._blocks():
@@ -73,9 +73,9 @@ class ArraySource(ActivationSource):
             total += x.sum(0)
             squares += x.square().view(-1, self.n_sites, each).sum((0, 2))
         if not self.n_vectors:
-            raise StoreError("there is no vector to train on; the array is empty.")
+            raise StoreError("there are no vectors to train on; the array is empty.")
         if not bool(squares.isfinite().all()):
-            raise StoreError("the vectors are not finite (NaN or infinity); leave those out before training.")
+            raise StoreError("some vectors are not finite (NaN or infinity); remove them before training.")
         moments = zip(total.view(self.n_sites, each), squares.tolist(), strict=True)
         return Norm.join([Norm.from_moments(self.n_vectors, part, square) for part, square in moments])
 
@@ -90,7 +90,7 @@ class ArraySource(ActivationSource):
 
 
 class ArrayStream:
-    """Batches of an `ArraySource`. What is left at the end of a pass begins the next batch."""
+    """Batches of an `ArraySource`. Vectors left at the end of an epoch start the next batch."""
 
     def __init__(self, source: ArraySource, batch_size: int, seed: int, state: Mapping[str, Any] | None) -> None:
         self._source, self._size, self._seed = source, batch_size, seed
@@ -120,11 +120,11 @@ class ArrayStream:
 
     @property
     def image(self) -> Int[np.ndarray, " batch"]:
-        """Row numbers: here every vector is its own image."""
+        """Row numbers: every vector counts as its own image."""
         return self._last.numpy()
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "at": self._at}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to release."""

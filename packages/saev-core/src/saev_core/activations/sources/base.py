@@ -1,4 +1,4 @@
-"""`ActivationSource`: where training vectors come from, in shuffled batches."""
+"""`ActivationSource`: the interface of sources of training vectors, in shuffled batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BatchStream(Protocol):
     def __iter__(self) -> Self: ...
 
     def __next__(self) -> Float[Tensor, "batch d_model"]:
-        """The next batch, always full. The memory is reused: it is valid until the next call."""
+        """The next batch, always full. Its memory is reused: it is valid only until the next call."""
         ...
 
     @property
@@ -31,44 +31,44 @@ class BatchStream(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; `batches(..., state=state)` goes on with exactly the batch that would come next."""
+        """JSON-serialisable; `batches(..., state=state)` resumes with exactly the next batch."""
         ...
 
     def close(self) -> None: ...
 
 
 class ActivationSource(ABC):
-    """Training vectors; `train` does not know where they come from."""
+    """Base class of sources of training vectors; `train` uses only this interface."""
 
     d_model: int
-    """Width of a vector, of all the sites that are joined in it."""
+    """Width of a vector, over all joined sites."""
     n_sites: int = 1
-    """Sites joined in each vector."""
+    """Number of sites joined in each vector."""
     n_vectors: int
-    """Training vectors in one pass."""
+    """Number of training vectors in one epoch."""
     norm: Norm
-    """Brings them to mean 0 and mean squared length `d_model`."""
+    """Normaliser of the vectors, to mean 0 and mean squared length `d_model`."""
     site: str
-    """What they were recorded from, such as `resid.10`, `resid.all`."""
+    """Where the vectors were recorded, such as `resid.10`, `resid.all`."""
     heldout: Bool[np.ndarray, " n_images"] = np.zeros(0, bool)
-    """Images kept from training; empty where vectors do not come from images."""
+    """Mask of held-out images; empty if vectors do not come from images."""
 
     @abstractmethod
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> BatchStream:
-        """Shuffled raw vectors, float32, clamped if asked, not normalised; the same for the same seed.
+        """Shuffled raw vectors, float32, clamped if configured, not normalised; reproducible for a given seed.
 
         Raises:
-            StoreError: there are fewer vectors than one batch, or `state` is of another source.
+            StoreError: there are fewer vectors than one batch, or `state` belongs to another source.
         """
 
     @abstractmethod
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
-        """`n` random training vectors (all of them, if there are fewer), raw, float32."""
+        """`n` random training vectors (all if there are fewer), raw, float32."""
 
     def heldout_sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
-        """`n` random vectors of held-out IMAGES (all of them, if there are fewer), raw, float32; none where nothing is held out.
+        """`n` random vectors of held-out IMAGES (all if there are fewer), raw, float32; empty if nothing is held out.
 
-        They come from 64 images or more, where there are so many.
+        They come from at least 64 images, if there are that many.
         """
         held = np.flatnonzero(self.heldout)
         generator = torch.Generator().manual_seed(seed)
@@ -84,12 +84,12 @@ class ActivationSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What this is, as JSON, for the checkpoint."""
+        """A description of the source as JSON, for the checkpoint."""
 
     def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
         """The vectors of `images`, training images or held-out ones, in that order; see `ImageVectors.in_order`.
 
         Raises:
-            StoreError: they do not come from images.
+            StoreError: the vectors do not come from images.
         """
-        raise StoreError(f"the vectors of a {type(self).__name__} do not come from images, so there are none to go through in order.")
+        raise StoreError(f"the vectors of a {type(self).__name__} do not come from images, so they cannot be read in order of images.")

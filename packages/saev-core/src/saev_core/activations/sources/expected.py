@@ -1,4 +1,4 @@
-"""`Expected`: a source of which only width and number of vectors are known yet, to plan training before anything is recorded."""
+"""`Expected`: a placeholder source that knows only width and number of vectors, to plan training before recording."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saev_core.sae.selection import Selection
 
 
 class Expected(ActivationSource):
-    """What a recording that is not there yet will give, as far as that is known: width and number. Its vectors are random."""
+    """Stands in for a future recording: known width and number of vectors, random values."""
 
     def __init__(self, d_model: int, n_vectors: int, n_sites: int, site: str) -> None:
         self.d_model, self.n_vectors, self.n_sites, self.site = d_model, n_vectors, n_sites, site
@@ -34,7 +34,7 @@ class Expected(ActivationSource):
 
 
 def expected(read: ReadConfig, model: VisionModel, n_images: int) -> Expected:
-    """The vectors that a recording of `n_images` would give."""
+    """A placeholder for the vectors that a recording of `n_images` would contain."""
     selection = Selection.of(read, model.site)
     n_training = max(1, round(n_images * (1 - read.heldout)))
     n_vectors = n_training * selection.n_tokens(model.grid)

@@ -7,13 +7,13 @@ from jaxtyping import Bool
 
 
 def heldout_mask(n_images: int, heldout: float, seed: int) -> Bool[np.ndarray, " n_images"]:
-    """Which images are held out from training; at least one on each side if any are and there are two.
+    """Which images are held out from training; if `heldout` is not 0 and there are two images, at least one on each side.
 
-    Depends on the arguments alone; a larger share holds out the same images and more.
+    Depends only on the arguments; a larger fraction holds out a superset of the images.
     """
     held = np.zeros(n_images, bool)
     if heldout > 0 and n_images >= 2:
         n = min(max(round(n_images * heldout), 1), n_images - 1)
-        # RandomState: numpy promises its stream will never change.
+        # RandomState: numpy guarantees that its stream never changes.
         held[np.random.RandomState(seed % 2**32).permutation(n_images)[:n]] = True
     return held

@@ -1,4 +1,4 @@
-"""`ImageVectors`: the vectors of images in an order that is asked for, whether they were recorded or are computed now."""
+"""`ImageVectors`: the vectors of images in a requested order, recorded or computed on the fly."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Batch(NamedTuple):
     image: Int[np.ndarray, " batch"]
     """Image numbers."""
     x: Float[Tensor, "batch n_tokens d_model"]
-    """Raw, float32, clamped if asked."""
+    """Raw vectors, float32, clamped if configured."""
     crop: Callable[[int], Box]
-    """Of the number of an image of this batch, the part of the original that the model saw, in original pixels."""
+    """Image number -> the part of the original image that the model saw, in original pixels."""
 
 
 class ImageVectors(Protocol):
-    """The vectors that a `ReadConfig` selects, image by image: `StoredVectors`, `StoreSource` and `LiveSource` are such."""
+    """The vectors a `ReadConfig` selects, image by image; implemented by `StoredVectors`, `StoreSource` and `LiveSource`."""
 
     @property
     def meta(self) -> StoreMeta:
-        """Model, data set, grid and precision, as of a recording."""
+        """Model, data set, grid and precision, in the form of a recording's metadata."""
         ...
 
     @property
@@ -41,8 +41,8 @@ class ImageVectors(Protocol):
     def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
         """The vectors of `images`, in that order, in batches of at most `batch_images`.
 
-        Images that are missing, unreadable or of another label than asked for are left out. With `layer="all"` every batch of
-        images comes once per site, one after the other.
+        Images that are missing, unreadable or excluded by label are omitted. With `layer="all"` every batch of images is
+        yielded once per site, in sequence.
 
         Raises:
             StoreError: the layer is not recorded, a chunk is damaged, or a vector is not finite.

@@ -1,4 +1,4 @@
-"""`LiveSource`: training vectors straight from the model, with nothing recorded; the twin of `StoreSource`."""
+"""`LiveSource`: training vectors computed by the model on the fly, without a recording; counterpart of `StoreSource`."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from saev_core.types import Site
 log = logging.getLogger(__name__)
 
 _N_NORM = 65_536
-"""Vectors from which the norm is estimated."""
+"""Number of vectors from which the norm is estimated."""
 _N_NORM_IMAGES = 4096
-"""Images that are run for it at most, where an image gives few vectors."""
+"""Maximum number of images run for it, relevant if an image gives few vectors."""
 _MANY = 16
-"""Unreadable images without a readable one that are the data set's fault, not the images'."""
+"""After this many unreadable images without a readable one, the data set is considered broken."""
 
 
 class Forward:
-    """A window's feed: images through the model, in batches of `record.batch_size`, by one thread.
+    """Fills windows by running images through the model, in batches of `record.batch_size`, in one thread.
 
-    Rows are in the precision that a recording would have, so that an SAE sees the numbers that a store would hold. An image
-    has `n_tokens` of them: its patches, or one (CLS, or the mean over patches), of each of the sites with `layer="all"`.
-    Which images share a forward pass depends on the order of reading alone, so that a window that is filled again has the same bits.
+    Rows have the precision of a recording, so that an SAE sees the same numbers as from a store. An image has `n_tokens`
+    rows: its patches, or one (CLS, or the mean over patches), for each site with `layer="all"`. Which images share a forward
+    pass depends only on the reading order, so that refilling a window gives identical bits.
 
     Raises:
-        ModelError: no such block or stream, or sites of different widths.
-        StoreError: there is no CLS token.
-        DatasetError: the data set holds no image, or can only be read in order.
+        ModelError: the block or stream does not exist, or sites have different widths.
+        StoreError: the model has no CLS token.
+        DatasetError: the data set has no images, or supports only sequential reading.
     """
 
     chunk_images = 1
@@ -73,19 +73,19 @@ class Forward:
         self.name = f"{model_ref.get('name', type(model).__name__)} on {dataset_ref.get('name', type(dataset).__name__)}"
         if dataset.sequential:
             raise DatasetError(
-                f"{self.name}: this data set can only be read in order, and training needs it shuffled; record it first (saev record)."
+                f"{self.name}: this data set supports only sequential reading, but training shuffles it; record it first (saev record)."
             )
         self.selection = Selection.of(read, model.site, (model.site(layer, read.stream) for layer in record.layers))
         self.sites = list(self.selection.sites)
         self.meta = describe(model, dataset, record, self.sites, model_ref=model_ref, dataset_ref=dataset_ref)
         if read.tokens == "cls" and not self.meta.n_prefix:
-            raise StoreError(f"{self.name}: the model has no CLS token; read patches or mean.")
+            raise StoreError(f"{self.name}: the model has no CLS token; set read.tokens to patches or mean.")
         self.per_site = self.selection.n_tokens(self.meta.grid)
         self.n_tokens = len(self.selection.series) * self.per_site
         self.d_model = self.selection.n_joined * self.meta.d_model
         self._stored: torch.dtype = getattr(torch, self.meta.dtype)
         self.dtype = torch.float32 if self.selection.averages else self._stored
-        # Hooks are the model's own: two forward passes at once would each fill the other's.
+        # Hooks belong to the model: two concurrent forward passes would fill each other's.
         self._lock = threading.Lock()
         self.missing: dict[int, Missing] = {}
 
@@ -94,7 +94,7 @@ class Forward:
         return ["live", self.meta.fingerprint, [str(site) for site in self.sites], read, self.record.batch_size]
 
     def pool(self) -> ThreadPoolExecutor:
-        # Asked here, so that this thread's number is settled before loading threads set theirs.
+        # Created here, so that this thread's setting is fixed before loading threads change theirs.
         return ThreadPoolExecutor(1, "saev-live", initializer=torch_threads, initargs=(torch.get_num_threads(),))
 
     def fill(
@@ -105,7 +105,7 @@ class Forward:
         chunk: Int[np.ndarray, " n_units"],
         rows: Float[np.ndarray, "n_units 1 n_tokens d_model"],
     ) -> list[Future[Sequence[int]]]:
-        """Begin to run the images of `chunk`; answers with the places of those that cannot be read."""
+        """Start running the images of `chunk`; returns the positions of unreadable images."""
         into = torch.from_numpy(rows)[:, 0]
 
         def work() -> Sequence[int]:
@@ -123,11 +123,11 @@ class Forward:
         return [pool.submit(work)]
 
     def run(self, images: Int[np.ndarray, " n"]) -> Generator[tuple[list[Loaded], Float[Tensor, "batch n_tokens d_model"]]]:
-        """Images in that order, batch after batch, with their rows; rows of unreadable images mean nothing.
+        """Yield images in that order, batch by batch, with their rows; rows of unreadable images are undefined.
 
         Raises:
-            StoreError: an activation is not finite or does not fit the stored precision.
-            DatasetError: none of the images can be read; with `record.on_bad_image="stop"`, one cannot.
+            StoreError: an activation is not finite or exceeds the range of the stored precision.
+            DatasetError: no image can be read or, with `record.on_bad_image="stop"`, one cannot be read.
         """
         n, n_bad = self.record.batch_size, 0
         spans = [(int(image), int(image) + 1) for image in images]
@@ -144,24 +144,24 @@ class Forward:
                 done += len(loaded)
         if n_bad == done >= _MANY:
             _, path, why = self.missing[int(images[-1])]
-            raise DatasetError(f"none of {done} images can be read, the last being {path} ({why}); check that the data set is still there.")
+            raise DatasetError(f"none of {done} images can be read, the last one was {path} ({why}); check that the data set still exists.")
 
     def _note(self, index: int, bad: BadImageError) -> None:
         if self.record.on_bad_image == "stop":
             raise bad
         if index not in self.missing:
             self.missing[index] = (index, bad.path, bad.why)
-            log.info("image %d is left out: %s (%s)", index, bad.path, bad.why)
+            log.info("skipping unreadable image %d: %s (%s)", index, bad.path, bad.why)
 
     def _rows(self, images: list[Loaded], seen: Mapping[Site, Tensor]) -> Float[Tensor, "batch n_tokens d_model"]:
-        """What is selected of the sites, from numbers as they would be stored; all series one after the other."""
+        """The selected vectors in stored precision, all series concatenated."""
         stored = {site: self._as_stored(site, images, seen[site]) for site in self.sites}
         series = self.selection.of_tokens(stored, self.meta.n_prefix)
         return series[0] if len(series) == 1 else torch.cat(series, 1)
 
     def _as_stored(self, site: Site, images: list[Loaded], x: Tensor) -> Tensor:
         stored = x.to(self._stored)
-        # A batch whose images are all unreadable has one number, expanded.
+        # A batch of only unreadable images is one number, expanded.
         finite = stored.isfinite().flatten(1).all(1)
         for image, fine, row in zip(images, finite.tolist(), x, strict=True):
             if image.bad is None and not fine:
@@ -170,19 +170,19 @@ class Forward:
 
 
 class LiveSource(ActivationSource):
-    """A model's activations of a data set's training images in shuffled batches, and nothing on disk.
+    """Shuffled batches of a model's activations on a data set's training images, with nothing written to disk.
 
-    The same list of images, division into training and held-out ones, precision and shuffling as a `StoreSource` of a store
-    recorded with `record`: all training images are shuffled, as many of them are run as fill a window, its rows are permuted
-    once and emitted while the next window fills. Where all vectors fit into `read.buffer_mb`, each image is run once;
-    otherwise once in every pass. Deterministic in (seed, epoch); resuming runs the images of the current window again.
+    Uses the same images, split into training and held-out ones, precision and shuffling as a `StoreSource` of a store recorded
+    with `record`: training images are shuffled, enough of them are run to fill a window, and its rows are permuted once and
+    emitted while the next window fills. If all vectors fit into `read.buffer_mb`, each image is run once, otherwise once per
+    epoch. Deterministic in (seed, epoch); resuming runs the images of the current window again.
 
-    With `read.labels` the whole data set is read once beforehand, to know its labels.
+    With `read.labels` the whole data set is read once beforehand, to find its labels.
 
     Args:
-        record: the layers of `layer="all"` and `"mean"`, precision, number of images, images per forward pass, and the rest
-            of what a recording would be made with.
-        model_ref, dataset_ref: as `record.record`; they make the checkpoint fit a store that is recorded later.
+        record: the settings a recording would use: layers of `layer="all"` and `"mean"`, precision, number of images, images
+            per forward pass and so on.
+        model_ref, dataset_ref: as `record.record`; they make the checkpoint match a store recorded later.
 
     Raises:
         ModelError, StoreError, DatasetError: as `Forward`, or no image has one of `read.labels`.
@@ -208,17 +208,17 @@ class LiveSource(ActivationSource):
         self._training = self._usable & ~self.heldout
         self.n_vectors = int(self._training.sum()) * self.feed.n_tokens
         if self.n_vectors == 0:
-            raise StoreError(f"{self.feed.name}: no training image is left; check read.labels, read.heldout and that images are readable.")
+            raise StoreError(f"{self.feed.name}: no training images left; check read.labels, read.heldout and that images are readable.")
         self._kept: tuple[int, int, Tensor] | None = None
 
     @property
     def missing(self) -> list[Missing]:
-        """Images found so far that could not be read; they are left out."""
+        """Images found unreadable so far; they are skipped."""
         return [self.feed.missing[index] for index in sorted(self.feed.missing)]
 
     @cached_property
     def norm(self) -> Norm:  # type: ignore[override]
-        """From a sample of training vectors, in float64; `describe` says how many."""
+        """Estimated from a sample of training vectors in float64; `describe` gives its size."""
         return Norm.of(self.sample(self._n_norm, seed=0), self.n_sites)
 
     def batches(self, batch_size: int, seed: int, state: Mapping[str, Any] | None = None) -> WindowStream:
@@ -233,7 +233,7 @@ class LiveSource(ActivationSource):
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         n = min(n, self.n_vectors)
         if self._kept is not None and self._kept[:2] == (n, seed):
-            # The norm's sample is also what an SAE is initialised with: at its defaults, images are run once for both.
+            # The norm's sample also initialises SAEs: with the defaults, images are run once for both.
             x = self._kept[2]
         else:
             x = self._draw(n, seed)
@@ -254,7 +254,7 @@ class LiveSource(ActivationSource):
         }
 
     def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
-        """The vectors of `images`, training images or held-out ones, run now, in that order; see `ImageVectors.in_order`."""
+        """The vectors of `images`, training or held-out, computed on the fly in that order; see `ImageVectors.in_order`."""
         numbers = np.asarray(images, np.int64)
         with closing(self.feed.run(numbers[self._usable[numbers]])) as batches:
             for loaded, x in batches:
@@ -272,7 +272,7 @@ class LiveSource(ActivationSource):
 
     @cached_property
     def _usable(self) -> Bool[np.ndarray, " n_images"]:
-        """Images of a label that was asked for; without `read.labels` all of them, for whether one is readable shows when it is read."""
+        """Images with one of `read.labels`, or all if it is not set: unreadable ones are found only when they are read."""
         if (wanted := self.read.labels) is None:
             return np.ones(self.n_images, bool)
         usable = np.zeros(self.n_images, bool)
@@ -294,7 +294,7 @@ class LiveSource(ActivationSource):
         return ReadOrder.of(self.feed, self._training[None], seed, self.buffer_bytes)
 
     def _draw(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
-        """`n` vectors out of twice as many, of at least 64 images: from many images without running all of them."""
+        """`n` vectors sampled from twice as many, of at least 64 images: covers many images without running all of them."""
         generator = self._order(seed).generator(0, -2)
         images = np.flatnonzero(self._training)
         order = images[torch.randperm(len(images), generator=generator).numpy()]

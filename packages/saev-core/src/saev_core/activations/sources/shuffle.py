@@ -1,6 +1,6 @@
-"""`WindowStream`: shuffled batches of vectors from a bounded window, filled by threads while the last one is used up.
+"""`WindowStream`: shuffled batches of vectors from a bounded window, filled by threads while the previous one is consumed.
 
-What fills it is a `Feed`: chunks of a store (`StoredVectors`) or a model's forward pass (`live.Forward`).
+A `Feed` fills it: chunks of a store (`StoredVectors`) or a model's forward pass (`live.Forward`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from saev_core.sae.selection import Selection
 
 
 class Feed(Protocol):
-    """Fills windows with the vectors of images, one series of them or more, in units of `chunk_images` neighbours."""
+    """Fills windows with the vectors of images, in one or more series, in units of `chunk_images` adjacent images."""
 
     name: str
-    """What it reads, for messages."""
+    """Name of the source, for messages."""
     chunk_images: int
 
     @property
     def selection(self) -> Selection:
-        """Which vectors these are; rows are not clamped yet."""
+        """The selected vectors; rows are not clamped yet."""
         ...
 
     @property
     def n_tokens(self) -> int:
-        """Vectors of an image in a series."""
+        """Vectors per image in a series."""
         ...
 
     @property
@@ -44,15 +44,15 @@ class Feed(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the window's rows."""
+        """Dtype of the window's rows."""
         ...
 
     def identity(self) -> list[Any]:
-        """All that decides the vectors and their images, as JSON."""
+        """Everything that determines the vectors and their images, as JSON."""
         ...
 
     def pool(self) -> ThreadPoolExecutor:
-        """The threads that `fill` works in."""
+        """Thread pool that `fill` runs in."""
         ...
 
     def fill(
@@ -63,19 +63,19 @@ class Feed(Protocol):
         chunk: Int[np.ndarray, " n_units"],
         rows: Float[np.ndarray, "n_units chunk_images n_tokens d_model"],
     ) -> list[Future[Sequence[int]]]:
-        """Begin to fill `rows` with units; each part answers with the images that turn out to be unreadable, by place.
+        """Start filling `rows` with units; each future returns the positions of images found unreadable.
 
         Args:
-            stop: set when nobody waits for it any more.
+            stop: set when the result is no longer needed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ReadOrder:
-    """Which units make up each window of an epoch. Depends on the seed, the feed and the buffer, never on threads.
+    """The units of each window of an epoch. Depends on the seed, the feed and the buffer size, never on threads.
 
-    Where all units fit into the buffer there is one window, filled once and kept; otherwise two share the buffer.
+    If all units fit into the buffer there is one window, filled once and kept; otherwise two windows share the buffer.
     """
 
     series: Int[np.ndarray, " n_units"]
@@ -87,7 +87,7 @@ class ReadOrder:
 
     @classmethod
     def of(cls, feed: Feed, training: Bool[np.ndarray, "n_series n_images"], seed: int, buffer_bytes: int) -> ReadOrder:
-        """The order of the vectors of `training` images, in windows that fit into `buffer_bytes`, of at least one unit."""
+        """The order of the vectors of `training` images, in windows of at least one unit that fit into `buffer_bytes`."""
         size = feed.chunk_images
         n_chunks = -(-training.shape[1] // size)
         padded = np.zeros((training.shape[0], n_chunks * size), bool)
@@ -96,7 +96,7 @@ class ReadOrder:
         unit_bytes = size * feed.n_tokens * feed.d_model * feed.dtype.itemsize
         budget = buffer_bytes // unit_bytes
         n_windows = 1 if len(chunk) <= budget else -(-len(chunk) // max(1, budget // 2))
-        # Equal windows: a last one of few chunks would give batches from few images.
+        # Windows of equal size: a small last window would give batches from few images.
         per_window = -(-len(chunk) // n_windows)
         text = json.dumps([*feed.identity(), int(training.sum()), per_window, seed], sort_keys=True)
         return cls(series, chunk, training, per_window, seed, hashlib.sha256(text.encode()).hexdigest()[:16])
@@ -110,7 +110,7 @@ class ReadOrder:
         return self.n_windows == 1
 
     def units(self, epoch: int, window: int) -> Int[np.ndarray, " n"]:
-        """The window's units, in the order they lie in it."""
+        """The window's units, in storage order."""
         order = np.arange(len(self.chunk))
         if not self.resident:
             order = torch.randperm(len(order), generator=self.generator(epoch, -1)).numpy()
@@ -123,17 +123,17 @@ class ReadOrder:
 
 @dataclass
 class Window:
-    """A part of the buffer: its rows, which of them come in which order, and the loads that are still under way."""
+    """A part of the buffer: its rows, the order in which to emit them, and the loads still in progress."""
 
     rows: Float[Tensor, "n_rows d_model"]
     images: Int[np.ndarray, " n_slots"]
     order: Future[Int[Tensor, " n_vectors"]]
     loads: list[Future[Sequence[int]]]
     lost: Int[np.ndarray, " n"]
-    """Places of images that turned out to be unreadable: their rows hold nothing."""
+    """Positions of images found unreadable: their rows are undefined."""
 
     def ready(self) -> Int[Tensor, " n_vectors"]:
-        """The order of the rows, once all are there.
+        """Wait for all loads and return the order of the rows.
 
         Raises:
             SaevError: a chunk is damaged, or the model or data set failed.
@@ -144,7 +144,7 @@ class Window:
 
 
 class WindowStream:
-    """Endless full batches. What an epoch's or a window's end leaves over begins the next batch, so no vector is lost."""
+    """Endless full batches. Vectors left at the end of an epoch or window start the next batch, so none is lost."""
 
     def __init__(self, feed: Feed, order: ReadOrder, batch_size: int, state: Mapping[str, Any] | None) -> None:
         self._feed, self._read_order, self._batch_size = feed, order, batch_size
@@ -152,8 +152,8 @@ class WindowStream:
         if state is not None:
             if state.get("schedule") != order.digest:
                 raise StoreError(
-                    f"{feed.name}: cannot go on where the checkpoint stopped, since the store, the seed or a read setting "
-                    "(buffer_mb, labels, heldout, ...) changed; restore it, or train afresh."
+                    f"{feed.name}: cannot resume from the training state, because the store, the seed or a read setting "
+                    "(buffer_mb, labels, heldout, ...) changed; restore it, or restart training."
                 )
             self._epoch, self._window, self._offset = (int(state[key]) for key in ("epoch", "window", "offset"))
         n_slots = order.per_window * feed.chunk_images
@@ -200,11 +200,11 @@ class WindowStream:
         return self._slots
 
     def state(self) -> dict[str, Any]:
-        """Where the next batch begins, for `ActivationSource.batches(state=...)`."""
+        """Position of the next batch, for `ActivationSource.batches(state=...)`."""
         return {"epoch": self._epoch, "window": self._window, "offset": self._offset, "schedule": self._read_order.digest}
 
     def close(self) -> None:
-        """Stop reading ahead and release the buffer. Harmless when called twice."""
+        """Stop reading ahead and release the buffer. May be called twice."""
         self._closed = True
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -214,7 +214,7 @@ class WindowStream:
         return (epoch, window + 1) if window + 1 < self._read_order.n_windows else (epoch + 1, 0)
 
     def _turn(self) -> None:
-        """Go to the next window and begin to fill the one after it."""
+        """Switch to the next window and start filling the one after it."""
         self._epoch, self._window = self._after(self._epoch, self._window)
         self._offset = 0
         if self._ahead is None:
@@ -227,7 +227,7 @@ class WindowStream:
         self._ahead = self._begin(*self._after(self._epoch, self._window), used)
 
     def _readable(self, order: Int[Tensor, " n_vectors"]) -> Int[Tensor, " n_vectors"]:
-        """The rows of the current window without those of images that turned out to be unreadable."""
+        """The rows of the current window, without those of images found unreadable."""
         if not len(lost := self._current.lost):
             return order
         return order[torch.from_numpy(~np.isin(order.numpy() // self._feed.n_tokens, lost))]

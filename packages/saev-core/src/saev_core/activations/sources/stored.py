@@ -25,17 +25,17 @@ from saev_core.sae.norm import Norm
 from saev_core.types import Grid
 
 _N_NORM = 65_536
-"""Vectors from which the norm is estimated where the store's streamed moments do not apply."""
+"""Number of vectors from which the norm is estimated if the store's streamed moments do not apply."""
 
 
 class StoreSource(ActivationSource):
-    """A store's training images in shuffled batches: memory bounded by `read.buffer_mb`, deterministic, resumable.
+    """Shuffled batches of a store's training images: memory bounded by `read.buffer_mb`, deterministic, resumable.
 
     Whole inner chunks, drawn at random from the whole store, fill a window; its rows are permuted once and emitted while the
-    next window fills. Held-out images never occur.
+    next window fills. Never includes held-out images.
 
     Raises:
-        StoreError: the layer is not recorded, there is no CLS token, or no training image is left.
+        StoreError: the layer is not recorded, there is no CLS token, or no training images are left.
     """
 
     def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
@@ -48,7 +48,7 @@ class StoreSource(ActivationSource):
         self.d_model, self.n_sites, self.site = self.feed.d_model, self.selection.n_joined, str(self.selection)
         self.n_vectors = int(self._training.sum()) * self.feed.n_tokens
         if self.n_vectors == 0:
-            raise StoreError(f"{store.url}: no training image is left; check read.labels, read.heldout and that images were readable.")
+            raise StoreError(f"{store.url}: no training images left; check read.labels, read.heldout and that images were readable.")
         self.norm = self._norm()
 
     @property
@@ -74,7 +74,7 @@ class StoreSource(ActivationSource):
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_model"]:
         feed, size, order = self.feed, self.feed.chunk_images, self._order(seed)
         generator = order.generator(0, -2)
-        # Chunks until four times as many vectors as asked for, at least 64 of them: many images without reading the whole store.
+        # Read at least 64 chunks, until there are four times as many vectors as requested: covers many images cheaply.
         units, rows, have = [], [], 0
         for unit in torch.randperm(len(order.chunk), generator=generator).tolist():
             images = np.arange(size) + order.chunk[unit] * size
@@ -120,13 +120,13 @@ class StoreSource(ActivationSource):
         return ReadOrder.of(self.feed, self._training, seed, self.buffer_bytes)
 
     def _norm(self) -> Norm:
-        """The store's streamed moments; where vectors are clamped, averaged or selected, a sample in float64."""
+        """From the store's streamed moments or, if vectors are clamped, averaged or filtered, a sample in float64."""
         read, sites = self.read, self.selection.sites
         streamed = read.clamp is None and read.labels is None and read.layer != "mean"
         if streamed and self.n_sites == 1:
             each = [self.store.moments(site, read.tokens) for site in sites]
             return Norm.from_moments(sum(n for n, _, _ in each), np.sum([total for _, total, _ in each], 0), sum(sq for _, _, sq in each))
-        # Each site's moments are over all its images, which may be more than are joined.
+        # Each site's moments cover all its images, which may be more than those joined.
         if streamed and len({self.store.done(site).tobytes() for site in sites}) == 1:
             return Norm.join([Norm.from_moments(*self.store.moments(site, read.tokens)) for site in sites])
         return Norm.of(self.sample(_N_NORM, seed=0), self.n_sites)

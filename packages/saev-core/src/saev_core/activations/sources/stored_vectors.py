@@ -1,4 +1,4 @@
-"""`StoredVectors`: the vectors that a `ReadConfig` selects from a store, by inner chunk for shuffling, or in order."""
+"""`StoredVectors`: the vectors a `ReadConfig` selects from a store, by inner chunk for shuffling, or in order."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class StoredVectors:
-    """A store, read with a `ReadConfig`: as one or more series of images, see `Selection`.
+    """A store read with a `ReadConfig`, as one or more series of images; see `Selection`.
 
-    Sites are looked for when they are first needed, so that a checkpoint can refuse the store before.
+    Sites are resolved on first use, so that a checkpoint can reject the store before.
 
     Raises:
-        StoreError: on first use: the layer is not recorded, there is no CLS token, or no image has the labels asked for.
+        StoreError: on first use: the layer is not recorded, there is no CLS token, or no image has a requested label.
     """
 
     def __init__(self, store: ActivationStore, read: ReadConfig) -> None:
@@ -58,13 +58,13 @@ class StoredVectors:
 
     @cached_property
     def selection(self) -> Selection:
-        """What is read, its sites resolved."""
+        """The selection, with sites resolved."""
         selection = Selection.of(self.read, self.store.resolve, self.store.sites)
         if not selection.sites:
             held = ", ".join(map(str, self.store.sites)) or "no site yet"
-            raise StoreError(f"{self.name} holds {held}, none of stream {self.read.stream}; set read.stream to a recorded one.")
+            raise StoreError(f"{self.name} contains {held}, none of stream {self.read.stream}; set read.stream to a recorded stream.")
         if selection.tokens == "cls" and not self.meta.n_prefix:
-            raise StoreError(f"{self.name}: {self.meta.model.get('name')} has no CLS token; read patches or mean.")
+            raise StoreError(f"{self.name}: {self.meta.model.get('name')} has no CLS token; set read.tokens to patches or mean.")
         return selection
 
     @cached_property
@@ -73,35 +73,35 @@ class StoredVectors:
 
     @cached_property
     def n_tokens(self) -> int:
-        """Vectors of an image in a series."""
+        """Vectors per image in a series."""
         return self.selection.n_tokens(self.grid)
 
     @cached_property
     def d_model(self) -> int:
-        """Width of a vector, of all the sites that are joined in it."""
+        """Width of a vector, over all joined sites."""
         return self.selection.n_joined * self.meta.d_model
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the rows that `load` gives."""
+        """Dtype of the rows returned by `load`."""
         dtype: torch.dtype = torch.float32 if self.selection.averages else getattr(torch, self.meta.dtype)
         return dtype
 
     @cached_property
     def _readers(self) -> list[list[Reader]]:
-        """Of each series."""
+        """Readers of each series."""
         part: Literal["prefix", "patches"] = "prefix" if self.selection.tokens == "cls" else "patches"
         return [[self.store.reader(site, part) for site in sites] for sites in self.selection.series]
 
     @cached_property
     def _whole(self) -> bool:
-        """Whether a stored chunk is what is asked for, as it is."""
+        """Whether stored chunks can be used unchanged."""
         selection = self.selection
         return selection.tokens == "patches" and selection.layers != "joined" and not selection.averages
 
     @cached_property
     def usable(self) -> Bool[np.ndarray, "n_series n_images"]:
-        """Images that are recorded, readable, and carry a label that was asked for."""
+        """Images that are recorded, readable, and have a requested label."""
         done = np.stack([self.store.done(site) for site in self.selection.sites])
         if not done.all():
             log.warning("%s is incomplete: %d of %d images recorded", self.store.url, int((done > 0).all(0).sum()), self.store.n_images)
@@ -116,11 +116,11 @@ class StoredVectors:
         return recorded
 
     def identity(self) -> list[Any]:
-        """All that decides the vectors and their images, as JSON."""
+        """Everything that determines the vectors and their images, as JSON."""
         return [self.meta.fingerprint, str(self.selection), settings_that_matter(self.read, without=["order"])]
 
     def pool(self) -> ThreadPoolExecutor:
-        """The threads that `fill` works in."""
+        """Thread pool that `fill` runs in."""
         return ThreadPoolExecutor(self.read.n_threads, thread_name_prefix="saev-read")
 
     def fill(
@@ -131,10 +131,10 @@ class StoredVectors:
         chunk: Int[np.ndarray, " n_units"],
         rows: Float[np.ndarray, "n_units chunk_images n_tokens d_model"],
     ) -> list[Future[Sequence[int]]]:
-        """Begin to read chunks into `rows`. No image turns out to be unreadable: the store knows them.
+        """Start reading chunks into `rows`. Reports no unreadable images, since the store lists them.
 
         Args:
-            stop: not needed, for a chunk is soon read.
+            stop: ignored, since reading a chunk is fast.
         """
 
         def load(place: int) -> Sequence[int]:
@@ -147,7 +147,7 @@ class StoredVectors:
         """The rows of an inner chunk's images, in `dtype`. Safe from several threads.
 
         Raises:
-            StoreError: the chunk is damaged; its file is named.
+            StoreError: the chunk is damaged; names its file.
         """
         readers, selection = self._readers[series], self.selection
         if self._whole:
@@ -160,9 +160,9 @@ class StoredVectors:
             if scratch is None:
                 scratch = self._local.scratch = np.empty((layout.chunk_images, *layout.row), layout.dtype)
             reader.read(chunk, scratch)
-            x = selection.of_site(torch.from_numpy(scratch), n_prefix=0)  # patches and prefix tokens are stored apart
+            x = selection.of_site(torch.from_numpy(scratch), n_prefix=0)  # patches and prefix tokens are stored separately
             if joins:
-                # Through numpy: torch would wake its other threads for a copy.
+                # Use numpy: torch would wake its other threads for a copy.
                 d = x.shape[2]
                 out[:, :, place * d : (place + 1) * d] = x.numpy()
             elif place == 0:
@@ -173,7 +173,7 @@ class StoredVectors:
             into.div_(len(readers))
 
     def in_order(self, images: Int[np.ndarray, " n_images"], batch_images: int) -> Generator[Batch]:
-        """The vectors of `images`, in that order; each chunk is read once, ahead of its use. See `ImageVectors.in_order`.
+        """The vectors of `images`, in that order; each chunk is read once, ahead of use. See `ImageVectors.in_order`.
 
         Raises:
             StoreError: as the class, or a chunk is damaged.
@@ -195,7 +195,7 @@ class StoredVectors:
                     runs = []
                     for run in np.split(mine, np.flatnonzero(np.diff(mine // size)) + 1) if len(mine) else []:
                         chunk = int(run[0]) // size
-                        # A chunk across two batches is read once.
+                        # A chunk that spans two batches is read once.
                         if series not in held or held[series][0] != chunk:
                             held[series] = chunk, pool.submit(load, series, chunk)
                         runs.append((run, chunk, held[series][1]))
@@ -218,7 +218,7 @@ class StoredVectors:
                 for run, chunk, block in runs:
                     places = run - chunk * size
                     first, last = int(places[0]), int(places[-1])
-                    # Neighbours are copied straight; gathering would make a copy of its own first.
+                    # Copy adjacent rows directly; gathering would make an extra copy.
                     straight = last - first + 1 == len(run) and bool((np.diff(places) == 1).all())
                     rows = block.result()[first : last + 1] if straight else block.result()[torch.from_numpy(places)]
                     copy_alone(x[at : at + len(run)], rows)
@@ -229,8 +229,8 @@ class StoredVectors:
 
 
 def copy_alone(into: Tensor, x: Tensor) -> None:
-    """Copy and convert `x [n, t, d]` without waking torch's other threads, which are needed elsewhere and slow to come when busy."""
-    # Torch shares out work from 32,768 numbers on.
+    """Copy and convert `x [n, t, d]` without waking torch's other threads, which are needed elsewhere and slow to respond when busy."""
+    # Torch parallelises work from 32,768 numbers on.
     step = max(1, 32_000 // x.shape[2])
     for i in range(len(x)):
         for start in range(0, x.shape[1], step):

@@ -1,4 +1,4 @@
-"""Optimisers. Their state is plain named tensors, so that a killed run resumes bit-exactly."""
+"""Optimisers of SAE weights. Their state is plain tensors by name, so that a killed run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from saev_core.training.optim.schedule_free import ScheduleFree
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of one."""
+    """The optimiser interface the trainer uses."""
 
     rate: ClassVar[float]
-    """Its peak learning rate over `schedule.base_lr`, where none is named."""
+    """Its default peak learning rate, as a multiple of `schedule.base_lr`."""
 
     def step(self, lr: float) -> None:
-        """Move every parameter by its `.grad`. The SAE then restores what that broke (unit rows)."""
+        """Update every parameter by its `.grad`. The SAE then restores its constraints (unit rows)."""
 
     def average_step(self) -> bool:
-        """Called after that: average the restored weights, where it averages.
+        """Called after that: average the restored weights, if the optimiser averages.
 
-        True if it moved the weights once more, and the SAE must restore them again.
+        Returns True if it changed the weights, so that the SAE must restore its constraints again.
         """
 
     def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
-        """Drop the state of features that were started anew.
+        """Reset the state of features that were reinitialised.
 
         Args:
-            axes: where each parameter has its features; see `SAE.feature_axes`.
+            axes: the feature axis of each parameter; see `SAE.feature_axes`.
         """
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Weights to be used instead of the parameters in a checkpoint and in evaluation; empty if the parameters are."""
+        """Weights to use in checkpoints and evaluation instead of the parameters; empty to use the parameters."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, to be saved; the tensors themselves, not copies."""
+        """The state to save; the tensors themselves, not copies."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
 
 
 def make_optimizer(
     name: Literal["adam", "muon", "schedule-free"], parameters: Iterable[tuple[str, Parameter]], betas: tuple[float, float]
 ) -> Optimizer:
-    """The optimiser of that name.
+    """Create the optimiser with this name.
 
     Args:
         betas: decay rates of the gradient's mean and square in Adam; see `TrainingDefaults`.
 
     Raises:
-        TrainError: it does not suit these parameters.
+        TrainError: the optimiser cannot train these parameters.
     """
     if name == "muon":
         return Muon(parameters, betas=betas)

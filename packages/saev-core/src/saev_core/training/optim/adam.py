@@ -14,7 +14,7 @@ from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class Adam:
-    """Adam without weight decay. The class of `torch.optim` does the same, but takes seconds to import the compiler first.
+    """Adam without weight decay. Equivalent to `torch.optim.Adam`, which takes seconds to import the compiler first.
 
     Source: Kingma and Ba 2014, Adam. https://arxiv.org/abs/1412.6980
     """
@@ -36,7 +36,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         names = [name for name, p in self._parameters.items() if p.grad is not None]
         on = [self._parameters[name] for name in names]
         fused = all(p.device.type in ("cpu", "cuda") for p in on)
@@ -60,7 +60,7 @@ class Adam:
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
-        """Drop the means of some features' gradients, in every parameter that has features."""
+        """Reset the gradient means of these features in every parameter with a feature axis."""
         for name, _, axis in along_features(self._parameters, axes):
             self._mean[name].index_fill_(axis, features, 0)
             self._square[name].index_fill_(axis, features, 0)
@@ -72,11 +72,11 @@ class Adam:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, to be saved; the tensors themselves, not copies."""
+        """The state to save; the tensors themselves, not copies."""
         kinds = {"mean": self._mean, "square": self._square, "count": self._count}
         return {f"{kind}.{name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])

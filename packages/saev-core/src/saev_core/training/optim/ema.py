@@ -12,7 +12,7 @@ from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class Average:
-    """m_t = sum_s d^(t-s) w_s / sum_s d^(t-s) over the weights w_1 ... w_t after each step: no start value has a share in it."""
+    """m_t = sum_s d^(t-s) w_s / sum_s d^(t-s) over the weights w_1 ... w_t after each step: not biased by an initial value."""
 
     def __init__(self, parameters: Iterable[tuple[str, Parameter]], decay: float) -> None:
         """
@@ -25,7 +25,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of one more step in."""
+        """Add the weights of one more step to the average."""
         self._count += 1
         share = (1 - self._decay) / (1 - self._decay ** int(self._count))
         for name, p in self._parameters.items():
@@ -33,19 +33,19 @@ class Average:
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
-        """Begin the average anew with features that were started anew."""
+        """Restart the average for features that were reinitialised."""
         for name, p, axis in along_features(self._parameters, axes):
             self._mean[name].index_copy_(axis, features, p.index_select(axis, features))
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """By name; empty before the first step."""
+        """Averaged weights by name; empty before the first step."""
         return dict(self._mean) if int(self._count) else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, to be saved; the tensors themselves, not copies."""
+        """The state to save; the tensors themselves, not copies."""
         return {"count": self._count, **{f"mean.{name}": tensor for name, tensor in self._mean.items()}}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])

@@ -1,4 +1,4 @@
-"""`Muon`: momentum whose singular values are made equal, for matrices; Adam for everything else."""
+"""`Muon`: momentum with orthogonalised updates for matrices; Adam for everything else."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from saev_core.training.optim.adam import Adam
 from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a, b, c of a s + b s^3 + c s^5, which brings every singular value s in (0, 1] near 1 when repeated: between 0.7 and 1.2."""
+"""a, b, c of a s + b s^3 + c s^5, which, applied repeatedly, maps every singular value s in (0, 1] to between 0.7 and 1.2."""
 
 
 class Muon:
     """M <- 0.95 M + G;  W <- W - lr sqrt(max(1, rows / cols)) NS(G + 0.95 M), where NS(U S V^T) is about U V^T.
 
-    Rows are features, also of `W_enc`, which is stored the other way round: so a feature's weights move by about `lr` in
-    length at every step where there are more features than dimensions. Biases and other vectors are Adam's, at a tenth of
-    that learning rate.
+    Rows are features, also for `W_enc`, which is stored transposed: with more features than dimensions, a feature's weights
+    change by about `lr` in norm at every step. Biases and other vectors use Adam, at a tenth of that learning rate.
 
     Source: Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks. https://kellerjordan.github.io/posts/muon/
     """
@@ -36,21 +35,21 @@ class Muon:
     def __init__(self, parameters: Iterable[tuple[str, Parameter]], *, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         """
         Args:
-            betas: of the Adam for what is no matrix.
+            betas: decay rates of Adam for parameters that are not matrices.
 
         Raises:
-            TrainError: there is no matrix.
+            TrainError: no parameter is a matrix.
         """
         named = dict(parameters)
         self._matrices = {name: p for name, p in named.items() if p.ndim == 2}
         if not self._matrices:
-            raise TrainError("muon moves matrices, and this SAE trains none; leave train.optimizer at adam.")
+            raise TrainError("muon needs matrices, but this SAE trains none; set train.optimizer to adam.")
         self._memory = {name: torch.zeros_like(p) for name, p in self._matrices.items()}
         self._adam = Adam(((name, p) for name, p in named.items() if p.ndim != 2), betas=betas)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for name, p in self._matrices.items():
             if p.grad is None:
                 continue
@@ -64,7 +63,7 @@ class Muon:
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
-        """Drop the momentum of some features, in every parameter that has features."""
+        """Reset the momentum of these features in every parameter with a feature axis."""
         for name, _, axis in along_features(self._matrices, axes):
             self._memory[name].index_fill_(axis, features, 0)
         self._adam.reset_features(features, axes)
@@ -73,21 +72,21 @@ class Muon:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, to be saved; the tensors themselves, not copies."""
+        """The state to save; the tensors themselves, not copies."""
         return {**{f"memory.{name}": tensor for name, tensor in self._memory.items()}, **self._adam.tensors()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
         for name, tensor in self._memory.items():
             tensor.copy_(state[f"memory.{name}"])
         self._adam.restore(state)
 
 
 def orthogonal(u: Float[Tensor, "rows cols"], n_iter: int = 5) -> Float[Tensor, "rows cols"]:
-    """Nearly U V^T of u = U S V^T: `QUINTIC` applied `n_iter` times to the singular values of u / |u|.
+    """Approximately U V^T of u = U S V^T: `QUINTIC` applied `n_iter` times to the singular values of u / |u|.
 
-    Each round is X <- (a + b A + c A^2) X with A = X X^T, all of them polynomials of the first A: so the rounds run on
-    the small square A alone, and the wide X enters twice instead of ten times. At 384 x 6144 that is 2.5 times faster.
+    Each round is X <- (a + b A + c A^2) X with A = X X^T, all of them polynomials of the first A: so the rounds use
+    only the small square A, and the wide X is multiplied twice instead of ten times. At 384 x 6144 this is 2.5 times faster.
     """
     if u.shape[0] > u.shape[1]:
         flipped: Tensor = orthogonal(u.T, n_iter)

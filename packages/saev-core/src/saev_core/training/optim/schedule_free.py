@@ -1,4 +1,4 @@
-"""`ScheduleFree`: Adam's steps averaged as they are taken, which does the work of a falling learning rate."""
+"""`ScheduleFree`: Adam with a running average of its steps, which replaces learning rate decay."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from saev_core.training.optim.feature_axis import FeatureAxes, along_features
 
 
 class ScheduleFree:
-    """Three sequences: z takes the steps, x is their average and the result, gradients are taken at y between them.
+    """Three sequences: z takes the steps, x is their average and the result, gradients are computed at y between them.
 
         y = (1 - beta) z + beta x,   v <- beta2 v + (1 - beta2) g(y)^2,   z <- P(z - r_t g(y) / (sqrt(v) + eps)),
         x <- (1 - c_t) x + c_t z,    r_t = lr_t sqrt(1 - beta2^t),        c_t = r_t^2 / sum_s r_s^2.
 
-    P is what the SAE asks of its weights, such as decoder rows of length 1. The parameters hold P(y); no weight decay.
+    P projects onto the SAE's constraints, such as decoder rows of length 1. The parameters hold P(y); no weight decay.
 
     Source: Defazio et al. 2024, The Road Less Scheduled, algorithm 1. https://arxiv.org/abs/2405.15682
     """
 
     rate: ClassVar[float] = 4.0
-    """The authors advise more than for Adam. TopK on `tiny` and `shapes`, 1,200 steps: held-out NMSE .047, half of this .050."""
+    """The authors recommend a higher rate than for Adam. TopK on `tiny` and `shapes`, 1,200 steps: held-out NMSE .047, half of this .050."""
     beta: ClassVar[float] = 0.9
 
     def __init__(self, parameters: Iterable[tuple[str, Parameter]], *, beta2: float = 0.999, eps: float = 6.25e-10) -> None:
@@ -44,8 +44,8 @@ class ScheduleFree:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Move z, and leave it in the parameters for the SAE to restore."""
-        if not int(self._steps):  # not before: weights are initialised from data after an optimiser is made
+        """Update z, and leave it in the parameters for the SAE to project."""
+        if not int(self._steps):  # not earlier: weights are initialised from data after the optimiser is created
             for name, p in self._parameters.items():
                 self._z[name].copy_(p)
                 self._x[name].copy_(p)
@@ -55,7 +55,7 @@ class ScheduleFree:
         self._share = weight / float(self._total) if weight else 0.0
         names = [name for name, p in self._parameters.items() if p.grad is not None]
         on = [self._parameters[name] for name in names]
-        # Adam without momentum is this step. It wants room for a mean of gradients: y has done its work, so there.
+        # This step is Adam without momentum. It needs a buffer for the gradient mean: y is no longer needed, so reuse it.
         adam(
             [self._z[name] for name in names],
             [p.grad for p in on if p.grad is not None],
@@ -78,7 +78,7 @@ class ScheduleFree:
 
     @torch.no_grad()
     def average_step(self) -> bool:
-        """Take the restored z back, average it into x, and leave y in the parameters."""
+        """Read the projected z back, average it into x, and leave y in the parameters."""
         for name, p in self._parameters.items():
             z, x = self._z[name].copy_(p), self._x[name]
             x.lerp_(z, self._share)
@@ -87,7 +87,7 @@ class ScheduleFree:
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, axes: FeatureAxes) -> None:
-        """Begin anew with features that were started anew."""
+        """Restart the sequences for features that were reinitialised."""
         for name, p, axis in along_features(self._parameters, axes):
             new = p.index_select(axis, features)
             self._z[name].index_copy_(axis, features, new)
@@ -99,12 +99,12 @@ class ScheduleFree:
         return dict(self._x) if int(self._steps) else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, to be saved; the tensors themselves, not copies."""
+        """The state to save; the tensors themselves, not copies."""
         kinds = {"z": self._z, "x": self._x, "square": self._square, "count": self._count}
         state = {f"{kind}.{name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
         return {**state, "total": self._total, "steps": self._steps}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state returned by `tensors`."""
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])
