@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from saev_core.config.run import RunConfig
-from saev_core.evaluation.pareto import Point, pareto
+from saev_core.evaluation.pareto import EvaluatedSAE, pareto
 from saev_core.plugins.registry import find, installed
 from saev_core.runs.run import Run
 from saev_core.runs.viewer import RunViewer, find_viewer
@@ -37,7 +37,7 @@ print([name for name in ("torch", "gradio", "fastapi") if name in sys.modules])
 
 def test_it_writes_the_pareto_figure_where_the_run_says(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", RunConfig())
-    points = [Point("a", "topk", 8.0, 0.2, 0.0, 64, 0, 1e-3), Point("b", "topk", 16.0, 0.1, 0.0, 64, 0, 1e-3)]
+    points = [EvaluatedSAE("a", "topk", 8.0, 0.2, 0.0, 64, 0, 1e-3), EvaluatedSAE("b", "topk", 16.0, 0.1, 0.0, 64, 0, 1e-3)]
     run.write_result("pareto", pareto(points, 16).to_json())
     written = find_viewer("pareto").pareto(run)
     assert written == run.results_path("pareto").with_suffix(".png")
