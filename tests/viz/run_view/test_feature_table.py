@@ -197,7 +197,7 @@ def test_names_are_read_where_they_are_if_they_are_of_this_checkpoint(tmp_path: 
     assert read_names(path, "a") == {3: ("wing", 0.9)}
     assert read_names(path, "b") == {}
     path.write_text('{"names": [1]}')
-    with pytest.raises(RunError, match=r"cannot be read .*make it again with saev index RUN --names"):
+    with pytest.raises(RunError, match=r"cannot be read .*redo it with saev index RUN --names"):
         read_names(path)
 
 
