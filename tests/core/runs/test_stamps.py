@@ -64,7 +64,7 @@ def test_a_stage_is_up_to_date_with_its_key_alone_and_while_its_artifact_opens(t
     assert not stamps.up_to_date("index:a", "other", refuse)
     assert said == []
     assert not stamps.up_to_date("index:a", "k", refuse)
-    assert said == ["index: done again, for it is gone."]
+    assert said == ["index: re-running because it is gone."]
 
 
 def test_stamps_are_there_for_the_next_who_opens_the_run(tmp_path: Path) -> None:
