@@ -106,7 +106,7 @@ def test_a_damaged_artifact_is_made_again(run: Run, capsys: pytest.CaptureFixtur
     run.report_path.unlink()
     assert main(["index", str(run.path)]) == 0
     out = capsys.readouterr().out
-    assert "index: done again, for " in out
+    assert "index: re-running because " in out
     assert FeatureIndex.open(run.features_path("topk")).d_sae == 128
     assert run.report_path.exists()
 
