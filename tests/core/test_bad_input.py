@@ -68,7 +68,7 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
         (["--set", "model=nonsense"], ["no model plugin named 'nonsense'", "Installed: "]),
         (["--set", "trian.lr=1"], ["trian: unknown; did you mean train?"]),
         (["--set", "train.lr=fast"], ["train.lr: ", "got 'fast'"]),
-        (["--set", "train.lr"], ["write it like --set train.lr=3e-4"]),
+        (["--set", "train.lr"], ["expected KEY=VALUE, such as --set train.lr=3e-4"]),
         (["--set", "sae.kk=3"], ["sae.options.kk: unknown; did you mean k?"]),
         (["--set", "dataset.sed=3"], ["dataset.options.sed: unknown; did you mean seed?"]),
         (["--sae", "topk:many"], ["sae.options.k: ", "got 'many'"]),
@@ -94,7 +94,7 @@ def test_a_mistyped_key_in_a_file_is_named_with_the_nearest(fails, tmp_path: Pat
     (tmp_path / "run.toml").write_text("[train]\nbatchsize = 3\n")
     assert "train.batchsize: unknown; did you mean batch_size?" in fails(2, "run", "--config", "run.toml")
     (tmp_path / "run.toml").write_text("[train\n")
-    assert "run.toml is not TOML" in fails(2, "run", "--config", "run.toml")
+    assert "run.toml is not valid TOML" in fails(2, "run", "--config", "run.toml")
 
 
 def test_a_layer_that_the_model_does_not_have(fails, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_an_output_folder_that_cannot_be_written(fails, tmp_path: Path) -> None:
     assert "choose another --out" in fails(1, "run", *TINY, "--out", "file/run")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    assert "not empty and not a run" in fails(1, "run", *TINY, "--out", "thesis")
+    assert "not empty and is not a run" in fails(1, "run", *TINY, "--out", "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "other.bin").touch()

@@ -177,7 +177,7 @@ def test_other_than_two_sites_are_refused_in_one_line(n_sites: int) -> None:
 
 
 def test_a_source_that_joins_nothing_is_refused() -> None:
-    with pytest.raises(TrainError, match="for 2 joined sites, the source joins 1"):
+    with pytest.raises(TrainError, match="takes 2 joined sites, the source has 1"):
         train(ArraySource(torch.randn(300, 12)), [TrainSpec("mine", small().float())], TrainConfig(batch_size=64, n_tokens=640))
 
 

@@ -153,7 +153,7 @@ def test_adding_points_trains_only_the_new_ones_and_a_changed_one_is_refused(
     assert main(["train", str(out)]) == 0
     assert "4 of 4 SAEs up to date, skipping" in capsys.readouterr().out
     assert main(["run", "--out", str(out), "--store", str(recorded), "--n-images", "40", *SMALL, *SET]) == 1
-    assert "it has a sweep, and none is given now" in capsys.readouterr().err
+    assert "it has a sweep, but none was given" in capsys.readouterr().err
     # The same name with other settings contradicts what is there.
     assert main(flags(out, recorded, written(tmp_path, grown + "lr = 5e-3\n"))) == 1
     line = capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_memory_divides_a_sweep_and_it_says_so(
         ("[train]\nlr = []", 2, "train.lr is an empty list"),
         ("[sae]\nd_sae = [96, 2]\nk = 4", 2, "k is 4"),
         (f"[train]\nlr = {list(range(1, 101))}\nseed = {list(range(100))}", 2, "10,000 points; add --yes"),
-        ("lr = [", 2, "is not TOML"),
+        ("lr = [", 2, "is not valid TOML"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_anything_runs(

@@ -20,7 +20,7 @@ from saev_core.sae.topk import TopKConfig
 
 
 def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"^train\.leaning_rte: unknown; known here: batch_size, ") as caught:
+    with pytest.raises(ConfigError, match=r"^train\.leaning_rte: unknown key; known keys: batch_size, ") as caught:
         validate(RunConfig, {"train": {"leaning_rte": 1}})
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^train\.batchsize: unknown; did you mean batch_size\?$"):
@@ -77,14 +77,14 @@ def test_the_main_option_is_the_first_field_a_plugin_declares() -> None:
     class Bare(PluginConfig):
         pass
 
-    with pytest.raises(ConfigError, match="no option for a colon"):
+    with pytest.raises(ConfigError, match="no main option to set after a colon"):
         Bare.main_option()
 
 
 def test_sized_fills_in_the_width_and_refuses_another() -> None:
     assert SAEConfig(expansion=4).sized(8).d_sae == 32
     assert SAEConfig(d_sae=5).sized(8).d_sae == 5
-    with pytest.raises(ConfigError, match="activations are 8 wide"):
+    with pytest.raises(ConfigError, match="activations have width 8"):
         SAEConfig(d_in=4).sized(8)
 
 
@@ -94,7 +94,7 @@ def test_set_reads_toml_values_and_falls_back_to_text() -> None:
         set_key(data, assignment)
     assert data == {"a": {"b": 3, "c": [1, 2], "d": "layers.*", "e": "x"}, "f": True, "g": "", "h": "a=b"}
     for wrong in ("a", "=3"):
-        with pytest.raises(ConfigError, match=r"write it like --set train\.lr=3e-4"):
+        with pytest.raises(ConfigError, match=r"expected KEY=VALUE, such as --set train\.lr=3e-4"):
             set_key({}, wrong)
     with pytest.raises(ConfigError, match="a is a value, not a table"):
         set_key({"a": 1}, "a.b=2")
@@ -112,7 +112,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
         load_toml(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = \n")
-    with pytest.raises(ConfigError, match=r"bad\.toml is not TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML: .*line 1"):
         load_toml(tmp_path / "bad.toml")
 
 

@@ -49,7 +49,7 @@ def test_an_opened_run_has_what_was_being_replaced_when_saev_was_killed(tmp_path
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="not empty and not a run; choose another --out"):
+    with pytest.raises(RunError, match="not empty and is not a run; choose another --out"):
         Run.create(tmp_path, RunConfig())
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

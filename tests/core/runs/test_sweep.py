@@ -184,27 +184,27 @@ def test_every_combination_is_a_point_once_in_one_group_under_a_safe_name(grid: 
     [
         ("[trian]\nlr = [1]", r"sweep: trian: unknown; did you mean train\?"),
         ("[train]\nlrr = [1e-3]", r"point train\.lrr=0\.001: train\.lrr: unknown; did you mean lr\?"),
-        ('[sae]\nname = ["topk", "relu"]\nk = [4]', r"sae\.name=relu sae\.k=4: sae\.k: unknown; known here: .*sparsity_coeff"),
+        ('[sae]\nname = ["topk", "relu"]\nk = [4]', r"sae\.name=relu sae\.k=4: sae\.k: unknown key; known keys: .*sparsity_coeff"),
         ('[[point]]\nsae.name = "topk"\nsae.kk = [16]', r"sae\.name=topk sae\.kk=16: sae\.kk: unknown; did you mean k\?"),
         ('[[point]]\ntrain.lr = "fast"', r"train\.lr=fast: train\.lr: Input should be a valid number"),
         ("[[point]]\nmodel = 1", "point 1: model cannot be swept: a sweep trains on one store; record another"),
-        ("[[point]]\nseed = [0]", "point 1: seed: unknown; known here: sae, read, train"),
-        ("[train]\nlr = []", r"train\.lr is an empty list; give it values or leave it out"),
+        ("[[point]]\nseed = [0]", "point 1: seed: unknown key; known keys: sae, read, train"),
+        ("[train]\nlr = []", r"train\.lr is an empty list; add values or remove it"),
         ("sae = []", r"sae\.name is an empty list"),
-        ('[model]\nname = ["tiny"]', r"model cannot be swept: a sweep trains on one store; record another one .*sweep there"),
+        ('[model]\nname = ["tiny"]', r"model cannot be swept: a sweep trains on one store; record another store .*sweep there"),
         ("[record]\nlayers = [[-1]]", "record cannot be swept"),
         ('device = ["cpu"]', "device cannot be swept: it is the same for every SAE of a run; pass it with --set or --config"),
         ("[index]\ntop_k = [3]", "index cannot be swept"),
-        ("[train]\nlog_every = [1, 2]", r"train\.log_every leaves no mark on an SAE"),
+        ("[train]\nlog_every = [1, 2]", r"train\.log_every does not affect the trained SAE"),
         ("[train]\nlive = [true, false]", r"train\.live is the same for every SAE of a run; pass it with --set train\.live=\.\.\.$"),
-        ("[train]\nlr = {min = 1e-4, max = 1e-2}", r"train\.lr is a range; say how many points to draw: \[sweep\] n = 20"),
-        ("[sweep]\nn = 3\n[train]\nlr = [1e-3]", "draws from ranges, and there is none"),
-        ("[sweep]\nn = 3\n[train]\nlr = {min = 1e-2, max = 1e-4}", "min not above max"),
-        ("[sweep]\nn = 3\n[train]\nlr = {min = 0, max = 1e-4, log = true}", "begins above 0"),
-        ("[sweep]\nn = 3\n[train]\nlr = {choices = []}", "choices is a list that is not empty"),
-        ("[sweep]\nm = 3", r"sweep\.m: unknown; known here: n, seed"),
+        ("[train]\nlr = {min = 1e-4, max = 1e-2}", r"train\.lr is a range; set the number of points to sample: \[sweep\] n = 20"),
+        ("[sweep]\nn = 3\n[train]\nlr = [1e-3]", "samples from ranges, but the file has none"),
+        ("[sweep]\nn = 3\n[train]\nlr = {min = 1e-2, max = 1e-4}", "min <= max"),
+        ("[sweep]\nn = 3\n[train]\nlr = {min = 0, max = 1e-4, log = true}", "needs min above 0"),
+        ("[sweep]\nn = 3\n[train]\nlr = {choices = []}", "choices must be a non-empty list"),
+        ("[sweep]\nm = 3", r"sweep\.m: unknown key; known keys: n, seed"),
         ("[sweep]\nn = -3", r"sweep\.n: a whole number"),
-        ("[sweep]\nn = 3", "it sets nothing"),
+        ("[sweep]\nn = 3", "the file contains no settings"),
         ("point = 3", r"write \[\[point\]\]"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_variant_that_is_not_installed_is_named_with_the_nearest() -> None:
 
 def test_ten_thousand_points_are_asked_for_and_counted_without_expanding_them() -> None:
     grid = {"train": {"lr": list(range(1, 101)), "seed": list(range(100))}}
-    with pytest.raises(ConfigError, match=r"10,000 points; add --yes if that is meant"):
+    with pytest.raises(ConfigError, match=r"10,000 points; add --yes to confirm"):
         check_size(grid)
     check_size(grid, yes=True)
     with pytest.raises(ConfigError, match="at most 100,000"):

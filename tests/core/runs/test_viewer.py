@@ -70,13 +70,13 @@ def test_a_viewer_offers_what_it_defines() -> None:
 
 
 def test_without_a_viewer_the_line_says_what_to_install() -> None:
-    assert found("report", None, "without-viz") == ["NoViewerError: no viewer is installed; pip install saev-viz."]
+    assert found("report", None, "without-viz") == ["NoViewerError: no viewer is installed; run pip install saev-viz."]
 
 
 def test_a_viewer_without_the_method_is_named(text: Path) -> None:
     assert found("report", text, "without-viz") == ["Text"]
     assert found("serve", text, "without-viz") == [
-        "NoViewerError: no installed viewer offers `serve`; there is text (text-viewer). pip install saev-viz."
+        "NoViewerError: no installed viewer offers `serve` (installed: text (text-viewer)); run pip install saev-viz."
     ]
 
 

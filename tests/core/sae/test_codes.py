@@ -47,5 +47,5 @@ def test_entries_of_value_zero_are_not_active() -> None:
 
 
 def test_codes_of_a_vector_alone_are_refused() -> None:
-    with pytest.raises(ShapeError, match="codes are"):
+    with pytest.raises(ShapeError, match="codes must be"):
         Codes.from_dense(torch.zeros(5))

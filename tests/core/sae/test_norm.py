@@ -42,7 +42,7 @@ def test_identity_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (torch.zeros(0, 4), "holds no vector"),
+        (torch.zeros(0, 4), "contains no vectors"),
         (torch.full((9, 4), 2.5), "are the same"),
         (torch.full((9, 4), float("nan")), "not finite"),
         (torch.full((9, 4), float("inf")), "not finite"),

@@ -175,5 +175,5 @@ def test_ghost_gradients_without_an_encoder_are_refused() -> None:
     class Tied(SAE):
         tied = True
 
-    with pytest.raises(ConfigError, match="ghost gradients act on an encoder"):
+    with pytest.raises(ConfigError, match="ghost gradients need an encoder"):
         Tied(ReLUConfig(d_in=6, d_sae=20, ghost=1.0))

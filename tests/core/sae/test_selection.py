@@ -100,7 +100,7 @@ def test_clamping_in_place_or_beside() -> None:
 
 
 def test_what_cannot_be_selected_is_one_clear_line() -> None:
-    with pytest.raises(ConfigError, match=r"names a block twice \(resid.1, resid.1\)"):
+    with pytest.raises(ConfigError, match=r"lists a block twice \(resid.1, resid.1\)"):
         of(layer=(1, -3))
     with pytest.raises(UsageError, match="is not a site"):
         Selection.named("anything", ReadConfig(layer=1))

@@ -365,10 +365,10 @@ def test_muon_without_a_matrix_is_refused() -> None:
             self.register_buffer("W_dec", W_dec)
 
     sae = Scaled(TopKConfig(d_in=16, d_sae=40, k=4))
-    with pytest.raises(TrainError, match=r"mine: muon moves matrices, and this SAE trains none; leave train.optimizer at adam"):
+    with pytest.raises(TrainError, match=r"mine: muon needs matrices, but this SAE trains none; set train.optimizer to adam"):
         train(source(), [TrainSpec("mine", sae, changed(optimizer="muon"))], CFG)
 
 
 def test_two_averages_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ema averages weights, and schedule-free does so already"):
+    with pytest.raises(ConfigError, match="schedule-free already averages weights, so ema cannot be combined with it"):
         changed(ema=0.9, optimizer="schedule-free")

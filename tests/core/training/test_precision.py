@@ -126,7 +126,7 @@ def test_each_sae_of_a_group_has_its_own_precision(tmp_path: Path) -> None:
 def test_tf32_is_float32_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="saev_core"):
         (one,) = train(source(), [TrainSpec("mine", topk())], changed(precision="tf32"))
-    assert "mine: train.precision tf32 is for CUDA; on cpu it is float32" in caplog.text
+    assert "mine: train.precision tf32 needs CUDA; using float32 on cpu" in caplog.text
     (two,) = train(source(), [TrainSpec("mine", topk())], CFG)
     assert same(one.sae, two.sae)
 
@@ -150,6 +150,6 @@ def test_a_compiled_loss_trains_as_the_plain_one(caplog: pytest.LogCaptureFixtur
 def test_a_gradient_of_its_own_has_nothing_to_compile(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="saev_core"):
         (one,) = train(source(), [TrainSpec("mine", topk())], changed(compile=True))
-    assert "TopK has a gradient of its own on the CPU; train.compile does nothing for it there" in caplog.text
+    assert "TopK uses a hand-written gradient on the CPU; train.compile has no effect" in caplog.text
     (two,) = train(source(), [TrainSpec("mine", topk())], CFG)
     assert same(one.sae, two.sae)

@@ -124,5 +124,7 @@ def test_a_falling_k_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_k_starts_between_k_and_d_sae() -> None:
     for wrong in (3, 41):
-        with pytest.raises(ConfigError, match=rf"sae.k_warmup is {wrong}; k falls from there, so it is k \(4\) to d_sae \(40\)"):
+        with pytest.raises(
+            ConfigError, match=rf"sae.k_warmup is {wrong}, but k decreases from it; set it between k \(4\) and d_sae \(40\)"
+        ):
             topk(k_warmup=wrong)

@@ -304,7 +304,7 @@ def test_a_diverged_sae_is_named_and_its_neighbours_go_on(tmp_path: Path, caplog
 
 
 def test_if_every_sae_diverges_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(TrainError, match=r"all SAEs diverged: a diverged.*b diverged"):
+    with pytest.raises(TrainError, match=r"every SAE diverged: a diverged.*b diverged"):
         train(source(), [topk("a"), topk("b")], changed(clip_grad=0.0, lr=1e30))
 
 
@@ -312,9 +312,9 @@ def test_nan_that_turns_up_in_a_batch_is_not_the_saes_fault() -> None:
     data = source()
     data.x = data.x.clone()
     data.x[3, 2] = float("nan")
-    with pytest.raises(TrainError, match="activations hold NaN or infinity"):
+    with pytest.raises(TrainError, match="activations contain NaN or infinity"):
         train(data, [topk()], CFG)
-    with pytest.raises(TrainError, match="activations hold NaN or infinity"):
+    with pytest.raises(TrainError, match="activations contain NaN or infinity"):
         train(data, [topk()], changed(n_init=1, seed=1))
 
 
@@ -326,9 +326,9 @@ def raises(error: type[SaevError], said: str, data: ArraySource, trainees: list[
 
 def test_what_cannot_be_trained_is_one_clear_line() -> None:
     raises(TrainError, "there is no SAE", source(), [], CFG)
-    raises(TrainError, "two SAEs are called topk", source(), [topk(), topk()], CFG)
-    raises(TrainError, "takes activations 16 wide, the source's are 8", ArraySource(torch.randn(700, 8)), [topk()], CFG)
-    raises(TrainError, "700 training vectors, less than a batch of 1000", source(), [topk()], changed(batch_size=1000))
+    raises(TrainError, "duplicate SAE names topk", source(), [topk(), topk()], CFG)
+    raises(TrainError, "takes activations of width 16, the source has 8", ArraySource(torch.randn(700, 8)), [topk()], CFG)
+    raises(TrainError, "700 training vectors, fewer than one batch of 1000", source(), [topk()], changed(batch_size=1000))
     raises(TrainError, "n_tokens 32 is less than one batch of 64", source(), [topk()], changed(n_tokens=32))
     with pytest.raises(StoreError, match="are the same"):
         ArraySource(torch.ones(700, 16))
@@ -392,7 +392,7 @@ def test_without_settings_a_batch_is_no_larger_than_the_vectors(caplog: pytest.L
         found = train(source(), topk().sae)
     assert found.train["config"]["batch_size"] == 700
     assert found.train["n_vectors"] == 20 * 700
-    assert "train.batch_size is 700 instead of 4096" in caplog.text
+    assert "train.batch_size reduced to 700 from 4096" in caplog.text
 
 
 def test_a_trainees_own_settings_need_not_repeat_the_stream() -> None:
@@ -407,7 +407,7 @@ def test_a_trainees_own_settings_need_not_repeat_the_stream() -> None:
 
 
 def test_arrays_that_are_no_training_vectors_are_one_clear_line() -> None:
-    with pytest.raises(ShapeError, match=r"training vectors are \[n, d_model\].*not \[2, 3, 4\]"):
+    with pytest.raises(ShapeError, match=r"training vectors must be \[n, d_model\].*got \[2, 3, 4\]"):
         train(torch.zeros(2, 3, 4), "topk")
     with pytest.raises(ShapeError, match="a multiple of 3"):
         ArraySource(torch.zeros(20, 16), n_sites=3)

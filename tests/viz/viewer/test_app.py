@@ -315,7 +315,7 @@ sys.exit(main(["view", {str(run_of_pictures.path)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "no viewer is installed; pip install saev-viz." in done.stderr
+    assert "no viewer is installed; run pip install saev-viz." in done.stderr
 
 
 def test_a_data_set_that_moved_is_told_in_the_page_and_found_again_by_its_flag(

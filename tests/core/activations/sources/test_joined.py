@@ -154,7 +154,7 @@ def test_only_images_that_every_site_has_are_read(store: ActivationStore, tmp_pa
 def test_a_block_that_is_not_recorded_and_one_named_twice_are_one_line(store: ActivationStore) -> None:
     with pytest.raises(StoreError, match=r"holds resid.6, resid.10, not resid.8; .*saev record --record-layers 8"):
         StoreSource(store, ReadConfig(layer=(6, 8)))
-    with pytest.raises(ConfigError, match=r"names a block twice \(resid.10, resid.10\)"):
+    with pytest.raises(ConfigError, match=r"lists a block twice \(resid.10, resid.10\)"):
         StoreSource(store, ReadConfig(layer=(10, -2)))
 
 
@@ -209,12 +209,12 @@ def test_errors_by_site_are_those_of_the_definition() -> None:
 
 
 def test_a_number_of_sites_that_does_not_fit_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"sae.n_sites is 5, but the activations are 12 wide"):
+    with pytest.raises(ConfigError, match=r"sae.n_sites is 5, but the activations have width 12"):
         SAEConfig(n_sites=5).sized(12)
-    with pytest.raises(ConfigError, match=r"sae.n_sites is 3, but read.layer gives 2"):
+    with pytest.raises(ConfigError, match=r"sae.n_sites is 3, but read.layer joins 2"):
         make_sae(PluginRef(name="topk", options={"n_sites": 3}), 12, n_sites=2)
     sae = make_sae("topk:3", 12, n_sites=3)
-    with pytest.raises(TrainError, match="is for 3 joined sites, the source joins 2"):
+    with pytest.raises(TrainError, match="takes 3 joined sites, the source has 2"):
         train(ArraySource(torch.randn(300, 12), n_sites=2), [TrainSpec("mine", sae)], TrainConfig(batch_size=64, n_tokens=640))
 
 

@@ -142,7 +142,7 @@ def test_state_of_another_source_is_refused() -> None:
     state = stream.state()
     stream.close()
     for source, seed in ((live(ReadConfig(heldout=0.3)), 0), (live(batch_size=6), 0), (live(ReadConfig(layer=1)), 0), (live(), 1)):
-        with pytest.raises(StoreError, match="toy on pictures: cannot go on where the checkpoint stopped"):
+        with pytest.raises(StoreError, match="toy on pictures: cannot resume from the training state"):
             source.batches(8, seed, state)
 
 
@@ -316,7 +316,7 @@ def test_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         trained(tight(live(), 12), out=tmp_path, emit=stopping)
-    with pytest.raises(TrainError, match=r"another configuration: source\.forward_images was 5, now 6"):
+    with pytest.raises(TrainError, match=r"a different configuration: source\.forward_images was 5, now 6"):
         trained(tight(live(batch_size=6), 12), out=tmp_path)
     resumed = trained(tight(live(), 12), out=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(whole.sae.state_dict().values(), resumed.sae.state_dict().values(), strict=True))

@@ -115,7 +115,7 @@ def test_state_of_another_reading_is_refused(store: ActivationStore):
     state = stream.state()
     stream.close()
     for read, seed in ((ReadConfig(heldout=0.3), 0), (ReadConfig(labels=(1,)), 0), (ReadConfig(layer=11), 0), (ReadConfig(), 1)):
-        with pytest.raises(StoreError, match="cannot go on where the checkpoint stopped"):
+        with pytest.raises(StoreError, match="cannot resume from the training state"):
             StoreSource(store, read).batches(8, seed, state)
     StoreSource(store, ReadConfig(n_threads=3)).batches(8, 0, state).close()
 
@@ -207,7 +207,7 @@ def test_source_shorter_than_a_batch_or_without_cls_is_one_line(store: Activatio
 
 
 def test_store_without_a_readable_image_is_one_line(tmp_path: Path):
-    with pytest.raises(StoreError, match="no training image is left"):
+    with pytest.raises(StoreError, match="no training images left"):
         StoreSource(store_of(tmp_path / "s", {TEN: numbered(6)}, missing=np.ones(6, bool)), ReadConfig())
 
 

@@ -230,8 +230,7 @@ class Checkpoint:
             have = getattr(theirs, what)
             if what in ours and ours[what] != have:
                 raise CheckpointError(
-                    f"the SAE was trained on {what} {_short(ours[what])}, but the store has {_short(have)}; "
-                    "record a matching store or train again."
+                    f"the SAE was trained on {what} {_short(ours[what])}, but the store has {_short(have)}; record that or train again."
                 )
         if (width := theirs.d_model * self.read.n_sites) != self.sae.d_in:
             raise CheckpointError(f"the SAE takes activations of width {self.sae.d_in}, the store has {width}; train an SAE on this store.")

@@ -81,8 +81,7 @@ class States:
                     was = "; ".join(f"{key} was {theirs.get(key)!r}, now {config.get(key)!r}" for key in differ[:5])
                     more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
                     raise TrainError(
-                        f"{self.path} belongs to a different configuration: {was}{more}; "
-                        "restore the settings, or delete the folder to restart."
+                        f"{self.path} belongs to a different configuration: {was}{more}; restore it, or delete the folder to restart."
                     )
                 return
             shutil.rmtree(self.path, ignore_errors=True)
