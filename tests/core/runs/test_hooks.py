@@ -86,7 +86,7 @@ def test_a_misspelt_argument_fails_at_registration_and_the_right_ones_are_listed
         @hookimpl
         def stepped(self, stp: int) -> None: ...
 
-    with pytest.raises(PluginError, match=r"hook 'stepped' has no argument 'stp'; it has run, name, step, metrics"):
+    with pytest.raises(PluginError, match=r"hook 'stepped' has no argument 'stp'; its arguments are run, name, step, metrics"):
         Observers(Misspelt(), discover=False)
 
 

@@ -43,7 +43,7 @@ def test_identity_changes_nothing() -> None:
     ("x", "said"),
     [
         (torch.zeros(0, 4), "contains no vectors"),
-        (torch.full((9, 4), 2.5), "are the same"),
+        (torch.full((9, 4), 2.5), "are equal"),
         (torch.full((9, 4), float("nan")), "not finite"),
         (torch.full((9, 4), float("inf")), "not finite"),
     ],

@@ -112,7 +112,7 @@ def from_folders(cx: TaskContext, checkpoint: Checkpoint, positives: str, negati
     dataset = Folders([*folders, *((NEGATIVES, folder) for folder in unique.values())])
     read = checkpoint.read.model_copy(update={"labels": None, "heldout": 0.0})
     _one_series(read.layer)
-    record = cx.run.config.record.model_copy(update={"n_images": 0, "part": "1/1", "on_bad_image": "missing"})
+    record = cx.run.config.record.model_copy(update={"n_images": "all", "part": "1/1", "on_bad_image": "missing"})
     source = LiveSource(cx.model(), dataset, record, read, model_ref={"name": cx.run.config.model.name}, dataset_ref={"name": str(root)})
     labels, n = dataset.labels, len(folders)
     return Curated([name for name, _ in folders], np.arange(len(dataset)), labels[:, None] == np.arange(n), labels >= n, dataset, source)
