@@ -20,7 +20,7 @@ from saev_core.sae.topk import TopKConfig
 
 
 def test_a_misspelt_key_names_its_place_and_the_nearest_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"^train\.leaning_rte: unknown key; known keys: batch_size, ") as caught:
+    with pytest.raises(ConfigError, match=r"^train\.leaning_rte: unknown; known keys: batch_size, ") as caught:
         validate(RunConfig, {"train": {"leaning_rte": 1}})
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^train\.batchsize: unknown; did you mean batch_size\?$"):

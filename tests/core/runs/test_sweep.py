@@ -184,11 +184,11 @@ def test_every_combination_is_a_point_once_in_one_group_under_a_safe_name(grid: 
     [
         ("[trian]\nlr = [1]", r"sweep: trian: unknown; did you mean train\?"),
         ("[train]\nlrr = [1e-3]", r"point train\.lrr=0\.001: train\.lrr: unknown; did you mean lr\?"),
-        ('[sae]\nname = ["topk", "relu"]\nk = [4]', r"sae\.name=relu sae\.k=4: sae\.k: unknown key; known keys: .*sparsity_coeff"),
+        ('[sae]\nname = ["topk", "relu"]\nk = [4]', r"sae\.name=relu sae\.k=4: sae\.k: unknown; known keys: .*sparsity_coeff"),
         ('[[point]]\nsae.name = "topk"\nsae.kk = [16]', r"sae\.name=topk sae\.kk=16: sae\.kk: unknown; did you mean k\?"),
         ('[[point]]\ntrain.lr = "fast"', r"train\.lr=fast: train\.lr: Input should be a valid number"),
         ("[[point]]\nmodel = 1", "point 1: model cannot be swept: a sweep trains on one store; record another"),
-        ("[[point]]\nseed = [0]", "point 1: seed: unknown key; known keys: sae, read, train"),
+        ("[[point]]\nseed = [0]", "point 1: seed: unknown; known keys: sae, read, train"),
         ("[train]\nlr = []", r"train\.lr is an empty list; add values or remove it"),
         ("sae = []", r"sae\.name is an empty list"),
         ('[model]\nname = ["tiny"]', r"model cannot be swept: a sweep trains on one store; record another store .*sweep there"),
@@ -202,8 +202,8 @@ def test_every_combination_is_a_point_once_in_one_group_under_a_safe_name(grid: 
         ("[sweep]\nn = 3\n[train]\nlr = {min = 1e-2, max = 1e-4}", "min <= max"),
         ("[sweep]\nn = 3\n[train]\nlr = {min = 0, max = 1e-4, log = true}", "needs min above 0"),
         ("[sweep]\nn = 3\n[train]\nlr = {choices = []}", "choices must be a non-empty list"),
-        ("[sweep]\nm = 3", r"sweep\.m: unknown key; known keys: n, seed"),
-        ("[sweep]\nn = -3", r"sweep\.n: a whole number"),
+        ("[sweep]\nm = 3", r"sweep\.m: unknown; known keys: n, seed"),
+        ("[sweep]\nn = -3", r"sweep\.n: must be a whole number"),
         ("[sweep]\nn = 3", "the file contains no settings"),
         ("point = 3", r"write \[\[point\]\]"),
     ],
@@ -224,7 +224,7 @@ def test_ten_thousand_points_are_asked_for_and_counted_without_expanding_them() 
     with pytest.raises(ConfigError, match=r"10,000 points; add --yes to confirm"):
         check_size(grid)
     check_size(grid, yes=True)
-    with pytest.raises(ConfigError, match="at most 100,000"):
+    with pytest.raises(ConfigError, match="the limit is 100,000"):
         check_size({"train": {**grid["train"], "clip_grad": list(range(100))}}, yes=True)
 
 

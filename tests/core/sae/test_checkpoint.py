@@ -154,7 +154,7 @@ def test_a_replacement_cut_off_between_its_renames_is_put_back(tmp_path: Path) -
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("")
-    with pytest.raises(CheckpointError, match="holds something else"):
+    with pytest.raises(CheckpointError, match="contains files that are not a checkpoint"):
         checkpoint().save(tmp_path / "a")
     assert names(tmp_path / "a") == ["thesis.tex"]
 
@@ -184,8 +184,8 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
         (lambda folder: (folder / "checkpoint.json").unlink(), "is not a checkpoint"),
         (lambda folder: (folder / "checkpoint.json").write_text('{"a": '), "is damaged"),
         (lambda folder: (folder / "checkpoint.json").write_text("[]"), "has checkpoint format None"),
-        (lambda folder: os.truncate(folder / "sae.safetensors", 100), "checksum differs"),
-        (edit(lambda saved: saved.update(saev_checkpoint=99)), "format 99, this saev reads 1"),
+        (lambda folder: os.truncate(folder / "sae.safetensors", 100), "checksum mismatch"),
+        (edit(lambda saved: saved.update(saev_checkpoint=99)), "format 99, this version reads 1"),
         (edit(lambda saved: saved["ref"].update(name="topkk", dist="")), "cannot be built: no sae plugin named 'topkk'"),
         (edit(lambda saved: saved["sae"].update(k="many")), "sae.options.k"),
         (edit(lambda saved: saved["sae"].update(d_sae=21)), "does not match its SAE"),
@@ -207,11 +207,11 @@ def store(**changed: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"model": {"name": "clip"}}, "trained on model tiny.*holds clip"),
+        ({"model": {"name": "clip"}}, "trained on model tiny.*has clip"),
         ({"model": {"name": "tiny", "n_blocks": 6}}, "trained on model"),
         ({"transform": "crop"}, "trained on transform"),
-        ({"dataset": {"name": "photos"}}, "trained on dataset shapes.*holds photos"),
-        ({"d_model": 9}, "8 wide, the store's are 9"),
+        ({"dataset": {"name": "photos"}}, "trained on dataset shapes.*has photos"),
+        ({"d_model": 9}, "of width 8, the store has 9"),
         ({"n_images": 5}, "another store"),
     ],
 )

@@ -162,7 +162,7 @@ def test_unreadable_images_are_left_out_and_listed(caplog: pytest.LogCaptureFixt
     assert source.missing == [(i, f"pictures/{i:03}.png", "it was made so") for i in BAD]
     with pytest.raises(BadImageError, match="made so"):
         live(ReadConfig(heldout=0), on_bad_image="stop").batches(8, 0)
-    with pytest.raises(DatasetError, match=r"none of 36 images can be read.*check that the data set is still there"):
+    with pytest.raises(DatasetError, match=r"none of 36 images can be read.*check that the data set still exists"):
         live(dataset=Pictures(N, bad=tuple(range(N)))).batches(8, 0)
 
 
@@ -253,7 +253,7 @@ def test_norm_comes_from_training_images_in_float64() -> None:
 
 
 def test_what_cannot_be_run_is_one_line() -> None:
-    with pytest.raises(DatasetError, match=r"can only be read in order.*record it first"):
+    with pytest.raises(DatasetError, match=r"supports only sequential reading.*record it first"):
         live(dataset=Stream(N))
     with pytest.raises(StoreError, match="no CLS token; read patches or mean"):
         live(ReadConfig(tokens="cls"), model=Toy(n_prefix=0))
@@ -300,7 +300,7 @@ def test_an_sae_trained_live_fits_the_store_that_is_recorded_later(tmp_path: Pat
     assert mine["n_vectors"] == stored["n_vectors"] == 3 * P  # one of the four is unreadable
     assert mine["nmse"] == pytest.approx(stored["nmse"], rel=1e-3)
     other = run(tmp_path / "other", model=Toy(d_model=8)).store
-    with pytest.raises(Exception, match="takes activations 16 wide"):
+    with pytest.raises(Exception, match="takes activations of width 16"):
         checkpoint.check(other)
 
 

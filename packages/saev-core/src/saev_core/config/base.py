@@ -86,7 +86,7 @@ def _one_line(kind: type[Config], detail: ErrorDetails, where: str) -> str:
         return f"{place or 'config'}: {detail['msg'].removeprefix('Value error, ')}{got}."
     known = _fields_at(kind, detail["loc"][:-1])
     near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-    return f"{place}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}.")
+    return f"{place}: unknown; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}.")
 
 
 def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

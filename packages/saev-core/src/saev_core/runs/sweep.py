@@ -251,7 +251,7 @@ def _check_tables(table: Mapping[str, Any], known: Sequence[str], where: str) ->
             raise ConfigError(f"{where}{key} cannot be swept: {_REFUSED[key]}.")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"{where}{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."))
+            raise ConfigError(f"{where}{key}: unknown; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."))
 
 
 def _head(table: Any) -> _Head:
@@ -259,7 +259,7 @@ def _head(table: Any) -> _Head:
         raise ConfigError("sweep.sweep must be a table: [sweep] n = 20, seed = 0.")
     for key, value in table.items():
         if key not in ("n", "seed"):
-            raise ConfigError(f"sweep.{key}: unknown key; known keys: n, seed.")
+            raise ConfigError(f"sweep.{key}: unknown; known keys: n, seed.")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(f"sweep.{key}: must be a whole number, 0 or more (got {value!r}).")
     return _Head(**table)
