@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_store_layer_or_format_or_damaged(fails, run: Pa
     data = bytearray(weights.read_bytes())
     data[-9] ^= 1
     weights.write_bytes(data)
-    assert "checksum differs" in fails(1, "index", run)
+    assert "checksum mismatch" in fails(1, "index", run)
 
 
 def test_an_sae_that_cannot_be_built_is_refused_before_anything_is_recorded(fails, tmp_path: Path) -> None:

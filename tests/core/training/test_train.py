@@ -92,7 +92,7 @@ def test_each_has_its_own_schedule_clipping_and_dead_window() -> None:
 
 
 def test_what_belongs_to_the_stream_is_the_groups() -> None:
-    with pytest.raises(TrainError, match=r"b wants train.batch_size 32 \(the group's is 64\); SAEs on one pass share these"):
+    with pytest.raises(TrainError, match=r"b needs train.batch_size 32 \(the group's is 64\); SAEs on one pass share these settings"):
         train(source(), [topk("a"), topk("b", own=changed(batch_size=32))], CFG)
 
 
@@ -298,7 +298,7 @@ def test_a_diverged_sae_is_named_and_its_neighbours_go_on(tmp_path: Path, caplog
     assert same(left[0].sae, calm[0].sae)
     assert "wild diverged at step" in caplog.text
     why = json.loads((tmp_path / "wild.training" / "stopped.json").read_text())["why"]
-    assert "lower its learning rate 1e+30" in why
+    assert "lower its learning rate of 1e+30" in why
     assert (tmp_path / "topk" / "checkpoint.json").exists()
     assert not (tmp_path / "wild").exists()
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_trained_is_one_clear_line() -> None:
     raises(TrainError, "takes activations of width 16, the source has 8", ArraySource(torch.randn(700, 8)), [topk()], CFG)
     raises(TrainError, "700 training vectors, fewer than one batch of 1000", source(), [topk()], changed(batch_size=1000))
     raises(TrainError, "n_tokens 32 is less than one batch of 64", source(), [topk()], changed(n_tokens=32))
-    with pytest.raises(StoreError, match="are the same"):
+    with pytest.raises(StoreError, match="are equal"):
         ArraySource(torch.ones(700, 16))
     with pytest.raises(StoreError, match="not finite"):
         ArraySource(torch.full((700, 16), float("nan")))
@@ -402,7 +402,7 @@ def test_a_trainees_own_settings_need_not_repeat_the_stream() -> None:
     assert short.train["config"]["batch_size"] == CFG.batch_size
     (alone,) = train(source(), [topk(own=changed(lr=7e-3))])
     assert same(alone.sae, wanted.sae)
-    with pytest.raises(TrainError, match=r"topk wants train.batch_size 32 \(the group's is 64\)"):
+    with pytest.raises(TrainError, match=r"topk needs train.batch_size 32 \(the group's is 64\)"):
         train(source(), [topk(own=TrainConfig(batch_size=32))], CFG)
 
 

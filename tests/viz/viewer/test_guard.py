@@ -177,7 +177,7 @@ def test_a_call_cannot_name_a_file_that_was_not_uploaded(address: str, path: str
             body = json.dumps({"fn_index": number, "data": [nested] * n, "session_hash": "test"}).encode()
             for route in ("run/predict", "queue/join"):
                 status, told = ask(address, f"/gradio_api/{route}", "POST", body, {"Content-Type": "application/json"})
-                assert (status, b"uploaded here" in told) == (403, True)
+                assert (status, b"Only uploaded files" in told) == (403, True)
     assert set(private_folder().rglob("*")) == before
 
 

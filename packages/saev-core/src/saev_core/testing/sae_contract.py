@@ -122,7 +122,7 @@ class SAEContract:
 
     def test_wrong_width_is_a_shape_error(self) -> None:
         for call in (self.make().encode, self.make().codes):
-            with pytest.raises(ShapeError, match="25 wide"):
+            with pytest.raises(ShapeError, match="width 25"):
                 call(torch.zeros(3, 25))
 
     def test_checkpoint_round_trip_changes_no_bit(self, tmp_path: Path) -> None:
