@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from saev_core.activations.sources.stored_vectors import StoredVectors
 from saev_core.activations.store.store import ActivationStore
 from saev_core.config.base import PluginRef, validate
 from saev_core.config.run import RunConfig
@@ -70,7 +71,9 @@ def test_what_was_opened_unchecked_is_what_is_opened_checked(made: Run) -> None:
     assert workspace.index(checked=False) is workspace.index("topk")
     assert workspace.checkpoint(checked=False) is workspace.checkpoint("topk")
     assert workspace.sae_name() == "topk"
-    assert workspace.images(made.config.read) is workspace.store()
+    images = workspace.images(made.config.read)
+    assert isinstance(images, StoredVectors)
+    assert images.store is workspace.store()
 
 
 def test_what_failed_to_open_is_tried_again(copied: Run) -> None:

@@ -270,6 +270,6 @@ def test_a_model_that_is_not_the_recorded_one_is_found_out(run: Run):
     from saev_core.models.tiny import Tiny, TinyConfig
 
     cx = TaskContext(run, "fidelity", device="cpu")
-    cx.__dict__["_model"] = Tiny(TinyConfig(pretrained=False)).eval().requires_grad_(False)
+    cx.workspace._opened["model"] = Tiny(TinyConfig(pretrained=False)).eval().requires_grad_(False)
     with pytest.raises(ModelError, match="measure with --from-images"):
         Fidelity().call(cx, "measure", FidelityConfig(n_test=4, n_train=20))

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) ->
 def test_a_full_disk_is_one_line_from_whoever_saves(tmp_path: Path) -> None:
     old = Probe(torch.zeros(2, 3), torch.zeros(2), ["a", "b"], "resid.1")
     old.save(tmp_path / "p")
-    with full_disk(1000), pytest.raises(ProbeError, match=r"p cannot be written: File too large; free space"):
+    with full_disk(1000), pytest.raises(ProbeError, match=r"p cannot be written: File too large; free disk space"):
         Probe(torch.zeros(2, 3000), torch.zeros(2), ["a", "b"], "resid.1").save(tmp_path / "p")
     assert Probe.load(tmp_path / "p").d == 3
     assert names(tmp_path) == ["p"]

@@ -197,7 +197,7 @@ def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
         Probe.load(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(ProbeError, match="something else"):
+    with pytest.raises(ProbeError, match="something other than a probe"):
         probe().save(tmp_path / "other")
     folder = probe().save(tmp_path / "probe")
     weights = bytearray((folder / "probe.safetensors").read_bytes())
