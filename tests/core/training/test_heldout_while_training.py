@@ -169,5 +169,5 @@ def test_without_held_out_images_it_refuses_before_the_first_step(store: Activat
     cfg = CFG.model_copy(update=SOME)
     with pytest.raises(TrainError, match=r"set read\.heldout above 0"):
         train(StoreSource(store, READ.model_copy(update={"heldout": 0.0})), group("topk:3"), cfg, heldout_of=Heldout.of)
-    with pytest.raises(TrainError, match="held out"):
+    with pytest.raises(TrainError, match="needs held-out images"):
         train(ArraySource(planted(400, 12)[0]), group("topk:3"), cfg, heldout_of=Heldout.of)

@@ -265,7 +265,7 @@ def saev(capsys: pytest.CaptureFixture[str]) -> Saev:
 def test_a_folder_that_is_no_run_and_a_run_without_an_index_are_told_in_one_line(saev: Saev, copied: Run, tmp_path: Path) -> None:
     done = saev("view", tmp_path / "nothing")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "does not exist; make one with saev run" in done.stderr
+    assert "does not exist; create one with saev run" in done.stderr
     done = saev("view", tmp_path)
     assert "is not a run" in done.stderr
     shutil.rmtree(copied.path / "features")
