@@ -198,7 +198,7 @@ def test_source_shorter_than_a_batch_or_without_cls_is_one_line(store: Activatio
     with pytest.raises(StoreError, match=r"fewer than one batch of 4096; record more images or lower train\.batch_size"):
         StoreSource(store, ReadConfig()).batches(4096, 0)
     bare = store_of(tmp_path / "s", {TEN: numbered()})
-    with pytest.raises(StoreError, match="no CLS token; set read.tokens to patches or mean"):
+    with pytest.raises(StoreError, match=r"no CLS token; set read\.tokens to patches or mean"):
         StoreSource(bare, ReadConfig(tokens="cls"))
     with pytest.raises(StoreError, match=r"not resid\.3"):
         StoreSource(store, ReadConfig(layer=3))
