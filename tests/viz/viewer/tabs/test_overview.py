@@ -154,7 +154,7 @@ def test_ranges_can_be_typed_and_a_wrong_one_is_said(page: Any, library: Library
     assert abs(int(chosen(page).split()[0]) - n) <= 1
     page.locator("[name=y0]").fill("many")
     page.locator("[name=y0]").press("Enter")
-    page.wait_for_function("document.querySelector('.ranges .chosen').textContent.includes('Type numbers')")
+    page.wait_for_function("document.querySelector('.ranges .chosen').textContent.includes('Enter numbers')")
     page.locator("[name=y0]").fill("9")
     page.locator("[name=y1]").fill("1")
     page.locator("[name=y1]").press("Enter")
