@@ -255,7 +255,7 @@ def test_norm_comes_from_training_images_in_float64() -> None:
 def test_what_cannot_be_run_is_one_line() -> None:
     with pytest.raises(DatasetError, match=r"supports only sequential reading.*record it first"):
         live(dataset=Stream(N))
-    with pytest.raises(StoreError, match="no CLS token; read patches or mean"):
+    with pytest.raises(StoreError, match=r"no CLS token; set read\.tokens to patches or mean"):
         live(ReadConfig(tokens="cls"), model=Toy(n_prefix=0))
     with pytest.raises(ModelError, match="layer 9"):
         live(ReadConfig(layer=9))
