@@ -59,7 +59,7 @@ def test_what_is_missing_or_damaged_is_one_line(saved: Checkpoint, tmp_path: Pat
     for damaged, why in (
         ("{", "is damaged"),
         (json.dumps({**meta, "saev_checkpoint": 99}), "checkpoint format 99"),
-        (json.dumps({key: value for key, value in meta.items() if key != "site"}), "has no 'site'"),
+        (json.dumps({key: value for key, value in meta.items() if key != "site"}), "has no key 'site'"),
     ):
         (folder / META).write_text(damaged)
         with pytest.raises(CheckpointError, match=why):
